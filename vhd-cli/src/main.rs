@@ -1,0 +1,4 @@
+//! The `vhd` command.
+#![forbid(unsafe_code)]
+
+fn main() {}

@@ -1,0 +1,84 @@
+//! The kinds of failure: what a program branches on. Each error type of the library answers `kind()`.
+
+/// What went wrong, apart from where. A program maps these to exit codes or errno in one table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// Neither the footer nor its copy is there: not a VHD, or one whose both ends are lost.
+    FooterMissing,
+    /// A footer whose checksum does not match, and no valid copy.
+    FooterChecksum,
+    /// A footer of an unknown format version.
+    FooterVersion,
+    /// A disk type other than fixed, dynamic or differencing.
+    DiskType,
+    /// A disk size that is zero, no multiple of 512, or too large.
+    DiskSize,
+    /// The dynamic header's position is not inside the file.
+    HeaderLocation,
+    /// No dynamic header where the footer says it is.
+    HeaderMissing,
+    /// The dynamic header's checksum does not match.
+    HeaderChecksum,
+    /// A dynamic header of an unknown version.
+    HeaderVersion,
+    /// A block size that is no power of two times 512, or out of range.
+    BlockSize,
+    /// A block allocation table with fewer entries than the disk has blocks.
+    TableTooShort,
+    /// A block allocation table that is not inside the file.
+    TableLocation,
+    /// A table entry that points into the image's metadata.
+    BlockInMetadata,
+    /// A table entry that points past the end of the file.
+    BlockPastEnd,
+    /// Two table entries whose blocks overlap.
+    BlockOverlap,
+    /// A fixed image shorter than its disk.
+    FileTooShort,
+    /// Another program left an unfinished journaled operation (cookie `v_poison`).
+    JournalPending,
+    /// The file's content does not tell whether it is a VHD or raw.
+    Ambiguous,
+
+    /// No file with the parent's identity was found.
+    ParentMissing,
+    /// A file was found in the parent's place, but it is another disk.
+    ParentMismatch,
+    /// The chain of parents comes back to one of its own files.
+    ChainCycle,
+    /// More layers than the library follows.
+    ChainTooDeep,
+    /// A child of another size than its parent can't be written.
+    SizeMismatch,
+
+    /// The host file system failed.
+    Io,
+    /// The file, or a directory on its path, does not exist.
+    NotFound,
+    /// The host file system is full.
+    NoSpace,
+    /// Another program holds the image.
+    Locked,
+    /// The destination exists.
+    Exists,
+
+    /// A request outside the disk.
+    OutOfRange,
+    /// A request that is not aligned.
+    Misaligned,
+    /// A write to something opened for reading.
+    ReadOnly,
+    /// A request the device can't serve.
+    Unsupported,
+    /// Zeroes that would have to be written out although the caller forbade it.
+    NotFast,
+    /// No further block fits what a table entry can address.
+    ImageFull,
+    /// An earlier flush failed; nothing is written until the image is opened again.
+    Poisoned,
+    /// The lease that allows to change the metadata is gone.
+    FenceLost,
+    /// An argument that no image can have (size, block size, name).
+    InvalidArgument,
+}

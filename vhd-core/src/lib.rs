@@ -1,0 +1,9 @@
+//! Fixed, dynamic and differencing VHD images.
+#![forbid(unsafe_code)]
+
+pub mod device;
+pub mod error;
+pub mod storage;
+pub mod units;
+
+pub use error::ErrorKind;

@@ -1,0 +1,66 @@
+//! The host file below an image: positional I/O, sync, holes.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut};
+
+/// Whether the bytes at a file offset are stored or a hole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Segment {
+    /// Stored bytes (they may be zero).
+    Data,
+    /// A hole: reads zero and takes no space.
+    Hole,
+}
+
+/// What an image needs of the file it lives in. All calls are positional and take `&self`, so that
+/// any number of threads can use one file at once. Offsets and lengths are bytes in this file.
+///
+/// Writes become durable with [`sync`](StorageFile::sync) only, and until then in any order, in any
+/// subset, a file length included. A single 512-byte aligned sector is written whole or not at all.
+pub trait StorageFile: Send + Sync + fmt::Debug {
+    /// Fills `buf` from `offset`; an end of file inside is `UnexpectedEof`.
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Fills `bufs` in turn from `offset`; an end of file inside is `UnexpectedEof`.
+    fn read_exact_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<()>;
+
+    /// Writes all of `buf` at `offset`; the file grows where needed, and a gap before `offset` reads zero.
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Writes all of `bufs` in turn at `offset`, like [`write_all_at`](StorageFile::write_all_at).
+    fn write_all_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<()>;
+
+    /// The length of the file.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Sets the length; new space reads zero.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+
+    /// Returns when every write, hole and length that completed before the call is durable.
+    fn sync(&self) -> io::Result<()>;
+
+    /// Frees the space of the range, which then reads zero. The length stays; bytes past it are ignored.
+    /// `Unsupported` where the file system has no holes.
+    fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()>;
+
+    /// Makes the range read zero and keeps its space allocated, without writing it out.
+    /// `Unsupported` where the file system can't.
+    fn zero_range(&self, offset: u64, len: u64) -> io::Result<()>;
+
+    /// Reserves space for the range; the length grows to its end. `Unsupported` where the file system can't.
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()>;
+
+    /// What stands at `offset`, and where that segment ends (exclusive, at most the file's length).
+    /// A file without hole information is one data segment. `offset` at or past the end: `(Hole, offset)`.
+    fn segment_at(&self, offset: u64) -> io::Result<(Segment, u64)>;
+
+    /// Shares `len` bytes of `source` with this file, without copying (reflink).
+    /// `Unsupported` where the two files can't share.
+    fn share_range_from(&self, source: &dyn StorageFile, source_offset: u64, offset: u64, len: u64) -> io::Result<()>;
+
+    /// The host file below, where there is one (for reflinks and reports).
+    fn host_file(&self) -> Option<&File> {
+        None
+    }
+}

@@ -1,0 +1,107 @@
+//! Units of measure: newtypes that keep the three number spaces of a VHD apart.
+//!
+//! A VHD knows offsets in the *file*, offsets on the *virtual disk* and sector numbers in its block
+//! table. Mixing two of them is the classical bug of disk-image code, so where two of them meet they
+//! have types of their own. The casts between integer widths stand in this file and nowhere else.
+
+use std::fmt;
+
+/// Bytes in a sector: every structure and address of a VHD counts in these (specification, "Overview").
+pub const SECTOR_SIZE: u64 = 512;
+
+/// A byte offset in the file that holds an image.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct FileOffset(pub u64);
+
+/// A byte offset on the virtual disk, the one a guest sees.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct VirtualOffset(pub u64);
+
+/// The index of a block of the virtual disk, and so of its entry in the block allocation table.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct BlockIndex(pub u32);
+
+impl FileOffset {
+    /// The offset `bytes` further on; `None` past the largest offset.
+    #[must_use]
+    pub fn checked_add(self, bytes: u64) -> Option<Self> {
+        self.0.checked_add(bytes).map(Self)
+    }
+}
+
+impl VirtualOffset {
+    /// The offset `bytes` further on; `None` past the largest offset.
+    #[must_use]
+    pub fn checked_add(self, bytes: u64) -> Option<Self> {
+        self.0.checked_add(bytes).map(Self)
+    }
+}
+
+impl BlockIndex {
+    /// This index for a slice.
+    #[must_use]
+    pub fn as_usize(self) -> usize {
+        usize_from(u64::from(self.0))
+    }
+}
+
+impl fmt::Debug for FileOffset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "file:{:#x}", self.0)
+    }
+}
+
+impl fmt::Debug for VirtualOffset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "disk:{:#x}", self.0)
+    }
+}
+
+impl fmt::Debug for BlockIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "block:{}", self.0)
+    }
+}
+
+impl fmt::Display for FileOffset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+impl fmt::Display for VirtualOffset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+impl fmt::Display for BlockIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+// The library keeps whole tables in memory and addresses files with 64 bits: 32-bit hosts are out.
+const _: () = assert!(size_of::<usize>() == size_of::<u64>());
+
+/// A 64-bit count as a slice length.
+#[must_use]
+pub const fn usize_from(n: u64) -> usize {
+    n as usize
+}
+
+/// A slice length as a 64-bit count.
+#[must_use]
+pub const fn u64_from(n: usize) -> u64 {
+    n as u64
+}
+
+/// `n` rounded up to a multiple of `step`, a power of two; `None` past the largest number.
+#[must_use]
+pub const fn checked_align_up(n: u64, step: u64) -> Option<u64> {
+    debug_assert!(step.is_power_of_two());
+    match n.checked_add(step - 1) {
+        Some(m) => Some(m & !(step - 1)),
+        None => None,
+    }
+}

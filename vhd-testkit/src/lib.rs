@@ -1,0 +1,2 @@
+//! Test tools for the workspace.
+#![forbid(unsafe_code)]
