@@ -3,6 +3,7 @@
 
 pub mod device;
 pub mod error;
+pub mod format;
 pub mod storage;
 pub mod units;
 

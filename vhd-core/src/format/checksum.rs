@@ -1,0 +1,50 @@
+//! The checksum of the footer and the dynamic header.
+
+use std::ops::Range;
+
+/// The one's complement of the sum of all `bytes`, where those at the indices `field` (the checksum's
+/// own place) count as zero (specification, "Hard Disk Footer Format" and "Dynamic Disk Header Format").
+#[must_use]
+pub fn checksum(bytes: &[u8], field: Range<usize>) -> u32 {
+    let before = bytes.iter().take(field.start);
+    let after = bytes.iter().skip(field.end);
+    !before
+        .chain(after)
+        .fold(0_u32, |sum, &byte| sum.wrapping_add(u32::from(byte)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn known_sums() {
+        assert_eq!(checksum(&[], 0..0), 0xFFFF_FFFF);
+        assert_eq!(checksum(&[0; 512], 64..68), 0xFFFF_FFFF);
+        assert_eq!(checksum(&[1, 2, 3], 0..0), !6);
+        // Bytes are unsigned: 0xFF adds 255, not -1.
+        assert_eq!(checksum(&[0xFF; 512], 64..68), !(508 * 255));
+    }
+
+    #[test]
+    fn the_field_counts_as_zero() {
+        let mut bytes = [7_u8; 16];
+        let clean = checksum(&bytes, 4..8);
+        bytes[4..8].fill(0xA5);
+        assert_eq!(checksum(&bytes, 4..8), clean);
+        bytes[8] ^= 1;
+        assert_ne!(checksum(&bytes, 4..8), clean);
+        bytes[8] ^= 1;
+        bytes[3] ^= 1;
+        assert_ne!(checksum(&bytes, 4..8), clean);
+    }
+
+    proptest! {
+        #[test]
+        fn any_field_is_harmless(bytes: Vec<u8>, start: usize, end: usize) {
+            let all: u32 = bytes.iter().map(|&b| u32::from(b)).sum();
+            prop_assert!(!checksum(&bytes, start..end.max(start)) <= all);
+        }
+    }
+}
