@@ -1,4 +1,24 @@
 //! The host file below an image: positional I/O, sync, holes.
+//!
+//! - [`StorageFile`] is the contract: what an image asks of the file it lives in;
+//! - [`HostFile`] fulfils it with a regular file or a block device, under an [`ImageLock`];
+//! - [`MemoryFile`] fulfils it with sparse memory;
+//! - [`StagedFile`] is a host file that gets its name only when it is complete.
+
+mod error;
+mod holder;
+mod host_file;
+mod lock;
+mod memory;
+mod staged_file;
+mod transfer;
+
+pub use error::{StorageError, io_kind};
+pub use holder::LockHolder;
+pub use host_file::{Access, FileIdentity, HostFile, Sharing};
+pub use lock::ImageLock;
+pub use memory::MemoryFile;
+pub use staged_file::StagedFile;
 
 use std::fmt;
 use std::fs::File;
@@ -18,6 +38,10 @@ pub enum Segment {
 ///
 /// Writes become durable with [`sync`](StorageFile::sync) only, and until then in any order, in any
 /// subset, a file length included. A single 512-byte aligned sector is written whole or not at all.
+#[expect(
+    clippy::len_without_is_empty,
+    reason = "a file asks the system for its length, and that can fail"
+)]
 pub trait StorageFile: Send + Sync + fmt::Debug {
     /// Fills `buf` from `offset`; an end of file inside is `UnexpectedEof`.
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;

@@ -1,0 +1,312 @@
+//! A regular file or block device of the host.
+
+use std::fs::{self, File, FileType, Metadata, OpenOptions};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::num::NonZeroU64;
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use reflink_copy::ReflinkBlockBuilder;
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
+use rustix::io::Errno;
+
+use super::{ImageLock, Segment, StorageError, StorageFile, transfer};
+
+/// How often an image that is replaced while it is being opened is opened anew.
+const OPEN_ATTEMPTS: usize = 8;
+
+/// What a file is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Reading only.
+    ReadOnly,
+    /// Reading and writing.
+    ReadWrite,
+}
+
+/// Whether the other users of an image are respected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// Under an [`ImageLock`]: one writer alone, or any number of readers.
+    Exclusive,
+    /// Take no lock and respect none. What is read may be torn when somebody writes.
+    Unlocked,
+}
+
+/// Which file this is, whatever names it has. Stable while the file is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileIdentity {
+    device: u64,
+    inode: u64,
+}
+
+impl FileIdentity {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+        }
+    }
+}
+
+/// An open file of the host. With [`Sharing::Exclusive`] it holds the image's lock until dropped.
+#[derive(Debug)]
+pub struct HostFile {
+    file: Arc<File>,
+    path: Option<PathBuf>,
+    is_block_device: bool,
+    _lock: Option<ImageLock>,
+}
+
+impl HostFile {
+    /// Opens the existing file or block device at `path`.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`; `NotAFile`; `Locked` when others use the image; `ReadOnly` when it can't be written;
+    /// `LocksUnsupported` for writing on a file system without locks; `Io`.
+    pub fn open(path: &Path, access: Access, sharing: Sharing) -> Result<Self, StorageError> {
+        for _ in 0..OPEN_ATTEMPTS {
+            let file = Arc::new(open_file(path, access)?);
+            let io = |source| StorageError::at(path, "query", source);
+            let metadata = file.metadata().map_err(io)?;
+            require_file(path, metadata.file_type())?;
+            let lock = match sharing {
+                Sharing::Exclusive => Some(ImageLock::acquire(Arc::clone(&file), path, access)?),
+                Sharing::Unlocked => None,
+            };
+            // Whoever held the lock may have put another file in this one's place before giving it up
+            // (compaction does): the file that was opened is then a dead one, and writes to it are lost.
+            let stale =
+                lock.is_some() && FileIdentity::of(&fs::metadata(path).map_err(io)?) != FileIdentity::of(&metadata);
+            if !stale {
+                let is_block_device = metadata.file_type().is_block_device();
+                return Ok(Self {
+                    file,
+                    path: Some(path.to_path_buf()),
+                    is_block_device,
+                    _lock: lock,
+                });
+            }
+        }
+        Err(StorageError::Replaced {
+            path: path.to_path_buf(),
+        })
+    }
+
+    /// Wraps a file that is open already. No lock is taken.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` for anything but a regular file or block device; the system's error when it can't tell.
+    pub fn from_file(file: File) -> io::Result<Self> {
+        let kind = file.metadata()?.file_type();
+        if !is_file(kind) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "neither a regular file nor a block device",
+            ));
+        }
+        Ok(Self {
+            file: Arc::new(file),
+            path: None,
+            is_block_device: kind.is_block_device(),
+            _lock: None,
+        })
+    }
+
+    /// Wraps a new regular file that has, or will get, the name `path`.
+    pub(super) fn new_at(file: File, path: &Path) -> Self {
+        Self {
+            file: Arc::new(file),
+            path: Some(path.to_path_buf()),
+            is_block_device: false,
+            _lock: None,
+        }
+    }
+
+    /// The path it was opened by, as given. For a staged file: the name that it will get.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// Which file this is: equal for two handles of one file.
+    ///
+    /// # Errors
+    ///
+    /// The system's error when it can't tell.
+    pub fn identity(&self) -> io::Result<FileIdentity> {
+        Ok(FileIdentity::of(&self.file.metadata()?))
+    }
+
+    /// When the content last changed.
+    ///
+    /// # Errors
+    ///
+    /// The system's error when it can't tell.
+    pub fn modified(&self) -> io::Result<SystemTime> {
+        self.file.metadata()?.modified()
+    }
+
+    fn fallocate(&self, mode: FallocateFlags, offset: u64, len: u64) -> io::Result<()> {
+        if len == 0 {
+            return Ok(()); // the system calls that invalid
+        }
+        loop {
+            match fallocate(&*self.file, mode, offset, len) {
+                Err(Errno::INTR) => {}
+                // EINVAL: a block device asks for aligned ranges, ENODEV: one that can't do this at all.
+                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::NODEV) => return Err(unsupported()),
+                result => return Ok(result?),
+            }
+        }
+    }
+}
+
+impl StorageFile for HostFile {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        transfer::read_exact(buf, offset, |buf, at| self.file.read_at(buf, at))
+    }
+
+    fn read_exact_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<()> {
+        // More slices than the system takes at once are cut off by rustix: a short transfer.
+        transfer::read_exact_vectored(bufs, offset, |bufs, at| Ok(rustix::io::preadv(&*self.file, bufs, at)?))
+    }
+
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        transfer::write_all(buf, offset, |buf, at| self.file.write_at(buf, at))
+    }
+
+    fn write_all_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
+        transfer::write_all_vectored(bufs, offset, |bufs, at| Ok(rustix::io::pwritev(&*self.file, bufs, at)?))
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        if self.is_block_device {
+            return Ok(seek(&*self.file, SeekFrom::End(0))?); // stat says 0
+        }
+        Ok(self.file.metadata()?.len())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        if self.is_block_device {
+            return if self.len()? == len { Ok(()) } else { Err(unsupported()) };
+        }
+        self.file.set_len(len) // repeats itself when interrupted
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync_data() // repeats itself when interrupted
+    }
+
+    fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.fallocate(FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len)
+    }
+
+    fn zero_range(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.fallocate(FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE, offset, len)
+    }
+
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.fallocate(FallocateFlags::empty(), offset, len)
+    }
+
+    fn segment_at(&self, offset: u64) -> io::Result<(Segment, u64)> {
+        loop {
+            match seek(&*self.file, SeekFrom::Data(offset)) {
+                Ok(data) if data > offset => return Ok((Segment::Hole, data)),
+                Ok(_) => {}
+                Err(Errno::NXIO) => return Ok((Segment::Hole, self.len()?.max(offset))), // no data from here on
+                Err(Errno::INVAL | Errno::OPNOTSUPP) => {
+                    let len = self.len()?; // a file system without hole information, or a block device
+                    return Ok(if offset < len {
+                        (Segment::Data, len)
+                    } else {
+                        (Segment::Hole, offset)
+                    });
+                }
+                Err(errno) => return Err(errno.into()),
+            }
+            match seek(&*self.file, SeekFrom::Hole(offset)) {
+                Ok(hole) if hole > offset => return Ok((Segment::Data, hole)),
+                Ok(_) => {} // somebody punched it in between: ask again
+                Err(Errno::NXIO) => return Ok((Segment::Hole, offset)), // somebody cut the file off here
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    fn share_range_from(&self, source: &dyn StorageFile, source_offset: u64, offset: u64, len: u64) -> io::Result<()> {
+        let Some(source) = source.host_file() else {
+            return Err(unsupported());
+        };
+        let Some(len) = NonZeroU64::new(len) else {
+            return Ok(()); // to the system, 0 is everything up to the source's end
+        };
+        // FICLONERANGE through the crate reflink-copy: rustix offers only the whole-file FICLONE, nix only
+        // macros that need unsafe code, and copy_file_range silently copies where it can't share.
+        let share = || {
+            ReflinkBlockBuilder::new(source, &self.file, len)
+                .from_offset(source_offset)
+                .to_offset(offset)
+        };
+        transfer::retry(|| share().reflink_block()).map_err(|error| {
+            match error.raw_os_error().map(Errno::from_raw_os_error) {
+                Some(Errno::OPNOTSUPP | Errno::XDEV | Errno::INVAL | Errno::NOTTY | Errno::NOSYS) => unsupported(),
+                _ => error,
+            }
+        })
+    }
+
+    fn host_file(&self) -> Option<&File> {
+        Some(&self.file)
+    }
+}
+
+fn open_file(path: &Path, access: Access) -> Result<File, StorageError> {
+    // Asked before opening: to open a pipe would wait for its other end, to open a device may act on it.
+    let metadata = fs::metadata(path).map_err(|source| StorageError::at(path, "open", source))?;
+    require_file(path, metadata.file_type())?;
+    let opened = OpenOptions::new()
+        .read(true)
+        .write(access == Access::ReadWrite)
+        .open(path);
+    opened.map_err(|source| open_error(path, access, source))
+}
+
+/// The error of an open that failed although the file could be found.
+fn open_error(path: &Path, access: Access, source: io::Error) -> StorageError {
+    use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+    match (access, source.kind()) {
+        (Access::ReadWrite, PermissionDenied | ReadOnlyFilesystem) => StorageError::ReadOnly {
+            path: path.to_path_buf(),
+            source,
+        },
+        _ => StorageError::at(path, "open", source),
+    }
+}
+
+fn require_file(path: &Path, kind: FileType) -> Result<(), StorageError> {
+    if is_file(kind) {
+        Ok(())
+    } else {
+        Err(StorageError::NotAFile {
+            path: path.to_path_buf(),
+        })
+    }
+}
+
+fn is_file(kind: FileType) -> bool {
+    kind.is_file() || kind.is_block_device()
+}
+
+fn unsupported() -> io::Error {
+    io::ErrorKind::Unsupported.into()
+}
+
+#[cfg(test)]
+#[path = "host_file_tests.rs"]
+mod tests;
