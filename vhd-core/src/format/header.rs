@@ -330,20 +330,18 @@ mod tests {
     }
 
     fn any_locator() -> impl Strategy<Value = Option<LocatorEntry>> {
-        let entry = (1_u32.., any::<u32>(), any::<u32>(), any::<u64>());
+        let known = [PlatformCode::W2ru, PlatformCode::W2ku, PlatformCode::MacX];
         let code = prop_oneof![
-            Just(u32::from_be_bytes(*b"W2ru")),
-            Just(u32::from_be_bytes(*b"MacX")),
-            1_u32..
+            proptest::sample::select(known.to_vec()),
+            (1_u32..).prop_map(PlatformCode::from_u32)
         ];
-        proptest::option::of(
-            (code, entry).prop_map(|(code, (_, space, length, offset))| LocatorEntry {
-                code: PlatformCode::from_u32(code),
-                space,
-                length,
-                offset,
-            }),
-        )
+        let entry = (code, any::<u32>(), any::<u32>(), any::<u64>());
+        proptest::option::of(entry.prop_map(|(code, space, length, offset)| LocatorEntry {
+            code,
+            space,
+            length,
+            offset,
+        }))
     }
 
     fn any_header() -> impl Strategy<Value = DynamicHeader> {
