@@ -6,6 +6,7 @@ use std::ops::Range;
 use zerocopy::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::checksum::field_at;
 use super::{DiskType, FormatError, FormatOddity, Geometry, HEADER_SIZE, Timestamp, UniqueId, checksum};
 use crate::units::{SECTOR_SIZE, u64_from};
 
@@ -62,7 +63,7 @@ struct RawFooter {
 
 const _: () = assert!(size_of::<RawFooter>() == FOOTER_SIZE);
 
-const CHECKSUM: Range<usize> = offset_of!(RawFooter, checksum)..offset_of!(RawFooter, checksum) + size_of::<u32>();
+const CHECKSUM: Range<usize> = field_at(offset_of!(RawFooter, checksum));
 
 /// The footer of an image (specification, "Hard Disk Footer Format").
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,6 +6,7 @@ use std::ops::Range;
 use zerocopy::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::checksum::field_at;
 use super::locator::NO_PLATFORM;
 use super::{
     BlockLayout, FOOTER_SIZE, Footer, FormatError, LocatorEntry, PARENT_NAME_UNITS, ParentName, PlatformCode,
@@ -55,7 +56,7 @@ struct RawHeader {
 const _: () = assert!(size_of::<RawLocator>() == 24);
 const _: () = assert!(size_of::<RawHeader>() == HEADER_SIZE);
 
-const CHECKSUM: Range<usize> = offset_of!(RawHeader, checksum)..offset_of!(RawHeader, checksum) + size_of::<u32>();
+const CHECKSUM: Range<usize> = field_at(offset_of!(RawHeader, checksum));
 
 /// The header of a dynamic or differencing disk (specification, "Dynamic Disk Header Format").
 #[derive(Clone, Debug, PartialEq, Eq)]
