@@ -185,3 +185,52 @@ impl FormatError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_have_the_numbers() {
+        let cases = [
+            (
+                FormatError::FooterChecksum {
+                    stored: 0x12,
+                    computed: 0xFFFF_EE4B,
+                },
+                vec!["0x00000012", "0xffffee4b"],
+            ),
+            (
+                FormatError::FooterCookie {
+                    found: *b"\0abc\xFF\"xy",
+                },
+                vec![r#""\x00abc\xff\"xy""#],
+            ),
+            (FormatError::DiskType { found: 6 }, vec!["0x6"]),
+            (
+                FormatError::DiskSizeTooLarge {
+                    size: 0x1FF_0000_0000,
+                    max: 0x1FE_0000_0000,
+                },
+                vec!["0x1ff00000000", "0x1fe00000000"],
+            ),
+            (
+                FormatError::TableTooShort {
+                    entries: 6,
+                    blocks: 0x10,
+                },
+                vec!["0x6", "0x10"],
+            ),
+            (
+                FormatError::UniqueIdText {
+                    text: "a\u{7}".to_owned(),
+                },
+                vec![r#""a\u{7}""#],
+            ),
+        ];
+        for (error, parts) in cases {
+            let text = error.to_string();
+            assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+        }
+    }
+}

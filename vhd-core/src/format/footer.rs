@@ -1,13 +1,13 @@
 //! The hard disk footer: what every VHD ends with, and every sparse one begins with.
 
-use std::fmt;
 use std::mem::offset_of;
 use std::ops::Range;
 
 use zerocopy::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::{FormatError, FormatOddity, Geometry, HEADER_SIZE, Timestamp, UniqueId, checksum};
+use super::checksum::field_at;
+use super::{DiskType, FormatError, FormatOddity, Geometry, HEADER_SIZE, Timestamp, UniqueId, checksum};
 use crate::units::{SECTOR_SIZE, u64_from};
 
 /// Bytes of a footer.
@@ -63,53 +63,7 @@ struct RawFooter {
 
 const _: () = assert!(size_of::<RawFooter>() == FOOTER_SIZE);
 
-const CHECKSUM: Range<usize> = offset_of!(RawFooter, checksum)..offset_of!(RawFooter, checksum) + size_of::<u32>();
-
-/// What kind of image a file is (specification, "Hard Disk Footer Format", "Disk Type").
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum DiskType {
-    /// All of the disk, then the footer.
-    Fixed,
-    /// Blocks where something was written.
-    Dynamic,
-    /// Blocks where something differs from the parent.
-    Differencing,
-}
-
-impl DiskType {
-    /// Whether the image has a dynamic header and a block table: all but fixed ones.
-    #[must_use]
-    pub fn is_sparse(self) -> bool {
-        self != Self::Fixed
-    }
-
-    fn from_u32(found: u32) -> Result<Self, FormatError> {
-        match found {
-            2 => Ok(Self::Fixed),
-            3 => Ok(Self::Dynamic),
-            4 => Ok(Self::Differencing),
-            _ => Err(FormatError::DiskType { found }),
-        }
-    }
-
-    fn to_u32(self) -> u32 {
-        match self {
-            Self::Fixed => 2,
-            Self::Dynamic => 3,
-            Self::Differencing => 4,
-        }
-    }
-}
-
-impl fmt::Display for DiskType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Fixed => "fixed",
-            Self::Dynamic => "dynamic",
-            Self::Differencing => "differencing",
-        })
-    }
-}
+const CHECKSUM: Range<usize> = field_at(offset_of!(RawFooter, checksum));
 
 /// The footer of an image (specification, "Hard Disk Footer Format").
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -389,3 +343,6 @@ fn check_size(size: u64) -> Result<(), FormatError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,7 @@ use std::ops::Range;
 use zerocopy::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::checksum::field_at;
 use super::locator::NO_PLATFORM;
 use super::{
     BlockLayout, FOOTER_SIZE, Footer, FormatError, LocatorEntry, PARENT_NAME_UNITS, ParentName, PlatformCode,
@@ -55,7 +56,7 @@ struct RawHeader {
 const _: () = assert!(size_of::<RawLocator>() == 24);
 const _: () = assert!(size_of::<RawHeader>() == HEADER_SIZE);
 
-const CHECKSUM: Range<usize> = offset_of!(RawHeader, checksum)..offset_of!(RawHeader, checksum) + size_of::<u32>();
+const CHECKSUM: Range<usize> = field_at(offset_of!(RawHeader, checksum));
 
 /// The header of a dynamic or differencing disk (specification, "Dynamic Disk Header Format").
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -330,20 +331,18 @@ mod tests {
     }
 
     fn any_locator() -> impl Strategy<Value = Option<LocatorEntry>> {
-        let entry = (1_u32.., any::<u32>(), any::<u32>(), any::<u64>());
+        let known = [PlatformCode::W2ru, PlatformCode::W2ku, PlatformCode::MacX];
         let code = prop_oneof![
-            Just(u32::from_be_bytes(*b"W2ru")),
-            Just(u32::from_be_bytes(*b"MacX")),
-            1_u32..
+            proptest::sample::select(known.to_vec()),
+            (1_u32..).prop_map(PlatformCode::from_u32)
         ];
-        proptest::option::of(
-            (code, entry).prop_map(|(code, (_, space, length, offset))| LocatorEntry {
-                code: PlatformCode::from_u32(code),
-                space,
-                length,
-                offset,
-            }),
-        )
+        let entry = (code, any::<u32>(), any::<u32>(), any::<u64>());
+        proptest::option::of(entry.prop_map(|(code, space, length, offset)| LocatorEntry {
+            code,
+            space,
+            length,
+            offset,
+        }))
     }
 
     fn any_header() -> impl Strategy<Value = DynamicHeader> {

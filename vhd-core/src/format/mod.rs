@@ -23,6 +23,7 @@
 mod bitmap;
 mod block;
 mod checksum;
+mod disk_type;
 mod error;
 mod footer;
 mod geometry;
@@ -37,8 +38,9 @@ mod unique_id;
 pub use bitmap::{SECTORS_PER_WORD, mask, word_from_bytes, word_to_bytes};
 pub use block::{BlockLayout, DEFAULT_BLOCK_SIZE, MAX_BLOCK_SIZE, MIN_BLOCK_SIZE, MIN_CREATE_BLOCK_SIZE};
 pub use checksum::checksum;
+pub use disk_type::DiskType;
 pub use error::FormatError;
-pub use footer::{COOKIE, DiskType, FOOTER_SIZE, Footer, LEGACY_FOOTER_SIZE, MAX_DISK_SIZE, has_footer_cookie};
+pub use footer::{COOKIE, FOOTER_SIZE, Footer, LEGACY_FOOTER_SIZE, MAX_DISK_SIZE, has_footer_cookie};
 pub use geometry::Geometry;
 pub use header::{DynamicHeader, HEADER_SIZE, LOCATOR_COUNT, check_table_covers};
 pub use locator::{LocatorEntry, MAX_LOCATOR_LENGTH, PlatformCode, decode_locator, encode_locator_utf16le};

@@ -127,3 +127,38 @@ impl FormatOddity {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_in_the_text() {
+        let oddity = FormatOddity::OriginalSize {
+            original: 0x1000,
+            current: 0x2000,
+        };
+        assert_eq!(
+            oddity.to_string(),
+            "the disk was created with 0x1000 bytes and has 0x2000 now"
+        );
+        assert_eq!(oddity.code(), "original-size");
+        assert_eq!(oddity.severity(), OdditySeverity::Note);
+        let geometry = Geometry {
+            cylinders: 65535,
+            heads: 16,
+            sectors_per_track: 255,
+        };
+        let expected = Geometry {
+            cylinders: 120,
+            heads: 4,
+            sectors_per_track: 17,
+        };
+        let oddity = FormatOddity::GeometryFormula {
+            found: geometry,
+            expected,
+        };
+        assert_eq!(oddity.to_string(), "the geometry is 65535/16/255 instead of 120/4/17");
+        assert_eq!(oddity.severity(), OdditySeverity::Warning);
+    }
+}
