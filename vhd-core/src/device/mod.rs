@@ -1,7 +1,33 @@
-//! What a frontend sees of a disk: the [`BlockDevice`] contract.
+//! What a frontend sees of a disk: the [`BlockDevice`] contract, and [`Disk`], the handle it holds.
+//!
+//! [`LayeredDevice`] is the one loop that moves the bytes of VHD images, whatever their type and however
+//! deep their chain; [`RawDevice`] is a plain file. A frontend holds a [`Disk`] over either.
 
-use std::io::{self, IoSlice, IoSliceMut};
-use std::ops::ControlFlow;
+mod disk;
+mod error;
+mod extents;
+mod layered;
+mod parents;
+mod raw;
+mod scatter;
+
+use std::io::{IoSlice, IoSliceMut};
+
+pub use disk::{Disk, DiskStats};
+pub use error::DeviceError;
+pub use extents::{Extent, ExtentKind, ExtentVisitor};
+pub use layered::{Layer, LayeredDevice};
+pub use raw::RawDevice;
+pub(crate) use raw::zero_file_range;
+
+/// Bytes in a logical block of every device here: a sector.
+pub const LOGICAL_BLOCK: u32 = 512;
+
+/// Bytes to which requests should be aligned: data of images that we and Windows write lies on this grid.
+pub const PHYSICAL_BLOCK: u32 = 4096;
+
+/// Bytes; the longest request a frontend should pass in one call.
+pub const MAXIMUM_TRANSFER: u32 = 32 << 20;
 
 /// A range of bytes on the virtual disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +82,20 @@ pub struct DeviceInfo {
     pub capabilities: Capabilities,
 }
 
+impl DeviceInfo {
+    /// What every device here has in common.
+    pub(crate) fn new(identity: [u8; 16], preferred_transfer: u32, capabilities: Capabilities) -> Self {
+        Self {
+            logical_block_size: LOGICAL_BLOCK,
+            physical_block_size: PHYSICAL_BLOCK,
+            preferred_transfer,
+            maximum_transfer: MAXIMUM_TRANSFER,
+            identity,
+            capabilities,
+        }
+    }
+}
+
 /// How zeroes are to be written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ZeroOptions {
@@ -66,33 +106,6 @@ pub struct ZeroOptions {
     /// The zeroes are durable on return.
     pub fua: bool,
 }
-
-/// How a part of a disk reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ExtentKind {
-    /// Stored bytes.
-    Data,
-    /// Stored as zeroes: some layer owns the range, but it takes no space and reads zero.
-    Zero,
-    /// No layer owns the range; it reads zero.
-    Hole,
-}
-
-/// A maximal range of a disk that reads in one way from one place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Extent {
-    /// The range on the virtual disk.
-    pub range: ByteRange,
-    /// How it reads.
-    pub kind: ExtentKind,
-    /// The layer that answers, 0 for the disk's own file; for a hole, the base.
-    pub depth: u32,
-    /// Where the range lies in that layer's file, contiguous; `None` for a hole.
-    pub file_offset: Option<u64>,
-}
-
-/// Receives extents in ascending order, without gaps; `Break` ends the walk.
-pub type ExtentVisitor<'a> = &'a mut dyn FnMut(Extent) -> ControlFlow<()>;
 
 /// A random-access disk. All calls take `&self`; any number of threads may call at once.
 ///
@@ -130,63 +143,17 @@ pub trait BlockDevice: Send + Sync {
     fn resize(&self, size: u64) -> Result<(), DeviceError>;
 }
 
-/// Why a request to a device failed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum DeviceError {
-    /// The range is not inside the disk.
-    #[error("bytes {offset:#x}+{len:#x} are outside the disk of {size:#x} bytes")]
-    OutOfRange {
-        /// First byte asked for.
-        offset: u64,
-        /// Bytes asked for.
-        len: u64,
-        /// Size of the disk.
-        size: u64,
-    },
-    /// The range is not aligned to the logical block size.
-    #[error("bytes {offset:#x}+{len:#x} are not aligned to {block} bytes")]
-    Misaligned {
-        /// First byte asked for.
-        offset: u64,
-        /// Bytes asked for.
-        len: u64,
-        /// The logical block size.
-        block: u32,
-    },
-    /// The device was opened for reading.
-    #[error("the disk is open read-only")]
-    ReadOnly,
-    /// The device can't do this (its capabilities say so).
-    #[error("the disk can't {0}")]
-    Unsupported(&'static str),
-    /// `fast_only` zeroes would have been written out.
-    #[error("the range can't be zeroed without writing it")]
-    NotFast,
-    /// The file can hold no further block: a block would start past what a 32-bit sector number reaches.
-    #[error("no room for another block: it would start at {offset:#x}, past what the block table can address")]
-    ImageFull {
-        /// Where the block would start.
-        offset: u64,
-    },
-    /// An earlier sync or metadata write failed; nothing is written any more until the image is opened again (INV-05).
-    #[error("the image is closed to writes because an earlier flush failed; open it again")]
-    Poisoned,
-    /// The lease that allows to publish metadata is gone (INV-06).
-    #[error("the right to change this image's metadata is lost: {reason}")]
-    FenceLost {
-        /// What the lease said.
-        reason: String,
-    },
-    /// The host file failed.
-    #[error("cannot {operation} at {offset:#x} of the image file")]
-    Io {
-        /// What was tried.
-        operation: &'static str,
-        /// Where in the file.
-        offset: u64,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
+/// Checks a request against the contract: aligned, and inside a disk of `size` bytes.
+pub(crate) fn check_range(offset: u64, len: u64, size: u64) -> Result<(), DeviceError> {
+    if offset.checked_add(len).is_none_or(|end| end > size) {
+        return Err(DeviceError::OutOfRange { offset, len, size });
+    }
+    if (offset | len) % u64::from(LOGICAL_BLOCK) != 0 {
+        return Err(DeviceError::Misaligned {
+            offset,
+            len,
+            block: LOGICAL_BLOCK,
+        });
+    }
+    Ok(())
 }

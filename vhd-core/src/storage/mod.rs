@@ -3,22 +3,30 @@
 //! - [`StorageFile`] is the contract: what an image asks of the file it lives in;
 //! - [`HostFile`] fulfils it with a regular file or a block device, under an [`ImageLock`];
 //! - [`MemoryFile`] fulfils it with sparse memory;
-//! - [`StagedFile`] is a host file that gets its name only when it is complete.
+//! - [`StagedFile`] is a host file that gets its name only when it is complete;
+//! - [`PaddedFile`] and [`UnsyncedFile`] change one habit of another file.
 
+mod delegate;
 mod error;
 mod holder;
 mod host_file;
 mod lock;
 mod memory;
+mod padded;
 mod staged_file;
 mod transfer;
+mod unsynced;
+mod zeroing;
 
 pub use error::{StorageError, io_kind};
 pub use holder::LockHolder;
 pub use host_file::{Access, FileIdentity, HostFile, Sharing};
 pub use lock::ImageLock;
 pub use memory::MemoryFile;
+pub use padded::PaddedFile;
 pub use staged_file::StagedFile;
+pub use unsynced::UnsyncedFile;
+pub use zeroing::{clear_range, zero_range_kept};
 
 use std::fmt;
 use std::fs::File;

@@ -1,0 +1,156 @@
+//! Creating a child of an existing disk.
+
+use std::path::{Component, Path, PathBuf};
+
+use super::{ChainError, OpenOptions};
+use crate::ErrorKind;
+use crate::format::{DEFAULT_BLOCK_SIZE, Timestamp, UniqueId};
+use crate::image::{CreateError, ParentLink, create_differencing};
+use crate::storage::{StagedFile, StorageError};
+
+/// Why a child can't be created.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CreateChildError {
+    /// The parent can't be opened.
+    #[error(transparent)]
+    Parent(#[from] ChainError),
+    /// The child's file can't be made.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The child can't be written.
+    #[error("cannot create {}", path.display())]
+    Create {
+        /// The child.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: CreateError,
+    },
+}
+
+impl CreateChildError {
+    /// The kind of failure.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Parent(error) => error.kind(),
+            Self::Storage(error) => error.kind(),
+            Self::Create { source, .. } => source.kind(),
+        }
+    }
+}
+
+/// Creates a differencing image at `child` over the disk at `parent`, which `options` opens (with its own
+/// parents: a child of a broken chain would be broken too). Blocks are of `block_size` bytes, or of the
+/// parent's size. The image appears under its name complete and durable, or not at all.
+pub fn create_child(
+    child: &Path,
+    parent: &Path,
+    block_size: Option<u64>,
+    options: &OpenOptions,
+) -> Result<UniqueId, CreateChildError> {
+    let opened = options.clone().write(false).open(parent)?;
+    let image = opened.layers().next().and_then(|leaf| leaf.layer.image());
+    let parent_blocks = image
+        .and_then(|image| image.header())
+        .map(|header| header.layout.block_size());
+    let block_size = block_size.or(parent_blocks).unwrap_or(u64::from(DEFAULT_BLOCK_SIZE));
+    let failed = |source| CreateChildError::Create {
+        path: child.to_owned(),
+        source,
+    };
+    let mut link = parent_names(child, parent)?.map_err(failed)?;
+    link.id = image.map_or(UniqueId::NIL, |image| image.unique_id());
+    link.modified = modified(parent)?;
+    let staged = StagedFile::create_beside(child)?;
+    let id = create_differencing(&*staged.storage(), opened.disk().size(), block_size, &link).map_err(failed)?;
+    staged.publish(false, true)?;
+    Ok(id)
+}
+
+fn modified(path: &Path) -> Result<Timestamp, ChainError> {
+    let modified = path.metadata().and_then(|metadata| metadata.modified());
+    let modified = modified.map_err(|source| ChainError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(Timestamp::from_system_time(modified))
+}
+
+/// The parent's name and the ways to it, as a VHD stores them.
+fn parent_names(child: &Path, parent: &Path) -> Result<Result<ParentLink, CreateError>, ChainError> {
+    let parent_dir = canonical_dir(parent)?;
+    let child_dir = canonical_dir(child)?;
+    let refused = |reason| CreateError::ParentName {
+        name: parent.display().to_string(),
+        reason,
+    };
+    let names = || {
+        let name = parent
+            .file_name()
+            .and_then(|name| name.to_str())
+            .ok_or_else(|| refused("it is not Unicode"))?;
+        let relative = relative_to(&parent_dir, &child_dir).join(name);
+        let absolute = parent_dir.join(name);
+        let (Some(relative), Some(absolute)) = (relative.to_str(), absolute.to_str()) else {
+            return Err(refused("its directory is not Unicode"));
+        };
+        if absolute.contains('\\') {
+            return Err(refused("a backslash in it would be read as a separator"));
+        }
+        Ok(ParentLink {
+            id: UniqueId::NIL,
+            modified: Timestamp::UNSET,
+            name: name.to_owned(),
+            relative_path: relative.replace('/', "\\"),
+            absolute_path: absolute.replace('/', "\\"),
+        })
+    };
+    Ok(names())
+}
+
+fn canonical_dir(path: &Path) -> Result<PathBuf, ChainError> {
+    let dir = match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    dir.canonicalize().map_err(|source| ChainError::Read {
+        path: dir.to_owned(),
+        source,
+    })
+}
+
+/// The way from `base` to `dir`, both absolute and without symbolic links: `.` or `..` first.
+fn relative_to(dir: &Path, base: &Path) -> PathBuf {
+    let common = dir
+        .components()
+        .zip(base.components())
+        .take_while(|(a, b)| a == b)
+        .count();
+    let ups = base.components().skip(common).map(|_| Component::ParentDir);
+    let start = (base.components().count() == common).then_some(Component::CurDir);
+    start
+        .into_iter()
+        .chain(ups)
+        .chain(dir.components().skip(common))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ways_between_directories() {
+        let way = |dir, base| {
+            relative_to(Path::new(dir), Path::new(base))
+                .to_str()
+                .unwrap()
+                .to_owned()
+        };
+        assert_eq!(way("/vm", "/vm"), ".");
+        assert_eq!(way("/vm/base", "/vm"), "./base");
+        assert_eq!(way("/vm/base", "/vm/snap/deep"), "../../base");
+    }
+}

@@ -1,0 +1,233 @@
+//! What can be wrong with a chain, and what is worth a warning.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use crate::ErrorKind;
+use crate::format::{FormatError, Timestamp, UniqueId};
+use crate::image::OpenError;
+use crate::storage::{StorageError, io_kind};
+
+/// Why a disk can't be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChainError {
+    /// A file can't be opened or locked.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// A file could not be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// An image breaks a rule of the format.
+    #[error("{} is not a usable VHD", path.display())]
+    Image {
+        /// The file.
+        path: PathBuf,
+        /// The rule.
+        #[source]
+        source: OpenError,
+    },
+    /// The file was not recognised as a VHD but bears traces of one.
+    #[error(
+        "{} looks like a VHD with bytes behind its footer: the cookie `conectix` stands at {offset:#x}, expected at \
+         {expected:#x}; name the format to say what it is",
+        path.display()
+    )]
+    Ambiguous {
+        /// The file.
+        path: PathBuf,
+        /// Where the cookie was found.
+        offset: u64,
+        /// Where a footer would be.
+        expected: u64,
+    },
+    /// No file with the parent's identity was found.
+    #[error("the parent {wanted} of {} was not found{}", child.display(), Tried(tried))]
+    ParentMissing {
+        /// The image whose parent is missing.
+        child: PathBuf,
+        /// The parent's identity; nil if the parent is a raw file.
+        wanted: UniqueId,
+        /// What was tried, in order.
+        tried: Vec<TriedParent>,
+    },
+    /// Files were found in the parent's place, but all are other disks.
+    #[error("no file in the parent's place is the parent {wanted} of {}{}", child.display(), Tried(tried))]
+    ParentMismatch {
+        /// The image whose parent was looked for.
+        child: PathBuf,
+        /// The parent's identity.
+        wanted: UniqueId,
+        /// What was tried, in order.
+        tried: Vec<TriedParent>,
+    },
+    /// The chain comes back to itself.
+    #[error("the parents of {} form a circle: {} is its own ancestor", child.display(), path.display())]
+    Cycle {
+        /// The image whose parent was looked for.
+        child: PathBuf,
+        /// The file that is in the chain already.
+        path: PathBuf,
+    },
+    /// More layers than are followed.
+    #[error("{} has more than {limit} ancestors", path.display())]
+    TooDeep {
+        /// The leaf.
+        path: PathBuf,
+        /// How many layers are followed.
+        limit: usize,
+    },
+    /// A child of another size than its parent is not written.
+    #[error(
+        "{} has {child_size} bytes and its parent {} has {parent_size}: such a child is readable but not writable",
+        child.display(),
+        parent.display()
+    )]
+    SizeMismatch {
+        /// The child.
+        child: PathBuf,
+        /// Bytes on its disk.
+        child_size: u64,
+        /// The parent.
+        parent: PathBuf,
+        /// Bytes on its disk.
+        parent_size: u64,
+    },
+}
+
+impl ChainError {
+    /// The kind of failure.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Storage(error) => error.kind(),
+            Self::Read { source, .. } => io_kind(source),
+            Self::Image { source, .. } => source.kind(),
+            Self::Ambiguous { .. } => ErrorKind::Ambiguous,
+            Self::ParentMissing { .. } => ErrorKind::ParentMissing,
+            Self::ParentMismatch { .. } => ErrorKind::ParentMismatch,
+            Self::Cycle { .. } => ErrorKind::ChainCycle,
+            Self::TooDeep { .. } => ErrorKind::ChainTooDeep,
+            Self::SizeMismatch { .. } => ErrorKind::SizeMismatch,
+        }
+    }
+}
+
+/// A path at which a parent was looked for.
+#[derive(Debug)]
+pub struct TriedParent {
+    /// The path on this machine.
+    pub path: PathBuf,
+    /// What said that the parent might be there.
+    pub reason: String,
+    /// What was found.
+    pub outcome: ParentOutcome,
+}
+
+/// What was found where a parent was looked for.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ParentOutcome {
+    /// Nothing.
+    NotFound,
+    /// Something that is no regular file or block device.
+    NotAFile,
+    /// The caller's policy forbids to look.
+    Denied,
+    /// Another disk.
+    OtherDisk(UniqueId),
+    /// A file that is no VHD.
+    NotVhd,
+    /// A file that can't be read.
+    Unreadable(String),
+}
+
+impl fmt::Display for ParentOutcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotFound => f.write_str("no such file"),
+            Self::NotAFile => f.write_str("not a file"),
+            Self::Denied => f.write_str("not looked at: only explicitly named parents are allowed"),
+            Self::OtherDisk(id) => write!(f, "another disk, {id}"),
+            Self::NotVhd => f.write_str("not a VHD"),
+            Self::Unreadable(reason) => write!(f, "unreadable: {reason}"),
+        }
+    }
+}
+
+struct Tried<'a>(&'a [TriedParent]);
+
+impl fmt::Display for Tried<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("; the image names no place to look");
+        }
+        f.write_str("; tried:")?;
+        for TriedParent { path, reason, outcome } in self.0 {
+            write!(f, "\n  {} ({reason}): {outcome}", path.display())?;
+        }
+        Ok(())
+    }
+}
+
+/// What is odd about a chain that can be read all the same.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChainWarning {
+    /// The parent's file was modified after the child was made, or was copied.
+    #[error(
+        "the parent {} has another time stamp ({}) than its child {} recorded ({}): was it changed?",
+        parent.display(), found.0, child.display(), recorded.0
+    )]
+    ParentTimestamp {
+        /// The child.
+        child: PathBuf,
+        /// The parent.
+        parent: PathBuf,
+        /// What the child recorded.
+        recorded: Timestamp,
+        /// The parent file's modification time.
+        found: Timestamp,
+    },
+    /// Child and parent differ in size.
+    #[error("{} has {child_size} bytes but its parent {} has {parent_size}", child.display(), parent.display())]
+    ParentSize {
+        /// The child.
+        child: PathBuf,
+        /// Bytes on its disk.
+        child_size: u64,
+        /// The parent.
+        parent: PathBuf,
+        /// Bytes on its disk.
+        parent_size: u64,
+    },
+    /// The footer at the end is not usable; the copy is in use.
+    #[error("the footer at the end of {} is not usable ({reason}); using its copy", path.display())]
+    FooterRecovered {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: FormatError,
+    },
+    /// The copy at the start is not usable; the footer is in use.
+    #[error("the footer copy at the start of {} is not usable ({reason})", path.display())]
+    FooterCopyDamaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: FormatError,
+    },
+    /// Both footers are valid and differ.
+    #[error("the footer of {} and its copy differ; using the footer", path.display())]
+    FootersDiffer {
+        /// The file.
+        path: PathBuf,
+    },
+}

@@ -1,0 +1,18 @@
+//! Chains: a leaf, its parents, and how they are found.
+//!
+//! An image with a parent says where the parent was when it was made, in up to eight locators and in a name,
+//! and which identity it has. Places go stale; the identity decides. [`OpenOptions::open`] tries every
+//! place in a fixed order, takes the first file with the right identity, and lists all it tried when there is
+//! none: a differencing image is never opened without its parent.
+
+mod create;
+mod detect;
+mod error;
+mod locate;
+mod open;
+
+pub use create::{CreateChildError, create_child};
+pub use detect::ImageFormat;
+pub use error::{ChainError, ChainWarning, ParentOutcome, TriedParent};
+pub use locate::{AllowAll, ExplicitOnly, ParentGate};
+pub use open::{ChainLayer, MAX_DEPTH, OpenOptions, OpenedDisk};

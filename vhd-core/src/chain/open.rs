@@ -1,0 +1,460 @@
+//! Opening a disk with all its ancestors.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::fs;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::ImageFormat;
+use super::error::{ChainError, ChainWarning, ParentOutcome, TriedParent};
+use super::locate::{AllowAll, Candidate, ParentGate, candidates};
+use crate::device::{BlockDevice, DeviceError, Disk, Layer, LayeredDevice, RawDevice};
+use crate::format::{Timestamp, UniqueId};
+use crate::image::{FooterSource, Footers, Image, OpenError, OpenMode, PublishFence};
+use crate::storage::{Access, FileIdentity, HostFile, Sharing, StorageFile};
+
+/// The most layers a chain may have. Hyper-V stops at 50 snapshots; the limit is there so that a directory
+/// of hostile images ends in an error and not in all file descriptors taken.
+pub const MAX_DEPTH: usize = 4096;
+
+/// Seconds by which two time stamps of one file may differ: FAT keeps every second one only.
+const TIMESTAMP_TOLERANCE: u32 = 2;
+
+/// How a disk is opened.
+#[derive(Clone)]
+pub struct OpenOptions {
+    access: Access,
+    sharing: Sharing,
+    format: Option<ImageFormat>,
+    parents: Vec<PathBuf>,
+    parent_dirs: Vec<PathBuf>,
+    gate: Arc<dyn ParentGate>,
+    fence: Option<Arc<dyn PublishFence>>,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self {
+            access: Access::ReadOnly,
+            sharing: Sharing::Exclusive,
+            format: None,
+            parents: Vec::new(),
+            parent_dirs: Vec::new(),
+            gate: Arc::new(AllowAll),
+            fence: None,
+        }
+    }
+}
+
+impl OpenOptions {
+    /// For reading, with the image locks, the format told by content, parents wherever the images say.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Opens the leaf for writing too. Ancestors are never written.
+    #[must_use]
+    pub fn write(mut self, write: bool) -> Self {
+        self.access = if write { Access::ReadWrite } else { Access::ReadOnly };
+        self
+    }
+
+    /// Takes no image locks and respects none.
+    #[must_use]
+    pub fn force_share(mut self, force: bool) -> Self {
+        self.sharing = if force { Sharing::Unlocked } else { Sharing::Exclusive };
+        self
+    }
+
+    /// The format of the leaf, instead of what its content says.
+    #[must_use]
+    pub fn format(mut self, format: Option<ImageFormat>) -> Self {
+        self.format = format;
+        self
+    }
+
+    /// Files to try as parents before anything the images name, for every layer; the only way to a raw parent.
+    #[must_use]
+    pub fn parents(mut self, parents: impl IntoIterator<Item = PathBuf>) -> Self {
+        self.parents.extend(parents);
+        self
+    }
+
+    /// Directories to look for parents in, by name and then by identity.
+    #[must_use]
+    pub fn parent_dirs(mut self, dirs: impl IntoIterator<Item = PathBuf>) -> Self {
+        self.parent_dirs.extend(dirs);
+        self
+    }
+
+    /// Who decides which parents named by an image may be looked at.
+    #[must_use]
+    pub fn gate(mut self, gate: Arc<dyn ParentGate>) -> Self {
+        self.gate = gate;
+        self
+    }
+
+    /// Asked before each change of the leaf's metadata (INV-06).
+    #[must_use]
+    pub fn fence(mut self, fence: Arc<dyn PublishFence>) -> Self {
+        self.fence = Some(fence);
+        self
+    }
+
+    /// Opens the disk at `path`.
+    ///
+    /// # Errors
+    /// A differencing image without its parent is an error that lists every path tried, never a disk of zeroes.
+    pub fn open(&self, path: &Path) -> Result<OpenedDisk, ChainError> {
+        let file = Arc::new(HostFile::open(path, self.access, self.sharing)?);
+        let format = match self.format {
+            Some(format) => format,
+            None => ImageFormat::detect(&*file, path)?,
+        };
+        match format {
+            ImageFormat::Raw => {
+                let writable = matches!(self.access, Access::ReadWrite);
+                let device = RawDevice::new(file, writable).map_err(|source| ChainError::Read {
+                    path: path.to_owned(),
+                    source,
+                })?;
+                let device = Device::Raw(Arc::new(device));
+                Ok(OpenedDisk {
+                    device,
+                    paths: vec![path.to_owned()],
+                    warnings: Vec::new(),
+                })
+            }
+            ImageFormat::Vhd => ChainBuilder::new(self, path).build(file),
+        }
+    }
+
+    fn leaf_mode(&self) -> OpenMode {
+        let mode = match self.access {
+            Access::ReadOnly => OpenMode::read_only(),
+            Access::ReadWrite => OpenMode::read_write(),
+        };
+        match &self.fence {
+            Some(fence) => mode.with_fence(Arc::clone(fence)),
+            None => mode,
+        }
+    }
+}
+
+/// An open disk and what is known of the files below it.
+pub struct OpenedDisk {
+    device: Device,
+    paths: Vec<PathBuf>,
+    warnings: Vec<ChainWarning>,
+}
+
+enum Device {
+    Raw(Arc<RawDevice>),
+    Chain(Arc<LayeredDevice>),
+}
+
+/// A layer of an open disk with the path of its file.
+#[derive(Clone, Copy, Debug)]
+pub struct ChainLayer<'a> {
+    /// The file.
+    pub path: &'a Path,
+    /// The layer.
+    pub layer: &'a Layer,
+}
+
+impl fmt::Debug for OpenedDisk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OpenedDisk")
+            .field("paths", &self.paths)
+            .field("warnings", &self.warnings)
+            .finish_non_exhaustive()
+    }
+}
+
+impl OpenedDisk {
+    /// A handle of the disk.
+    #[must_use]
+    pub fn disk(&self) -> Disk {
+        let device: Arc<dyn BlockDevice> = match &self.device {
+            Device::Raw(device) => Arc::clone(device) as _,
+            Device::Chain(device) => Arc::clone(device) as _,
+        };
+        Disk::new(device)
+    }
+
+    /// Raw or VHD.
+    #[must_use]
+    pub fn format(&self) -> ImageFormat {
+        match self.device {
+            Device::Raw(_) => ImageFormat::Raw,
+            Device::Chain(_) => ImageFormat::Vhd,
+        }
+    }
+
+    /// The device over the images; `None` for a raw disk.
+    #[must_use]
+    pub fn chain(&self) -> Option<&Arc<LayeredDevice>> {
+        match &self.device {
+            Device::Raw(_) => None,
+            Device::Chain(device) => Some(device),
+        }
+    }
+
+    /// The layers with their paths, the leaf first; empty for a raw disk.
+    pub fn layers(&self) -> impl Iterator<Item = ChainLayer<'_>> {
+        let layers = self.chain().map_or(&[][..], |device| device.layers());
+        self.paths
+            .iter()
+            .zip(layers)
+            .map(|(path, layer)| ChainLayer { path, layer })
+    }
+
+    /// The paths of all files, the leaf's first.
+    #[must_use]
+    pub fn paths(&self) -> &[PathBuf] {
+        &self.paths
+    }
+
+    /// What is odd about the files.
+    #[must_use]
+    pub fn warnings(&self) -> &[ChainWarning] {
+        &self.warnings
+    }
+
+    /// The file that holds byte ranges of depth `depth` in the disk's extents.
+    #[must_use]
+    pub fn file_at_depth(&self, depth: u32) -> Option<&dyn StorageFile> {
+        match &self.device {
+            Device::Raw(device) => (depth == 0).then(|| device.file()),
+            Device::Chain(device) => device.layers().get(usize::try_from(depth).ok()?).map(Layer::file),
+        }
+    }
+
+    /// Flushes and closes the disk and says whether that worked. A disk that other handles still use is only
+    /// flushed; the last handle closes it.
+    pub fn close(self) -> Result<(), DeviceError> {
+        match self.device {
+            Device::Raw(device) => device.flush(),
+            Device::Chain(device) => match Arc::try_unwrap(device) {
+                Ok(device) => device.close(),
+                Err(shared) => shared.flush(),
+            },
+        }
+    }
+}
+
+/// Follows parents from a leaf down.
+struct ChainBuilder<'a> {
+    options: &'a OpenOptions,
+    paths: Vec<PathBuf>,
+    identities: HashSet<FileIdentity>,
+    warnings: Vec<ChainWarning>,
+}
+
+/// An ancestor that was found.
+struct Found {
+    path: PathBuf,
+    file: Arc<HostFile>,
+    layer: Layer,
+}
+
+enum Examined {
+    Vhd,
+    Raw,
+}
+
+impl<'a> ChainBuilder<'a> {
+    fn new(options: &'a OpenOptions, leaf: &Path) -> Self {
+        Self {
+            options,
+            paths: vec![leaf.to_owned()],
+            identities: HashSet::new(),
+            warnings: Vec::new(),
+        }
+    }
+
+    fn build(mut self, file: Arc<HostFile>) -> Result<OpenedDisk, ChainError> {
+        let path = self.paths[0].clone();
+        self.enter(&path, &path, &file)?;
+        let leaf = self.open_image(&path, file, &self.options.leaf_mode())?;
+        let mut ancestors: Vec<Layer> = Vec::new();
+        loop {
+            let child = ancestors.last().map_or(Some(&leaf), Layer::image);
+            let Some(child) = child.filter(|image| image.is_differencing()) else {
+                break;
+            };
+            if self.paths.len() >= MAX_DEPTH {
+                return Err(ChainError::TooDeep { path, limit: MAX_DEPTH });
+            }
+            let child_path = self.paths[self.paths.len() - 1].clone();
+            let found = self.find_parent(&child_path, child)?;
+            self.compare(&child_path, child, &found)?;
+            self.paths.push(found.path);
+            ancestors.push(found.layer);
+        }
+        let device = Device::Chain(Arc::new(LayeredDevice::new(leaf, ancestors)));
+        Ok(OpenedDisk {
+            device,
+            paths: self.paths,
+            warnings: self.warnings,
+        })
+    }
+
+    /// Notes that a file is part of the chain; it must not be already.
+    fn enter(&mut self, child: &Path, path: &Path, file: &HostFile) -> Result<(), ChainError> {
+        let identity = file.identity().map_err(|source| ChainError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        if self.identities.insert(identity) {
+            return Ok(());
+        }
+        Err(ChainError::Cycle {
+            child: child.to_owned(),
+            path: path.to_owned(),
+        })
+    }
+
+    fn open_image(&mut self, path: &Path, file: Arc<HostFile>, mode: &OpenMode) -> Result<Image, ChainError> {
+        let image = Image::open(file, mode).map_err(|source| ChainError::Image {
+            path: path.to_owned(),
+            source,
+        })?;
+        self.warnings.extend(footer_warnings(path, image.footers()));
+        Ok(image)
+    }
+
+    fn find_parent(&mut self, child_path: &Path, child: &Image) -> Result<Found, ChainError> {
+        let named = child.parent_paths().map_err(|source| ChainError::Image {
+            path: child_path.to_owned(),
+            source,
+        })?;
+        let wanted = child.header().map_or(UniqueId::NIL, |header| header.parent_id);
+        let mut tried = Vec::new();
+        for candidate in candidates(child_path, &named, &self.options.parents, &self.options.parent_dirs) {
+            match self.examine(child_path, &candidate, wanted) {
+                Ok(Examined::Vhd) => return self.take_vhd(child_path, candidate.path),
+                Ok(Examined::Raw) => return self.take_raw(child_path, candidate.path),
+                Err(outcome) => tried.push(TriedParent {
+                    path: candidate.path,
+                    reason: candidate.reason,
+                    outcome,
+                }),
+            }
+        }
+        let child = child_path.to_owned();
+        let others = tried
+            .iter()
+            .any(|tried| matches!(tried.outcome, ParentOutcome::OtherDisk(_)));
+        Err(match others {
+            true => ChainError::ParentMismatch { child, wanted, tried },
+            false => ChainError::ParentMissing { child, wanted, tried },
+        })
+    }
+
+    /// Whether the file at a candidate's path is the parent. No lock is taken for a look.
+    fn examine(&self, child: &Path, candidate: &Candidate, wanted: UniqueId) -> Result<Examined, ParentOutcome> {
+        let path = &candidate.path;
+        if !candidate.explicit && !self.options.gate.allows(child, path) {
+            return Err(ParentOutcome::Denied);
+        }
+        // An image may name a pipe or a terminal: opening one can block or worse.
+        match fs::metadata(path) {
+            Ok(metadata) if metadata.is_file() || metadata.file_type().is_block_device() => {}
+            Ok(_) => return Err(ParentOutcome::NotAFile),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(ParentOutcome::NotFound),
+            Err(error) => return Err(ParentOutcome::Unreadable(error.to_string())),
+        }
+        let unreadable = |error: &dyn std::error::Error| ParentOutcome::Unreadable(error.to_string());
+        let file = HostFile::open(path, Access::ReadOnly, Sharing::Unlocked).map_err(|error| unreadable(&error))?;
+        match Footers::read(&file) {
+            Ok(footers) if footers.footer.unique_id == wanted && !wanted.is_nil() => Ok(Examined::Vhd),
+            Ok(footers) => Err(ParentOutcome::OtherDisk(footers.footer.unique_id)),
+            Err(OpenError::NoFooter { .. }) if candidate.explicit && wanted.is_nil() => Ok(Examined::Raw),
+            Err(OpenError::NoFooter { .. }) => Err(ParentOutcome::NotVhd),
+            Err(error) => Err(unreadable(&error)),
+        }
+    }
+
+    fn take_vhd(&mut self, child: &Path, path: PathBuf) -> Result<Found, ChainError> {
+        let file = Arc::new(HostFile::open(&path, Access::ReadOnly, self.options.sharing)?);
+        self.enter(child, &path, &file)?;
+        let image = self.open_image(&path, Arc::clone(&file), &OpenMode::read_only())?;
+        Ok(Found {
+            path,
+            file,
+            layer: Layer::Vhd(Box::new(image)),
+        })
+    }
+
+    fn take_raw(&mut self, child: &Path, path: PathBuf) -> Result<Found, ChainError> {
+        let file = Arc::new(HostFile::open(&path, Access::ReadOnly, self.options.sharing)?);
+        self.enter(child, &path, &file)?;
+        let layer = Layer::raw(Arc::clone(&file) as _).map_err(|source| ChainError::Read {
+            path: path.clone(),
+            source,
+        })?;
+        Ok(Found { path, file, layer })
+    }
+
+    /// Compares what a child recorded of its parent with the parent found.
+    fn compare(&mut self, child_path: &Path, child: &Image, parent: &Found) -> Result<(), ChainError> {
+        let (child_size, parent_size) = (child.disk_size(), parent.layer.disk_size());
+        if child_size != parent_size {
+            let (child_path, parent) = (child_path.to_owned(), parent.path.clone());
+            // Guests and other software disagree about such a child: it is shown, but not written.
+            if child.is_writable() {
+                return Err(ChainError::SizeMismatch {
+                    child: child_path,
+                    child_size,
+                    parent,
+                    parent_size,
+                });
+            }
+            self.warnings.push(ChainWarning::ParentSize {
+                child: child_path,
+                child_size,
+                parent,
+                parent_size,
+            });
+        }
+        self.warnings.extend(timestamp_warning(child_path, child, parent));
+        Ok(())
+    }
+}
+
+/// Three conventions are in use for the time stamp: not set, the parent file's modification time, and the time
+/// stamp in the parent's footer. A mismatch is worth a warning only, since copying a file changes its time.
+fn timestamp_warning(child_path: &Path, child: &Image, parent: &Found) -> Option<ChainWarning> {
+    let recorded = child.header()?.parent_timestamp;
+    let found = Timestamp::from_system_time(parent.file.modified().ok()?);
+    let in_footer = parent.layer.image().map(|image| image.footer().timestamp);
+    let matches = recorded == Timestamp::UNSET
+        || recorded.0.abs_diff(found.0) <= TIMESTAMP_TOLERANCE
+        || in_footer == Some(recorded);
+    (!matches).then(|| ChainWarning::ParentTimestamp {
+        child: child_path.to_owned(),
+        parent: parent.path.clone(),
+        recorded,
+        found,
+    })
+}
+
+fn footer_warnings(path: &Path, footers: &Footers) -> Option<ChainWarning> {
+    let path = path.to_owned();
+    match (footers.source, &footers.tail_error, &footers.copy) {
+        (FooterSource::Copy, Some(reason), _) => Some(ChainWarning::FooterRecovered {
+            path,
+            reason: reason.clone(),
+        }),
+        (_, _, Some(Err(reason))) => Some(ChainWarning::FooterCopyDamaged {
+            path,
+            reason: reason.clone(),
+        }),
+        _ if !footers.agree() => Some(ChainWarning::FootersDiffer { path }),
+        _ => None,
+    }
+}

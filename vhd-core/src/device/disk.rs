@@ -1,0 +1,310 @@
+//! The handle of a disk that frontends hold.
+
+use std::fmt;
+use std::io::{IoSlice, IoSliceMut};
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::{BlockDevice, ByteRange, DeviceError, DeviceInfo, Extent, ZeroOptions, scatter};
+use crate::units::{u64_from, usize_from};
+
+/// A disk, cheap to clone. It takes any byte offset and length, checks them once, and counts.
+///
+/// Requests that are not aligned to the device's logical blocks are completed by reading the blocks at
+/// their edges; two such writes to one block do not lose each other's bytes.
+#[derive(Clone)]
+pub struct Disk {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    device: Arc<dyn BlockDevice>,
+    counters: Counters,
+    /// Held while the rest of a block is read, changed and written back.
+    partial_writes: Mutex<()>,
+}
+
+#[derive(Default)]
+struct Counters {
+    reads: AtomicU64,
+    bytes_read: AtomicU64,
+    writes: AtomicU64,
+    bytes_written: AtomicU64,
+    flushes: AtomicU64,
+    zeroes: AtomicU64,
+    discards: AtomicU64,
+}
+
+/// What went through a [`Disk`] and its clones since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskStats {
+    /// Read requests.
+    pub reads: u64,
+    /// Bytes read.
+    pub bytes_read: u64,
+    /// Write requests.
+    pub writes: u64,
+    /// Bytes written.
+    pub bytes_written: u64,
+    /// Flush requests.
+    pub flushes: u64,
+    /// Requests to write zeroes.
+    pub zeroes: u64,
+    /// Requests to discard.
+    pub discards: u64,
+}
+
+impl fmt::Debug for Disk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Disk({} bytes, {:?})", self.size(), self.stats())
+    }
+}
+
+/// A request cut at the borders of blocks.
+struct Cut {
+    /// Bytes before the first border.
+    head: u64,
+    /// Bytes in whole blocks.
+    body: u64,
+    /// Bytes behind the last border.
+    tail: u64,
+}
+
+impl Disk {
+    /// A handle for `device`.
+    #[must_use]
+    pub fn new(device: Arc<dyn BlockDevice>) -> Self {
+        let inner = Inner {
+            device,
+            counters: Counters::default(),
+            partial_writes: Mutex::new(()),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// What is known of the device.
+    #[must_use]
+    pub fn info(&self) -> &DeviceInfo {
+        self.inner.device.info()
+    }
+
+    /// Bytes on the disk.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.inner.device.size_bytes()
+    }
+
+    /// What went through this handle and its clones.
+    #[must_use]
+    pub fn stats(&self) -> DiskStats {
+        let counters = &self.inner.counters;
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        DiskStats {
+            reads: get(&counters.reads),
+            bytes_read: get(&counters.bytes_read),
+            writes: get(&counters.writes),
+            bytes_written: get(&counters.bytes_written),
+            flushes: get(&counters.flushes),
+            zeroes: get(&counters.zeroes),
+            discards: get(&counters.discards),
+        }
+    }
+
+    /// Fills `buf` from byte `offset`.
+    pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), DeviceError> {
+        self.read_vectored_at(&mut [IoSliceMut::new(buf)], offset)
+    }
+
+    /// Fills `bufs` in turn from byte `offset`.
+    pub fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<(), DeviceError> {
+        let len = scatter::total_len(bufs.iter().map(|buf| &**buf));
+        self.check(offset, len)?;
+        count(&self.inner.counters.reads, &self.inner.counters.bytes_read, len);
+        tracing::trace!(offset, len, "read");
+        if self.is_aligned(offset, len) {
+            return self.inner.device.read_vectored_at(bufs, offset);
+        }
+        let mut at = offset;
+        for buf in bufs {
+            self.read_unaligned(buf, at)?;
+            at += u64_from(buf.len());
+        }
+        Ok(())
+    }
+
+    /// Writes `buf` at byte `offset`.
+    pub fn write_at(&self, buf: &[u8], offset: u64) -> Result<(), DeviceError> {
+        self.write_vectored_at(&[IoSlice::new(buf)], offset, false)
+    }
+
+    /// Writes `bufs` in turn at byte `offset`; with `fua` they are durable on return.
+    pub fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64, fua: bool) -> Result<(), DeviceError> {
+        let len = scatter::total_len(bufs.iter().map(|buf| &**buf));
+        self.check_write(offset, len)?;
+        count(&self.inner.counters.writes, &self.inner.counters.bytes_written, len);
+        tracing::trace!(offset, len, fua, "write");
+        if self.is_aligned(offset, len) {
+            return self.inner.device.write_vectored_at(bufs, offset, fua);
+        }
+        let mut at = offset;
+        for buf in bufs {
+            self.write_unaligned(buf, at)?;
+            at += u64_from(buf.len());
+        }
+        if fua { self.inner.device.flush() } else { Ok(()) }
+    }
+
+    /// Makes every write that returned before the call durable.
+    pub fn flush(&self) -> Result<(), DeviceError> {
+        self.inner.counters.flushes.fetch_add(1, Ordering::Relaxed);
+        tracing::trace!("flush");
+        self.inner.device.flush()
+    }
+
+    /// Makes the range read zero.
+    pub fn write_zeroes(&self, range: ByteRange, options: ZeroOptions) -> Result<(), DeviceError> {
+        self.check_write(range.start, range.len)?;
+        self.inner.counters.zeroes.fetch_add(1, Ordering::Relaxed);
+        tracing::trace!(?range, ?options, "write zeroes");
+        let Cut { head, body, tail } = self.cut(range.start, range.len);
+        if options.fast_only && head + tail > 0 {
+            return Err(DeviceError::NotFast);
+        }
+        let block = usize_from(self.block());
+        self.write_unaligned(&vec![0; block][..usize_from(head)], range.start)?;
+        if body > 0 {
+            let whole = ByteRange::new(range.start + head, body);
+            self.inner
+                .device
+                .write_zeroes(whole, ZeroOptions { fua: false, ..options })?;
+        }
+        self.write_unaligned(&vec![0; block][..usize_from(tail)], range.start + head + body)?;
+        if options.fua { self.inner.device.flush() } else { Ok(()) }
+    }
+
+    /// Says that the content of the range is not needed; blocks that are not wholly inside stay as they are.
+    pub fn discard(&self, range: ByteRange) -> Result<(), DeviceError> {
+        self.check_write(range.start, range.len)?;
+        self.inner.counters.discards.fetch_add(1, Ordering::Relaxed);
+        tracing::trace!(?range, "discard");
+        let Cut { head, body, .. } = self.cut(range.start, range.len);
+        if body == 0 {
+            return Ok(());
+        }
+        self.inner.device.discard(ByteRange::new(range.start + head, body))
+    }
+
+    /// Visits the extents of the range, which is widened to whole blocks.
+    pub fn extents(
+        &self,
+        range: ByteRange,
+        visitor: &mut dyn FnMut(Extent) -> ControlFlow<()>,
+    ) -> Result<(), DeviceError> {
+        self.check(range.start, range.len)?;
+        let start = range.start - range.start % self.block();
+        let end = range.end().next_multiple_of(self.block());
+        self.inner.device.extents(ByteRange::new(start, end - start), visitor)
+    }
+
+    /// Changes the size of the disk.
+    pub fn resize(&self, size: u64) -> Result<(), DeviceError> {
+        self.inner.device.resize(size)
+    }
+
+    fn block(&self) -> u64 {
+        u64::from(self.info().logical_block_size)
+    }
+
+    fn is_aligned(&self, offset: u64, len: u64) -> bool {
+        (offset | len).is_multiple_of(self.block())
+    }
+
+    fn check(&self, offset: u64, len: u64) -> Result<(), DeviceError> {
+        let size = self.size();
+        if offset.checked_add(len).is_none_or(|end| end > size) {
+            return Err(DeviceError::OutOfRange { offset, len, size });
+        }
+        Ok(())
+    }
+
+    fn check_write(&self, offset: u64, len: u64) -> Result<(), DeviceError> {
+        if !self.info().capabilities.write {
+            return Err(DeviceError::ReadOnly);
+        }
+        self.check(offset, len)
+    }
+
+    fn cut(&self, offset: u64, len: u64) -> Cut {
+        let block = self.block();
+        let head = (offset.next_multiple_of(block) - offset).min(len);
+        let tail = (len - head) % block;
+        Cut {
+            head,
+            body: len - head - tail,
+            tail,
+        }
+    }
+
+    fn read_unaligned(&self, buf: &mut [u8], offset: u64) -> Result<(), DeviceError> {
+        let Cut { head, body, .. } = self.cut(offset, u64_from(buf.len()));
+        let (head_buf, rest) = buf.split_at_mut(usize_from(head));
+        let (body_buf, tail_buf) = rest.split_at_mut(usize_from(body));
+        self.read_inside_block(head_buf, offset)?;
+        if body > 0 {
+            self.inner
+                .device
+                .read_vectored_at(&mut [IoSliceMut::new(body_buf)], offset + head)?;
+        }
+        self.read_inside_block(tail_buf, offset + head + body)
+    }
+
+    fn read_inside_block(&self, buf: &mut [u8], offset: u64) -> Result<(), DeviceError> {
+        if buf.is_empty() {
+            return Ok(());
+        }
+        let (block, within) = self.read_block(offset)?;
+        buf.copy_from_slice(&block[within..within + buf.len()]);
+        Ok(())
+    }
+
+    fn write_unaligned(&self, buf: &[u8], offset: u64) -> Result<(), DeviceError> {
+        let Cut { head, body, .. } = self.cut(offset, u64_from(buf.len()));
+        let (head_buf, rest) = buf.split_at(usize_from(head));
+        let (body_buf, tail_buf) = rest.split_at(usize_from(body));
+        self.write_inside_block(head_buf, offset)?;
+        if body > 0 {
+            self.inner
+                .device
+                .write_vectored_at(&[IoSlice::new(body_buf)], offset + head, false)?;
+        }
+        self.write_inside_block(tail_buf, offset + head + body)
+    }
+
+    fn write_inside_block(&self, buf: &[u8], offset: u64) -> Result<(), DeviceError> {
+        if buf.is_empty() {
+            return Ok(());
+        }
+        let _alone = self.inner.partial_writes.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut block, within) = self.read_block(offset)?;
+        block[within..within + buf.len()].copy_from_slice(buf);
+        self.inner
+            .device
+            .write_vectored_at(&[IoSlice::new(&block)], offset - u64_from(within), false)
+    }
+
+    /// The block that holds byte `offset`, and where in it that byte is.
+    fn read_block(&self, offset: u64) -> Result<(Vec<u8>, usize), DeviceError> {
+        let within = offset % self.block();
+        let mut block = vec![0; usize_from(self.block())];
+        self.inner
+            .device
+            .read_vectored_at(&mut [IoSliceMut::new(&mut block)], offset - within)?;
+        Ok((block, usize_from(within)))
+    }
+}
+
+fn count(requests: &AtomicU64, bytes: &AtomicU64, len: u64) {
+    requests.fetch_add(1, Ordering::Relaxed);
+    bytes.fetch_add(len, Ordering::Relaxed);
+}

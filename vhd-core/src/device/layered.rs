@@ -1,0 +1,356 @@
+//! The device over a chain of images: one loop moves the bytes, whatever the layers are.
+
+use std::fmt;
+use std::io::{IoSlice, IoSliceMut};
+use std::sync::Arc;
+
+use super::extents::{Coalescer, Extent, ExtentKind, ExtentVisitor, push_stored};
+use super::parents::ParentIndex;
+use super::raw::discard_file_range;
+use super::scatter;
+use super::{BlockDevice, ByteRange, Capabilities, DeviceError, DeviceInfo, LOGICAL_BLOCK, ZeroOptions, check_range};
+use crate::image::{Image, IoContext, ReadSpan};
+use crate::storage::{PaddedFile, StorageFile};
+use crate::units::{FileOffset, VirtualOffset, usize_from};
+
+/// The most bytes per request that are recommended to a frontend.
+const MAX_PREFERRED_TRANSFER: u64 = 2 << 20;
+
+/// One image of a chain.
+#[derive(Debug)]
+pub enum Layer {
+    /// A VHD.
+    Vhd(Box<Image>),
+    /// A raw file; the last layer only.
+    Raw(PaddedFile),
+}
+
+impl Layer {
+    /// A raw file as the base of a chain.
+    pub fn raw(file: Arc<dyn StorageFile>) -> std::io::Result<Self> {
+        Ok(Self::Raw(PaddedFile::new(file, u64::from(LOGICAL_BLOCK))?))
+    }
+
+    /// The size of the layer's own disk in bytes.
+    #[must_use]
+    pub fn disk_size(&self) -> u64 {
+        match self {
+            Self::Vhd(image) => image.disk_size(),
+            Self::Raw(file) => file.padded_len(),
+        }
+    }
+
+    /// The file of the layer.
+    #[must_use]
+    pub fn file(&self) -> &dyn StorageFile {
+        match self {
+            Self::Vhd(image) => &**image.file(),
+            Self::Raw(file) => file,
+        }
+    }
+
+    /// The layer's image, if it is a VHD.
+    #[must_use]
+    pub fn image(&self) -> Option<&Image> {
+        match self {
+            Self::Vhd(image) => Some(image),
+            Self::Raw(_) => None,
+        }
+    }
+
+    pub(super) fn resolve_read(&self, offset: VirtualOffset, len: u64) -> Result<ReadSpan, DeviceError> {
+        match self {
+            Self::Vhd(image) => image.resolve_read(offset, len),
+            Self::Raw(_) => Ok(ReadSpan::Data {
+                file_offset: FileOffset(offset.0),
+                len,
+            }),
+        }
+    }
+
+    /// Where bytes are that the layer is known to have.
+    fn locate_present(&self, offset: VirtualOffset, len: u64) -> (FileOffset, u64) {
+        match self {
+            Self::Vhd(image) => image.locate_present(offset, len),
+            Self::Raw(_) => (FileOffset(offset.0), len),
+        }
+    }
+}
+
+/// Where the first bytes of a range are: a layer and an offset in its file, or nowhere (they read zero).
+struct Located {
+    place: Option<(u32, FileOffset)>,
+    len: u64,
+}
+
+/// A disk made of a leaf and its ancestors. Only the leaf is ever written.
+pub struct LayeredDevice {
+    layers: Vec<Layer>,
+    parents: Option<ParentIndex>,
+    info: DeviceInfo,
+    size: u64,
+}
+
+impl fmt::Debug for LayeredDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(&self.layers).finish()
+    }
+}
+
+impl LayeredDevice {
+    /// The disk of `leaf` over `ancestors`, nearest first. That they belong together is the business of
+    /// [`chain`](crate::chain); a differencing image needs its ancestors down to one that is not.
+    #[must_use]
+    pub fn new(leaf: Image, ancestors: Vec<Layer>) -> Self {
+        let size = leaf.disk_size();
+        let block_size = leaf.header().map(|header| header.layout.block_size());
+        let parents = (!ancestors.is_empty()).then(|| ParentIndex::new(size, block_size.unwrap_or(size)));
+        let writable = leaf.is_writable();
+        let capabilities = Capabilities {
+            write: writable,
+            discard: writable,
+            fast_zero: writable,
+            resize: false,
+        };
+        let preferred = block_size.unwrap_or(MAX_PREFERRED_TRANSFER).min(MAX_PREFERRED_TRANSFER);
+        let preferred = u32::try_from(preferred).unwrap_or(LOGICAL_BLOCK);
+        let info = DeviceInfo::new(leaf.unique_id().0, preferred, capabilities);
+        let layers = std::iter::once(Layer::Vhd(Box::new(leaf))).chain(ancestors).collect();
+        Self {
+            layers,
+            parents,
+            info,
+            size,
+        }
+    }
+
+    /// The layers, the leaf first.
+    #[must_use]
+    pub fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
+    /// The image that is written.
+    #[must_use]
+    pub fn leaf(&self) -> &Image {
+        self.layers[0].image().expect("the first layer is an image")
+    }
+
+    /// Flushes and closes the leaf: what only a close can say about the file is said here.
+    pub fn close(mut self) -> Result<(), DeviceError> {
+        match self.layers.swap_remove(0) {
+            Layer::Vhd(image) => image.close(),
+            Layer::Raw(_) => Ok(()),
+        }
+    }
+
+    fn locate(&self, offset: u64, len: u64) -> Result<Located, DeviceError> {
+        match self.leaf_span(offset, len)? {
+            ReadSpan::Data { file_offset, len } => Ok(Located {
+                place: Some((0, file_offset)),
+                len,
+            }),
+            ReadSpan::Zero { len } => Ok(Located { place: None, len }),
+            ReadSpan::Parent { len } => self.locate_in_parents(offset, len),
+        }
+    }
+
+    fn leaf_span(&self, offset: u64, len: u64) -> Result<ReadSpan, DeviceError> {
+        self.layers[0].resolve_read(VirtualOffset(offset), len)
+    }
+
+    fn locate_in_parents(&self, offset: u64, len: u64) -> Result<Located, DeviceError> {
+        let Some(parents) = &self.parents else {
+            return Ok(Located { place: None, len });
+        };
+        let answer = parents.resolve(&self.layers, offset, len)?;
+        let Some(layer) = answer.layer else {
+            return Ok(Located {
+                place: None,
+                len: answer.len,
+            });
+        };
+        let (file_offset, len) =
+            self.layers[usize_from(u64::from(layer))].locate_present(VirtualOffset(offset), answer.len);
+        Ok(Located {
+            place: Some((layer, file_offset)),
+            len,
+        })
+    }
+
+    fn file_of(&self, layer: u32) -> &dyn StorageFile {
+        self.layers[usize_from(u64::from(layer))].file()
+    }
+
+    fn check_write(&self, offset: u64, len: u64) -> Result<(), DeviceError> {
+        if !self.info.capabilities.write {
+            return Err(DeviceError::ReadOnly);
+        }
+        check_range(offset, len, self.size)
+    }
+
+    /// Makes a range zero that the leaf holds, or is to hold from now on.
+    fn store_zeroes(&self, offset: u64, len: u64, options: ZeroOptions) -> Result<(), DeviceError> {
+        let mut done = 0;
+        while done < len {
+            let span = self.leaf().resolve_write(VirtualOffset(offset + done), len - done)?;
+            span.zero(options)?;
+            done += span.len();
+            span.complete()?;
+        }
+        Ok(())
+    }
+
+    /// Makes a range zero that the leaf leaves to its parents. INV-08: zeroes are stored, unless the parents
+    /// read zero there too.
+    fn cover_with_zeroes(&self, offset: u64, len: u64, options: ZeroOptions) -> Result<(), DeviceError> {
+        let mut done = 0;
+        while done < len {
+            let located = self.locate_in_parents(offset + done, len - done)?;
+            if located.place.is_some() {
+                self.store_zeroes(offset + done, located.len, options)?;
+            }
+            done += located.len;
+        }
+        Ok(())
+    }
+}
+
+impl BlockDevice for LayeredDevice {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.size
+    }
+
+    fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<(), DeviceError> {
+        let len = scatter::total_len(bufs.iter().map(|buf| &**buf));
+        check_range(offset, len, self.size)?;
+        let mut done = 0;
+        while done < len {
+            let Located { place, len: part } = self.locate(offset + done, len - done)?;
+            match place {
+                Some((layer, FileOffset(at))) if part == len => {
+                    return self
+                        .file_of(layer)
+                        .read_exact_vectored_at(bufs, at)
+                        .io_context("read", at);
+                }
+                Some((layer, FileOffset(at))) => {
+                    let file = self.file_of(layer);
+                    scatter::for_each_mut(bufs, usize_from(done), usize_from(part), |buf, position| {
+                        let at = at + crate::units::u64_from(position);
+                        file.read_exact_at(buf, at).io_context("read", at)
+                    })?;
+                }
+                None => scatter::for_each_mut(bufs, usize_from(done), usize_from(part), |buf, _| {
+                    buf.fill(0);
+                    Ok::<(), DeviceError>(())
+                })?,
+            }
+            done += part;
+        }
+        Ok(())
+    }
+
+    fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64, fua: bool) -> Result<(), DeviceError> {
+        let len = scatter::total_len(bufs.iter().map(|buf| &**buf));
+        self.check_write(offset, len)?;
+        let mut done = 0;
+        while done < len {
+            let span = self.leaf().resolve_write(VirtualOffset(offset + done), len - done)?;
+            let FileOffset(at) = span.file_offset();
+            if span.len() == len {
+                span.file().write_all_vectored_at(bufs, at).io_context("write", at)?;
+            } else {
+                scatter::for_each(bufs, usize_from(done), usize_from(span.len()), |buf, position| {
+                    let at = at + crate::units::u64_from(position);
+                    span.file().write_all_at(buf, at).io_context("write", at)
+                })?;
+            }
+            done += span.len();
+            span.complete()?;
+        }
+        if fua { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        self.leaf().flush()
+    }
+
+    fn write_zeroes(&self, range: ByteRange, options: ZeroOptions) -> Result<(), DeviceError> {
+        self.check_write(range.start, range.len)?;
+        let mut at = range.start;
+        while at < range.end() {
+            let span = self.leaf_span(at, range.end() - at)?;
+            match span {
+                ReadSpan::Data { len, .. } => self.store_zeroes(at, len, options)?,
+                ReadSpan::Parent { len } => self.cover_with_zeroes(at, len, options)?,
+                ReadSpan::Zero { .. } => {}
+            }
+            at += span.len();
+        }
+        if options.fua { self.flush() } else { Ok(()) }
+    }
+
+    fn discard(&self, range: ByteRange) -> Result<(), DeviceError> {
+        self.check_write(range.start, range.len)?;
+        let mut at = range.start;
+        while at < range.end() {
+            let span = self.leaf_span(at, range.end() - at)?;
+            if let ReadSpan::Data { len, .. } = span {
+                self.discard_stored(at, len)?;
+            }
+            at += span.len();
+        }
+        Ok(())
+    }
+
+    fn extents(&self, range: ByteRange, visitor: ExtentVisitor<'_>) -> Result<(), DeviceError> {
+        check_range(range.start, range.len, self.size)?;
+        let base = u32::try_from(self.layers.len() - 1).expect("the depth of a chain is bounded");
+        let mut coalescer = Coalescer::new(visitor);
+        let mut at = range.start;
+        while at < range.end() {
+            let Located { place, len } = self.locate(at, range.end() - at)?;
+            let part = ByteRange::new(at, len);
+            let flow = match place {
+                Some((depth, FileOffset(offset))) => {
+                    push_stored(&mut coalescer, self.file_of(depth), part, depth, offset)
+                        .io_context("look for holes", offset)?
+                }
+                None => coalescer.push(Extent {
+                    range: part,
+                    kind: ExtentKind::Hole,
+                    depth: base,
+                    file_offset: None,
+                }),
+            };
+            if flow.is_break() {
+                return Ok(());
+            }
+            at += len;
+        }
+        coalescer.finish();
+        Ok(())
+    }
+
+    fn resize(&self, _size: u64) -> Result<(), DeviceError> {
+        Err(DeviceError::Unsupported("be resized"))
+    }
+}
+
+impl LayeredDevice {
+    fn discard_stored(&self, offset: u64, len: u64) -> Result<(), DeviceError> {
+        let span = self.leaf().resolve_write(VirtualOffset(offset), len)?;
+        debug_assert_eq!(
+            span.len(),
+            len,
+            "a span that was read in one piece is written in one piece"
+        );
+        discard_file_range(span.file(), span.file_offset().0, span.len())?;
+        span.complete()
+    }
+}

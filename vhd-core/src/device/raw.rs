@@ -1,0 +1,143 @@
+//! A raw image: the file is the disk.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::sync::Arc;
+
+use super::extents::{Coalescer, ExtentVisitor, push_stored};
+use super::{BlockDevice, ByteRange, Capabilities, DeviceError, DeviceInfo, LOGICAL_BLOCK, ZeroOptions, check_range};
+use crate::image::IoContext;
+use crate::storage::{PaddedFile, StorageFile, clear_range, zero_range_kept};
+
+/// Bytes per request that are cheapest for a plain file.
+const PREFERRED_TRANSFER: u32 = 1 << 20;
+
+/// A disk that is a plain file. A file that is no multiple of 512 bytes long reads zero up to the next one.
+#[derive(Debug)]
+pub struct RawDevice {
+    file: PaddedFile,
+    info: DeviceInfo,
+}
+
+impl RawDevice {
+    /// The disk in `file`, whose present length is its size.
+    pub fn new(file: Arc<dyn StorageFile>, writable: bool) -> std::io::Result<Self> {
+        let capabilities = Capabilities {
+            write: writable,
+            discard: writable,
+            fast_zero: writable,
+            resize: false,
+        };
+        let info = DeviceInfo::new([0; 16], PREFERRED_TRANSFER, capabilities);
+        Ok(Self {
+            file: PaddedFile::new(file, u64::from(LOGICAL_BLOCK))?,
+            info,
+        })
+    }
+
+    /// The file that is the disk.
+    #[must_use]
+    pub fn file(&self) -> &dyn StorageFile {
+        &self.file
+    }
+
+    fn check_write(&self, offset: u64, len: u64) -> Result<(), DeviceError> {
+        if !self.info.capabilities.write {
+            return Err(DeviceError::ReadOnly);
+        }
+        check_range(offset, len, self.file.padded_len())
+    }
+
+    fn flush_if(&self, fua: bool) -> Result<(), DeviceError> {
+        if fua { self.flush() } else { Ok(()) }
+    }
+}
+
+impl BlockDevice for RawDevice {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.file.padded_len()
+    }
+
+    fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<(), DeviceError> {
+        let len = super::scatter::total_len(bufs.iter().map(|buf| &**buf));
+        check_range(offset, len, self.file.padded_len())?;
+        self.file
+            .read_exact_vectored_at(bufs, offset)
+            .io_context("read", offset)
+    }
+
+    fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64, fua: bool) -> Result<(), DeviceError> {
+        let len = super::scatter::total_len(bufs.iter().map(|buf| &**buf));
+        self.check_write(offset, len)?;
+        self.file
+            .write_all_vectored_at(bufs, offset)
+            .io_context("write", offset)?;
+        self.flush_if(fua)
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        if !self.info.capabilities.write {
+            return Ok(());
+        }
+        self.file.sync().io_context("sync", 0)
+    }
+
+    fn write_zeroes(&self, range: ByteRange, options: ZeroOptions) -> Result<(), DeviceError> {
+        self.check_write(range.start, range.len)?;
+        zero_file_range(&self.file, range.start, range.len, options)?;
+        self.flush_if(options.fua)
+    }
+
+    fn discard(&self, range: ByteRange) -> Result<(), DeviceError> {
+        self.check_write(range.start, range.len)?;
+        discard_file_range(&self.file, range.start, range.len)
+    }
+
+    fn extents(&self, range: ByteRange, visitor: ExtentVisitor<'_>) -> Result<(), DeviceError> {
+        check_range(range.start, range.len, self.file.padded_len())?;
+        let mut coalescer = Coalescer::new(visitor);
+        let pushed = push_stored(&mut coalescer, &self.file, range, 0, range.start);
+        if pushed.io_context("look for holes", range.start)?.is_continue() {
+            coalescer.finish();
+        }
+        Ok(())
+    }
+
+    fn resize(&self, _size: u64) -> Result<(), DeviceError> {
+        Err(DeviceError::Unsupported("be resized"))
+    }
+}
+
+/// Makes a range of a file zero in the way the options allow.
+pub(crate) fn zero_file_range(
+    file: &dyn StorageFile,
+    offset: u64,
+    len: u64,
+    options: ZeroOptions,
+) -> Result<(), DeviceError> {
+    if len == 0 {
+        return Ok(());
+    }
+    let result = match (options.fast_only, options.may_unmap) {
+        (true, true) => file.punch_hole(offset, len),
+        (true, false) => file.zero_range(offset, len),
+        (false, true) => clear_range(file, offset, len),
+        (false, false) => zero_range_kept(file, offset, len),
+    };
+    match result {
+        Err(error) if options.fast_only && error.kind() == std::io::ErrorKind::Unsupported => Err(DeviceError::NotFast),
+        other => other.io_context("zero", offset),
+    }
+}
+
+/// Frees the space of a range of a file where the file system can; elsewhere the bytes stay.
+pub(crate) fn discard_file_range(file: &dyn StorageFile, offset: u64, len: u64) -> Result<(), DeviceError> {
+    match file.punch_hole(offset, len) {
+        Err(error) if error.kind() == std::io::ErrorKind::Unsupported => Ok(()),
+        _ if len == 0 => Ok(()),
+        other => other.io_context("punch a hole", offset),
+    }
+}

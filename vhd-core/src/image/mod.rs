@@ -1,0 +1,322 @@
+//! One open VHD file: where its bytes are, and how changes reach it safely.
+//!
+//! ```text
+//!   resolve_read(range)  -> ReadSpan   Data | Zero | Parent        no lock
+//!   resolve_write(range) -> WriteSpan  put bytes there, complete() a lock for the first write of a block only
+//!   flush()                            stage, sync, publish, sync  (commit.rs; docs/invariants.md)
+//!   close()                            flush, then cut the unused end of the last chunk off
+//! ```
+//!
+//! An image moves no bytes itself: [`device`](crate::device) has the one loop that does, for every type of
+//! image and every depth of chain.
+
+mod allocator;
+mod commit;
+mod create;
+mod error;
+mod flush;
+mod footers;
+mod open;
+mod sector_map;
+mod sector_maps;
+mod sparse;
+mod table;
+mod validate;
+mod write_span;
+
+use std::fmt;
+use std::sync::Arc;
+
+pub use commit::PublishFence;
+pub use create::{ParentLink, Preallocate, create_differencing, create_dynamic, create_fixed};
+pub use error::{CreateError, OpenError};
+pub use footers::{FooterSource, Footers};
+pub use open::{MAX_BLOCKS, OpenMode};
+pub use write_span::WriteSpan;
+
+pub(crate) use error::IoContext;
+
+use crate::device::DeviceError;
+use crate::format::{DiskType, DynamicHeader, Footer, MAX_LOCATOR_LENGTH, PlatformCode, UniqueId, decode_locator};
+use crate::storage::StorageFile;
+use crate::units::{FileOffset, VirtualOffset, usize_from};
+use commit::Writer;
+use flush::FlushCoalescer;
+use sparse::Sparse;
+
+/// Where the bytes at the start of a range are, and how many of them are there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadSpan {
+    /// In the image's file.
+    Data {
+        /// Where in the file.
+        file_offset: FileOffset,
+        /// Bytes.
+        len: u64,
+    },
+    /// Nowhere: they read zero.
+    Zero {
+        /// Bytes.
+        len: u64,
+    },
+    /// In the parent.
+    Parent {
+        /// Bytes.
+        len: u64,
+    },
+}
+
+impl ReadSpan {
+    /// The bytes of the span.
+    #[must_use]
+    pub fn len(self) -> u64 {
+        match self {
+            Self::Data { len, .. } | Self::Zero { len } | Self::Parent { len } => len,
+        }
+    }
+
+    /// Spans are never empty.
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// An open VHD file. All I/O is by `&self`; any number of threads may read, write and flush at once.
+///
+/// Dropping a writable image closes it; only [`close`](Image::close) tells whether that worked.
+pub struct Image {
+    file: Arc<dyn StorageFile>,
+    footers: Footers,
+    writable: bool,
+    body: Body,
+    coalescer: FlushCoalescer,
+    closed: bool,
+}
+
+enum Body {
+    Fixed,
+    Sparse(Box<Sparse>),
+}
+
+impl fmt::Debug for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let footer = self.footer();
+        write!(
+            f,
+            "Image({:?} {} of {} bytes in {:?})",
+            footer.disk_type, footer.unique_id, footer.current_size, self.file
+        )
+    }
+}
+
+impl Image {
+    /// The footer in use.
+    #[must_use]
+    pub fn footer(&self) -> &Footer {
+        &self.footers.footer
+    }
+
+    /// Both footers as they were found.
+    #[must_use]
+    pub fn footers(&self) -> &Footers {
+        &self.footers
+    }
+
+    /// The dynamic header; `None` for a fixed image.
+    #[must_use]
+    pub fn header(&self) -> Option<&DynamicHeader> {
+        self.sparse().map(|sparse| &sparse.header)
+    }
+
+    /// The size of the disk in bytes.
+    #[must_use]
+    pub fn disk_size(&self) -> u64 {
+        self.footer().current_size
+    }
+
+    /// The identity of the disk.
+    #[must_use]
+    pub fn unique_id(&self) -> UniqueId {
+        self.footer().unique_id
+    }
+
+    /// What the image lacks is in a parent.
+    #[must_use]
+    pub fn is_differencing(&self) -> bool {
+        self.footer().disk_type == DiskType::Differencing
+    }
+
+    /// The image was opened for writing.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// The file that holds the image.
+    #[must_use]
+    pub fn file(&self) -> &Arc<dyn StorageFile> {
+        &self.file
+    }
+
+    fn sparse(&self) -> Option<&Sparse> {
+        match &self.body {
+            Body::Fixed => None,
+            Body::Sparse(sparse) => Some(sparse),
+        }
+    }
+
+    fn writer(&self) -> Option<(&Sparse, &Writer)> {
+        let sparse = self.sparse()?;
+        Some((sparse, sparse.writer.as_ref()?))
+    }
+
+    /// Bytes of block data that have space in the file (of a fixed image: the whole disk).
+    #[must_use]
+    pub fn allocated_bytes(&self) -> u64 {
+        match self.sparse() {
+            None => self.disk_size(),
+            Some(sparse) => sparse.table.allocated() * sparse.layout.block_size(),
+        }
+    }
+
+    /// Where the bytes at the start of the range are. `offset` and `len` are multiples of 512, `len` is not
+    /// zero, and the range is inside the disk.
+    pub fn resolve_read(&self, offset: VirtualOffset, len: u64) -> Result<ReadSpan, DeviceError> {
+        match &self.body {
+            Body::Fixed => Ok(ReadSpan::Data {
+                file_offset: FileOffset(offset.0),
+                len,
+            }),
+            Body::Sparse(sparse) => sparse.resolve_read(&*self.file, offset, len),
+        }
+    }
+
+    /// Where the bytes at the start of the range are, for a range that this file is known to have; the second
+    /// number says how many of them are there in one piece.
+    #[must_use]
+    pub fn locate_present(&self, offset: VirtualOffset, len: u64) -> (FileOffset, u64) {
+        match &self.body {
+            Body::Fixed => (FileOffset(offset.0), len),
+            Body::Sparse(sparse) => sparse.locate_present(offset, len),
+        }
+    }
+
+    /// A place for the bytes at the start of the range, under the conditions of
+    /// [`resolve_read`](Image::resolve_read).
+    pub fn resolve_write(&self, offset: VirtualOffset, len: u64) -> Result<WriteSpan<'_>, DeviceError> {
+        if !self.writable {
+            return Err(DeviceError::ReadOnly);
+        }
+        match self.writer() {
+            None => Ok(WriteSpan::in_place(self, FileOffset(offset.0), len)),
+            Some((sparse, writer)) => {
+                writer.check_usable()?;
+                WriteSpan::in_block(self, sparse, writer, offset, len)
+            }
+        }
+    }
+
+    /// Makes every write that completed before the call durable. Concurrent calls share the work.
+    pub fn flush(&self) -> Result<(), DeviceError> {
+        if !self.writable {
+            return Ok(());
+        }
+        self.coalescer.run(|| match self.writer() {
+            None => self.file.sync().io_context("sync", 0),
+            Some((sparse, writer)) => commit::commit(sparse, writer, &*self.file),
+        })
+    }
+
+    /// Flushes, and gives unused space at the end of the file back.
+    pub fn close(mut self) -> Result<(), DeviceError> {
+        self.close_once()
+    }
+
+    fn close_once(&mut self) -> Result<(), DeviceError> {
+        if std::mem::replace(&mut self.closed, true) || !self.writable {
+            return Ok(());
+        }
+        self.flush()?;
+        match self.writer() {
+            None => Ok(()),
+            Some((_, writer)) => writer.allocator.trim(),
+        }
+    }
+
+    /// Where the image says its parent is: each locator's path as written, best first, then the name in the
+    /// header. Empty for an image without a parent.
+    pub fn parent_paths(&self) -> Result<Vec<ParentPath>, OpenError> {
+        let (Some(header), true) = (self.header(), self.is_differencing()) else {
+            return Ok(Vec::new());
+        };
+        let mut paths = Vec::new();
+        for locator in header.locators.iter().flatten() {
+            let len = locator.length.min(MAX_LOCATOR_LENGTH);
+            let mut data = vec![0; usize_from(u64::from(len))];
+            let offset = locator.offset;
+            self.file
+                .read_exact_at(&mut data, offset)
+                .map_err(|source| OpenError::Read {
+                    structure: "parent locator",
+                    offset,
+                    source,
+                })?;
+            if let Some(path) = decode_locator(locator.code, &data).filter(|path| !path.is_empty()) {
+                paths.push(ParentPath {
+                    source: PathSource::Locator(locator.code),
+                    path,
+                });
+            }
+        }
+        if !header.parent_name.is_empty() {
+            paths.push(ParentPath {
+                source: PathSource::HeaderName,
+                path: header.parent_name.to_string_lossy(),
+            });
+        }
+        paths.sort_by_key(|path| path.source.rank());
+        Ok(paths)
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        if let Err(error) = self.close_once() {
+            tracing::error!(%error, "an image was dropped and could not be closed");
+        }
+    }
+}
+
+/// A path under which an image says its parent can be found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParentPath {
+    /// Where in the image it stands.
+    pub source: PathSource,
+    /// The path as written, backslashes and drive letters included.
+    pub path: String,
+}
+
+/// Where in an image a parent's path stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PathSource {
+    /// In a parent locator.
+    Locator(PlatformCode),
+    /// In the dynamic header.
+    HeaderName,
+}
+
+impl PathSource {
+    /// The order in which the paths are tried: relative before absolute, current codes before deprecated ones.
+    fn rank(self) -> u32 {
+        match self {
+            Self::Locator(PlatformCode::W2ru) => 0,
+            Self::Locator(PlatformCode::W2ku) => 1,
+            Self::Locator(PlatformCode::MacX) => 2,
+            Self::Locator(PlatformCode::Wi2r) => 3,
+            Self::Locator(PlatformCode::Wi2k) => 4,
+            Self::Locator(_) => 5,
+            Self::HeaderName => 6,
+        }
+    }
+}

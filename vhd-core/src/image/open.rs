@@ -1,0 +1,240 @@
+//! Opening an image: every structure is validated before the first byte is read through it.
+
+use std::sync::Arc;
+
+use super::allocator::Allocator;
+use super::commit::{Pending, PublishFence, Writer};
+use super::error::OpenError;
+use super::flush::FlushCoalescer;
+use super::footers::{FooterSource, Footers};
+use super::sector_maps::SectorMaps;
+use super::sparse::Sparse;
+use super::table::{BlockTable, Slot};
+use super::validate::{Space, metadata_regions};
+use super::{Body, Image};
+use crate::format::{
+    BlockLayout, DiskType, DynamicHeader, FOOTER_SIZE, Footer, HEADER_SIZE, LEGACY_FOOTER_SIZE, TABLE_ENTRY_SIZE,
+    TableEntry, check_table_covers,
+};
+use crate::storage::StorageFile;
+use crate::sync::{AtomicBool, Mutex};
+use crate::units::{FileOffset, u64_from, usize_from};
+
+/// The most blocks an image may have: its table then takes 64 MiB in the file and twice that in memory.
+/// 2040 GiB in blocks of 128 KiB stay below it; Microsoft's smallest block is 512 KiB.
+pub const MAX_BLOCKS: u64 = 1 << 24;
+
+/// Locks that serialise the first write of a block; two blocks may share one.
+#[cfg(not(loom))]
+const STRIPES: usize = 64;
+#[cfg(loom)]
+const STRIPES: usize = 1;
+
+/// How an image is opened.
+#[derive(Clone, Default)]
+pub struct OpenMode {
+    writable: bool,
+    fence: Option<Arc<dyn PublishFence>>,
+}
+
+impl OpenMode {
+    /// For reading.
+    #[must_use]
+    pub fn read_only() -> Self {
+        Self::default()
+    }
+
+    /// For reading and writing. The file must be writable too.
+    #[must_use]
+    pub fn read_write() -> Self {
+        Self {
+            writable: true,
+            fence: None,
+        }
+    }
+
+    /// Asks `fence` before each change of metadata (INV-06).
+    #[must_use]
+    pub fn with_fence(mut self, fence: Arc<dyn PublishFence>) -> Self {
+        self.fence = Some(fence);
+        self
+    }
+}
+
+impl Image {
+    /// Opens the image in `file`.
+    ///
+    /// A damaged footer is recovered from its copy and a damaged copy from the footer; opened for writing,
+    /// the damaged one is restored in the file.
+    ///
+    /// # Errors
+    /// [`OpenError`] names the first rule that the file breaks.
+    pub fn open(file: Arc<dyn StorageFile>, mode: &OpenMode) -> Result<Self, OpenError> {
+        let file_len = file.len().map_err(|source| OpenError::Read {
+            structure: "file length",
+            offset: 0,
+            source,
+        })?;
+        let footers = Footers::read(&*file)?;
+        let footer = footers.footer.clone();
+        let body = match footer.disk_type {
+            DiskType::Fixed => {
+                check_fixed_length(&footer, file_len)?;
+                Body::Fixed
+            }
+            DiskType::Dynamic | DiskType::Differencing => {
+                Body::Sparse(Box::new(open_sparse(&file, &footers, file_len, mode)?))
+            }
+        };
+        Ok(Self {
+            file,
+            footers,
+            writable: mode.writable,
+            body,
+            coalescer: FlushCoalescer::new(),
+            closed: false,
+        })
+    }
+}
+
+fn check_fixed_length(footer: &Footer, file_len: u64) -> Result<(), OpenError> {
+    let needed = footer.current_size + u64_from(LEGACY_FOOTER_SIZE);
+    if file_len < needed {
+        return Err(OpenError::FileTooShort {
+            file_len,
+            disk_size: footer.current_size,
+            needed,
+        });
+    }
+    Ok(())
+}
+
+fn open_sparse(
+    file: &Arc<dyn StorageFile>,
+    footers: &Footers,
+    file_len: u64,
+    mode: &OpenMode,
+) -> Result<Sparse, OpenError> {
+    let footer = &footers.footer;
+    let (header_offset, header) = read_header(&**file, footer, file_len)?;
+    let entries = read_table(&**file, &header, footer, header_offset, file_len)?;
+    let space = Space {
+        layout: header.layout,
+        disk_size: footer.current_size,
+        regions: &metadata_regions(&header, header_offset),
+        end: space_end(footers, file_len),
+    };
+    space.check(&entries)?;
+    let blocks = u64_from(entries.len());
+    let writer = match mode.writable {
+        true => Some(open_writer(file, footers, header.layout, file_len, mode)?),
+        false => None,
+    };
+    Ok(Sparse {
+        differencing: footer.disk_type == DiskType::Differencing,
+        layout: header.layout,
+        disk_size: footer.current_size,
+        table_offset: header.table_offset,
+        table: BlockTable::new(entries.into_iter().map(Slot::published)),
+        maps: if mode.writable {
+            SectorMaps::resident(blocks)
+        } else {
+            SectorMaps::cached(header.layout.bitmap_bytes())
+        },
+        header,
+        writer,
+    })
+}
+
+/// Where block space ends: at the tail footer if there is one.
+pub(super) fn space_end(footers: &Footers, file_len: u64) -> u64 {
+    match footers.source {
+        FooterSource::Tail(offset) | FooterSource::LegacyTail(offset) => offset.0,
+        FooterSource::Copy => file_len,
+    }
+}
+
+/// Reads the dynamic header, and says where it was.
+pub(super) fn read_header(
+    file: &dyn StorageFile,
+    footer: &Footer,
+    file_len: u64,
+) -> Result<(u64, DynamicHeader), OpenError> {
+    let offset = footer.data_offset.unwrap_or(u64::MAX);
+    let end = offset.checked_add(u64_from(HEADER_SIZE));
+    if offset < u64_from(FOOTER_SIZE) || end.is_none_or(|end| end > file_len) {
+        return Err(OpenError::HeaderLocation { offset, file_len });
+    }
+    let mut bytes = [0; HEADER_SIZE];
+    file.read_exact_at(&mut bytes, offset)
+        .map_err(|source| OpenError::Read {
+            structure: "dynamic header",
+            offset,
+            source,
+        })?;
+    let header = DynamicHeader::decode(&bytes).map_err(|source| OpenError::Format {
+        structure: "dynamic header",
+        offset,
+        source,
+    })?;
+    Ok((offset, header))
+}
+
+/// Reads the entries of the blocks that the disk has; surplus entries are ignored.
+pub(super) fn read_table(
+    file: &dyn StorageFile,
+    header: &DynamicHeader,
+    footer: &Footer,
+    header_offset: u64,
+    file_len: u64,
+) -> Result<Vec<TableEntry>, OpenError> {
+    let blocks = check_table_covers(header, footer).map_err(|source| OpenError::Format {
+        structure: "dynamic header",
+        offset: header_offset,
+        source,
+    })?;
+    if blocks > MAX_BLOCKS {
+        let block_size = header.layout.block_size();
+        return Err(OpenError::TooManyBlocks {
+            blocks,
+            block_size,
+            maximum: MAX_BLOCKS,
+        });
+    }
+    let offset = header.table_offset;
+    let len = blocks * u64_from(TABLE_ENTRY_SIZE);
+    if offset.checked_add(len).is_none_or(|end| end > file_len) {
+        return Err(OpenError::TableLocation { offset, len, file_len });
+    }
+    // The length is bounded by the file's and by MAX_BLOCKS before anything is allocated for it.
+    let mut bytes = vec![0; usize_from(len)];
+    file.read_exact_at(&mut bytes, offset)
+        .map_err(|source| OpenError::Read {
+            structure: "block table",
+            offset,
+            source,
+        })?;
+    let (entries, _) = bytes.as_chunks::<TABLE_ENTRY_SIZE>();
+    Ok(entries.iter().map(|entry| TableEntry::from_be_bytes(*entry)).collect())
+}
+
+fn open_writer(
+    file: &Arc<dyn StorageFile>,
+    footers: &Footers,
+    layout: BlockLayout,
+    file_len: u64,
+    mode: &OpenMode,
+) -> Result<Writer, OpenError> {
+    let tail = footers.restore(&**file, file_len)?;
+    let used = match tail {
+        Some(FileOffset(offset)) => (offset + u64_from(FOOTER_SIZE)).max(file_len),
+        None => file_len,
+    };
+    Ok(Writer {
+        allocator: Allocator::new(Arc::clone(file), layout, footers.raw, used, tail),
+        stripes: (0..STRIPES).map(|_| Mutex::new(())).collect(),
+        pending: Mutex::new(Pending::default()),
+        poisoned: AtomicBool::new(false),
+        fence: mode.fence.clone(),
+    })
+}

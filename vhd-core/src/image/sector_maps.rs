@@ -1,0 +1,119 @@
+//! The sector maps of an image, loaded when first needed.
+//!
+//! A writable image keeps what it loads (1/4096 of the partly filled blocks it touched: a map that
+//! bits are set in must not be dropped). A read-only image, of which a chain may have a thousand,
+//! keeps a bounded number.
+
+use std::ops::Deref;
+use std::sync::{Arc, OnceLock};
+
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+
+use super::sector_map::SectorMap;
+use crate::units::{BlockIndex, u64_from, usize_from};
+
+/// Blocks per lazily allocated group: an image of a million blocks without maps then costs 32 KiB.
+const GROUP: usize = 512;
+
+/// Bytes of sector maps that one read-only image keeps.
+const CACHE_BYTES: u64 = 4 << 20;
+
+type Group = Box<[OnceLock<SectorMap>]>;
+
+/// The loaded maps.
+pub(super) enum SectorMaps {
+    /// Of a writable image: never dropped.
+    Resident(Box<[OnceLock<Group>]>),
+    /// Of a read-only image.
+    Cached(Box<Cache<u32, Arc<SectorMap>, MapBytes>>),
+}
+
+/// A map in use.
+pub(super) enum MapRef<'a> {
+    Resident(&'a SectorMap),
+    Cached(Arc<SectorMap>),
+}
+
+/// Weighs a map by its bytes.
+#[derive(Clone)]
+pub(super) struct MapBytes;
+
+impl Weighter<u32, Arc<SectorMap>> for MapBytes {
+    fn weight(&self, _: &u32, map: &Arc<SectorMap>) -> u64 {
+        u64::from(map.sectors() / 8).max(64)
+    }
+}
+
+impl Deref for MapRef<'_> {
+    type Target = SectorMap;
+
+    fn deref(&self) -> &SectorMap {
+        match self {
+            Self::Resident(map) => map,
+            Self::Cached(map) => map,
+        }
+    }
+}
+
+impl SectorMaps {
+    /// For a writable image of `blocks` blocks.
+    pub(super) fn resident(blocks: u64) -> Self {
+        let groups = usize_from(blocks).div_ceil(GROUP);
+        Self::Resident((0..groups).map(|_| OnceLock::new()).collect())
+    }
+
+    /// For a read-only image whose maps take `map_bytes` each.
+    pub(super) fn cached(map_bytes: u64) -> Self {
+        let items = usize_from(CACHE_BYTES / map_bytes.max(64));
+        Self::Cached(Box::new(Cache::with_weighter(items, CACHE_BYTES, MapBytes)))
+    }
+
+    /// The map of `block` if it is here.
+    pub(super) fn get(&self, block: BlockIndex) -> Option<MapRef<'_>> {
+        match self {
+            Self::Resident(_) => self.resident_map(block).map(MapRef::Resident),
+            Self::Cached(cache) => cache.get(&block.0).map(MapRef::Cached),
+        }
+    }
+
+    /// Keeps a map that was read from the file. Of two readers at once the first one's map stays.
+    pub(super) fn insert_loaded(&self, block: BlockIndex, map: SectorMap) -> MapRef<'_> {
+        match self {
+            Self::Resident(groups) => {
+                let cell = resident_cell(groups, block);
+                let mut map = Some(map);
+                MapRef::Resident(cell.get_or_init(|| map.take().expect("initialised once")))
+            }
+            Self::Cached(cache) => {
+                let map = Arc::new(map);
+                cache.insert(block.0, Arc::clone(&map));
+                MapRef::Cached(map)
+            }
+        }
+    }
+
+    /// The map of `block` if it is kept for good; `None` too where the image is read-only.
+    pub(super) fn resident_map(&self, block: BlockIndex) -> Option<&SectorMap> {
+        match self {
+            Self::Resident(groups) => groups[block.as_usize() / GROUP].get()?[block.as_usize() % GROUP].get(),
+            Self::Cached(_) => None,
+        }
+    }
+
+    /// Puts the map of a block that had no space until now. The caller holds the block's stripe.
+    pub(super) fn insert_new(&self, block: BlockIndex, map: SectorMap) {
+        if let Self::Resident(groups) = self {
+            let fresh = resident_cell(groups, block).set(map).is_ok();
+            debug_assert!(fresh, "a block without space has no map");
+        }
+    }
+}
+
+fn resident_cell(groups: &[OnceLock<Group>], block: BlockIndex) -> &OnceLock<SectorMap> {
+    let index = block.as_usize();
+    let group = groups[index / GROUP].get_or_init(|| (0..GROUP).map(|_| OnceLock::new()).collect());
+    &group[index % GROUP]
+}
+
+const _: () = assert!(u64_from(GROUP).is_power_of_two());

@@ -1,0 +1,227 @@
+//! Writing: a span says where bytes go, and its completion makes them visible.
+
+use super::Image;
+use super::allocator::Reservation;
+use super::commit::{MAX_UNPUBLISHED, Writer};
+use super::sector_map::SectorMap;
+use super::sparse::{Piece, Sparse};
+use super::table::Slot;
+use crate::device::{DeviceError, ZeroOptions, zero_file_range};
+use crate::format::TableEntry;
+use crate::storage::StorageFile;
+use crate::sync::{MutexGuard, lock};
+use crate::units::{BlockIndex, FileOffset, VirtualOffset};
+
+/// A place in the file for the next bytes of a write. Put them there, then call
+/// [`complete`](WriteSpan::complete); a span that is dropped instead leaves the disk as it was, except that
+/// sectors which were in this file already may have been overwritten.
+#[must_use = "bytes written to a span are part of the disk after complete() only"]
+pub struct WriteSpan<'a> {
+    image: &'a Image,
+    file_offset: FileOffset,
+    len: u64,
+    completion: Completion<'a>,
+}
+
+enum Completion<'a> {
+    /// Every sector is in this file already.
+    InPlace,
+    /// Sectors of a block that has space; some may be absent until now.
+    Bits {
+        sparse: &'a Sparse,
+        writer: &'a Writer,
+        map: &'a SectorMap,
+        piece: Piece,
+    },
+    /// The first sectors of a block: it gets its space with them.
+    NewBlock(Box<NewBlock<'a>>),
+}
+
+struct NewBlock<'a> {
+    sparse: &'a Sparse,
+    writer: &'a Writer,
+    reservation: Reservation<'a>,
+    piece: Piece,
+    /// Keeps other writers of the block waiting until it is in the table.
+    _stripe: MutexGuard<'a, ()>,
+}
+
+impl<'a> WriteSpan<'a> {
+    pub(super) fn in_place(image: &'a Image, file_offset: FileOffset, len: u64) -> Self {
+        Self {
+            image,
+            file_offset,
+            len,
+            completion: Completion::InPlace,
+        }
+    }
+
+    /// Where the first bytes of the range go.
+    pub(super) fn in_block(
+        image: &'a Image,
+        sparse: &'a Sparse,
+        writer: &'a Writer,
+        offset: VirtualOffset,
+        len: u64,
+    ) -> Result<Self, DeviceError> {
+        let piece = sparse.first_piece(offset, len);
+        let mut slot = sparse.table.get(piece.block);
+        if !slot.is_allocated() {
+            let stripe = lock(stripe_of(writer, piece.block));
+            slot = sparse.table.get(piece.block);
+            if !slot.is_allocated() {
+                let reservation = writer.allocator.reserve()?;
+                let file_offset = sparse.data_offset(reservation.bitmap(), piece.within);
+                let block = NewBlock {
+                    sparse,
+                    writer,
+                    reservation,
+                    piece,
+                    _stripe: stripe,
+                };
+                return Ok(Self {
+                    image,
+                    file_offset,
+                    len: piece.len,
+                    completion: Completion::NewBlock(Box::new(block)),
+                });
+            }
+        }
+        Self::in_allocated_block(image, sparse, writer, slot, piece)
+    }
+
+    fn in_allocated_block(
+        image: &'a Image,
+        sparse: &'a Sparse,
+        writer: &'a Writer,
+        slot: Slot,
+        piece: Piece,
+    ) -> Result<Self, DeviceError> {
+        let bitmap = slot.bitmap_offset().expect("the block is allocated");
+        let file_offset = sparse.data_offset(bitmap, piece.within);
+        if slot.is_full() || sparse.partial_map(&*image.file, piece.block, bitmap)?.is_none() {
+            return Ok(Self::in_place(image, file_offset, piece.len));
+        }
+        let map = sparse
+            .maps
+            .resident_map(piece.block)
+            .expect("a writable image keeps the maps it loads");
+        let completion = Completion::Bits {
+            sparse,
+            writer,
+            map,
+            piece,
+        };
+        Ok(Self {
+            image,
+            file_offset,
+            len: piece.len,
+            completion,
+        })
+    }
+
+    /// Where in the file the bytes go.
+    #[must_use]
+    pub fn file_offset(&self) -> FileOffset {
+        self.file_offset
+    }
+
+    /// How many bytes of the range go there.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// A span has at least one sector.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The file that the bytes go to.
+    #[must_use]
+    pub fn file(&self) -> &dyn StorageFile {
+        &*self.image.file
+    }
+
+    /// Makes the span's bytes in the file zero.
+    ///
+    /// # Errors
+    /// [`DeviceError::NotFast`] if they would have to be written out and `fast_only` is set.
+    pub fn zero(&self, options: ZeroOptions) -> Result<(), DeviceError> {
+        if matches!(self.completion, Completion::NewBlock(_)) {
+            return Ok(()); // INV-04: new space reads zero.
+        }
+        zero_file_range(self.file(), self.file_offset.0, self.len, options)
+    }
+
+    /// Makes the bytes that were put in the span's place part of the disk: readers see them from now on,
+    /// and the next flush makes them durable.
+    pub fn complete(self) -> Result<(), DeviceError> {
+        match self.completion {
+            Completion::InPlace => Ok(()),
+            Completion::Bits {
+                sparse,
+                writer,
+                map,
+                piece,
+            } => {
+                if map.set(piece.first, piece.count) {
+                    note_new_bits(sparse, writer, map, piece.block);
+                }
+                Ok(())
+            }
+            Completion::NewBlock(block) => {
+                let unpublished = block.publish_in_memory();
+                // INV-07: a writer that never flushes leaves a bounded number of blocks to a crash.
+                if unpublished >= MAX_UNPUBLISHED {
+                    self.image.flush()
+                } else {
+                    Ok(())
+                }
+            }
+        }
+    }
+}
+
+fn note_new_bits(sparse: &Sparse, writer: &Writer, map: &SectorMap, block: BlockIndex) {
+    if map.is_full() {
+        sparse.table.mark_full(block);
+    }
+    if map.mark_dirty() {
+        lock(&writer.pending).dirty_maps.push(block);
+    }
+}
+
+impl NewBlock<'_> {
+    /// Puts the block into the table in memory; returns how many blocks are unpublished now.
+    fn publish_in_memory(self) -> usize {
+        let Self {
+            sparse,
+            writer,
+            reservation,
+            piece,
+            ..
+        } = self;
+        let on_disk = sparse.sectors_on_disk(piece.block);
+        // A new block of a dynamic image gets a full bitmap: its space reads zero, and readers that ignore
+        // the bitmap are right then too.
+        let full = !sparse.differencing || piece.count == on_disk;
+        if !full {
+            let map = SectorMap::empty(sparse.layout.bitmap_bytes(), on_disk);
+            map.set(piece.first, piece.count);
+            sparse.maps.insert_new(piece.block, map);
+        }
+        let entry = TableEntry::at(reservation.bitmap()).expect("the allocator hands out addressable space");
+        // One critical section: a flush that starts after another writer saw the block must find it pending.
+        let mut pending = lock(&writer.pending);
+        sparse.table.allocate(piece.block, Slot::unpublished(entry, full));
+        pending.new_blocks.push(piece.block);
+        reservation.keep();
+        pending.new_blocks.len()
+    }
+}
+
+fn stripe_of(writer: &Writer, block: BlockIndex) -> &crate::sync::Mutex<()> {
+    &writer.stripes[block.as_usize() % writer.stripes.len()]
+}
