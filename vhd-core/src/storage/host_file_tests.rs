@@ -198,7 +198,7 @@ fn a_file_replaced_while_it_was_opened_is_never_the_one_returned() {
                 let Ok(old) = HostFile::open(&path, Access::ReadWrite, Sharing::Exclusive) else {
                     continue;
                 };
-                fs::write(dir.path().join("new"), "1").unwrap();
+                File::create(dir.path().join("new")).unwrap();
                 fs::rename(dir.path().join("new"), &path).unwrap();
                 drop(old);
                 count += 1;
