@@ -2,7 +2,12 @@
 #![forbid(unsafe_code)]
 pub mod bytes;
 pub mod crash_file;
+pub mod crash_model;
+pub mod fault_file;
+pub mod model_disk;
 mod operation;
+pub mod recording_file;
 pub mod rng;
 mod sparse;
+pub mod workload;
 pub use operation::*;
