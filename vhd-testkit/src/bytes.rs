@@ -26,7 +26,10 @@ pub const MAX_GENERATION: u64 = (1 << (4 * GENERATION_DIGITS)) - 1;
 /// # Panics
 /// When `generation` is above [`MAX_GENERATION`].
 pub fn fill(buf: &mut [u8], offset: u64, generation: u64) {
-    assert!(generation <= MAX_GENERATION, "generation {generation:#x} has too many digits");
+    assert!(
+        generation <= MAX_GENERATION,
+        "generation {generation:#x} has too many digits"
+    );
     let mut position = offset;
     let mut rest = buf;
     while !rest.is_empty() {
@@ -65,7 +68,6 @@ fn get_hex(digits: &[u8]) -> Option<u64> {
     u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
 }
 
-
 /// What a run of bytes turned out to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
@@ -94,8 +96,14 @@ impl fmt::Display for Content {
         match self {
             Self::Zero => write!(f, "zeroes"),
             Self::Pattern { offset, generation } => write!(f, "offset {offset:#x} generation {generation:#x}"),
-            Self::Mixed { first: (offset, generation), breaks_at } => {
-                write!(f, "offset {offset:#x} generation {generation:#x} up to byte {breaks_at}, then something else")
+            Self::Mixed {
+                first: (offset, generation),
+                breaks_at,
+            } => {
+                write!(
+                    f,
+                    "offset {offset:#x} generation {generation:#x} up to byte {breaks_at}, then something else"
+                )
             }
             Self::Other(bytes) => write!(f, "bytes that no test wrote, starting {bytes:02x?}"),
         }
@@ -116,7 +124,10 @@ pub fn identify(bytes: &[u8]) -> Content {
     for (index, found) in bytes.chunks(RECORD).enumerate() {
         let wanted = record(offset.wrapping_add(u64_from(index * RECORD)), generation);
         if let Some(at) = (0..found.len()).find(|&i| found[i] != wanted[i]) {
-            return Content::Mixed { first: (offset, generation), breaks_at: index * RECORD + at };
+            return Content::Mixed {
+                first: (offset, generation),
+                breaks_at: index * RECORD + at,
+            };
         }
     }
     Content::Pattern { offset, generation }
@@ -144,7 +155,11 @@ pub fn assert_same(found: &[u8], wanted: &[u8], what: &str) {
     let mut pairs = found.chunks(SECTOR).zip(wanted.chunks(SECTOR)).enumerate();
     if let Some((index, (found, wanted))) = pairs.find(|(_, (found, wanted))| found != wanted) {
         let at = index * SECTOR;
-        panic!("{what}: at {at:#x} found {}, wanted {}", identify(found), identify(wanted));
+        panic!(
+            "{what}: at {at:#x} found {}, wanted {}",
+            identify(found),
+            identify(wanted)
+        );
     }
 }
 
@@ -155,7 +170,13 @@ mod tests {
     #[test]
     fn a_sector_tells_offset_and_generation() {
         let bytes = pattern(0x1200, SECTOR, 7);
-        assert_eq!(identify(&bytes), Content::Pattern { offset: 0x1200, generation: 7 });
+        assert_eq!(
+            identify(&bytes),
+            Content::Pattern {
+                offset: 0x1200,
+                generation: 7
+            }
+        );
         assert_eq!(&bytes[..32], b"@0000000000001200 #000000000007\n");
     }
 

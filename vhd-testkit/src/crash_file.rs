@@ -43,9 +43,19 @@ pub struct Support {
 
 impl Support {
     /// Everything, as on a file system with reflinks.
-    pub const ALL: Self = Self { punch_hole: true, zero_range: true, allocate: true, share: true };
+    pub const ALL: Self = Self {
+        punch_hole: true,
+        zero_range: true,
+        allocate: true,
+        share: true,
+    };
     /// Nothing, as on the plainest file system.
-    pub const NONE: Self = Self { punch_hole: false, zero_range: false, allocate: false, share: false };
+    pub const NONE: Self = Self {
+        punch_hole: false,
+        zero_range: false,
+        allocate: false,
+        share: false,
+    };
 }
 
 /// Called after each change; see [`CrashFile::with_observer`].
@@ -88,9 +98,20 @@ impl CrashFile {
     }
 
     pub(crate) fn from_sparse(content: SparseBytes) -> Self {
-        let state = State { durable: content.clone(), current: content, pending: Vec::new(), operations: 0 };
-        let shared = Shared { state: Mutex::new(state), observer: Mutex::new(None), support: Support::ALL };
-        Self { shared: Arc::new(shared) }
+        let state = State {
+            durable: content.clone(),
+            current: content,
+            pending: Vec::new(),
+            operations: 0,
+        };
+        let shared = Shared {
+            state: Mutex::new(state),
+            observer: Mutex::new(None),
+            support: Support::ALL,
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
     }
 
     /// The same content as a new file that offers only the calls in `support`. Pending changes are made durable,
@@ -98,9 +119,20 @@ impl CrashFile {
     #[must_use]
     pub fn with_support(self, support: Support) -> Self {
         let content = self.lock().current.clone();
-        let state = State { durable: content.clone(), current: content, pending: Vec::new(), operations: 0 };
-        let shared = Shared { state: Mutex::new(state), observer: Mutex::new(None), support };
-        Self { shared: Arc::new(shared) }
+        let state = State {
+            durable: content.clone(),
+            current: content,
+            pending: Vec::new(),
+            operations: 0,
+        };
+        let shared = Shared {
+            state: Mutex::new(state),
+            observer: Mutex::new(None),
+            support,
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
     }
 
     /// Calls `observer` with a snapshot after every operation that changes the file or syncs it: so a test
@@ -180,7 +212,10 @@ impl CrashFile {
         if end > state.current.len() && end > offset {
             return Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
-                format!("read of {offset:#x}..{end:#x} in a file of {:#x} bytes", state.current.len()),
+                format!(
+                    "read of {offset:#x}..{end:#x} in a file of {:#x} bytes",
+                    state.current.len()
+                ),
             ));
         }
         let mut position = offset;
@@ -202,7 +237,11 @@ impl CrashFile {
     }
 
     fn require(&self, offered: bool) -> io::Result<()> {
-        if offered { Ok(()) } else { Err(io::ErrorKind::Unsupported.into()) }
+        if offered {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::Unsupported.into())
+        }
     }
 }
 
@@ -219,7 +258,12 @@ impl State {
 
     /// Applies a change to what readers see and remembers it as not durable.
     fn push(&mut self, offset: u64, len: u64, effect: Effect) {
-        let change = Change { operation: self.operations, offset, len, effect };
+        let change = Change {
+            operation: self.operations,
+            offset,
+            len,
+            effect,
+        };
         change.apply(&mut self.current, |_| true);
         self.pending.push(Arc::new(change));
     }
@@ -252,7 +296,13 @@ impl Default for CrashFile {
 impl fmt::Debug for CrashFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.lock();
-        write!(f, "CrashFile({:?}, {} pending, {} operations)", state.current, state.pending.len(), state.operations)
+        write!(
+            f,
+            "CrashFile({:?}, {} pending, {} operations)",
+            state.current,
+            state.pending.len(),
+            state.operations
+        )
     }
 }
 
@@ -271,7 +321,9 @@ impl StorageFile for CrashFile {
 
     fn write_all_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
         let len = total(bufs.iter().map(|buf| buf.len()));
-        self.change(Operation::new(OperationKind::Write, offset, len), |state| state.write(bufs, offset))
+        self.change(Operation::new(OperationKind::Write, offset, len), |state| {
+            state.write(bufs, offset)
+        })
     }
 
     fn len(&self) -> io::Result<u64> {
@@ -323,7 +375,9 @@ impl StorageFile for CrashFile {
     }
 
     fn share_range_from(&self, source: &dyn StorageFile, source_offset: u64, offset: u64, len: u64) -> io::Result<()> {
-        let aligned = [source_offset, offset, len].iter().all(|n| n.is_multiple_of(u64_from(PAGE)));
+        let aligned = [source_offset, offset, len]
+            .iter()
+            .all(|n| n.is_multiple_of(u64_from(PAGE)));
         self.require(self.shared.support.share && aligned)?;
         let mut bytes = vec![0; vhd_core::units::usize_from(len)];
         source.read_exact_at(&mut bytes, source_offset)?;

@@ -111,7 +111,11 @@ impl CrashModel {
     #[must_use]
     pub fn from_bytes(bytes: Vec<u8>) -> Self {
         assert!(bytes.len().is_multiple_of(SECTOR), "a disk is made of whole sectors");
-        Self { flushed: bytes, open: BTreeMap::new(), clock: 0 }
+        Self {
+            flushed: bytes,
+            open: BTreeMap::new(),
+            clock: 0,
+        }
     }
 
     /// `data` will be written at `offset`.
@@ -189,7 +193,10 @@ impl CrashModel {
         let flushed = &self.flushed[start..start + SECTOR];
         let history = self.open.entry(number).or_insert_with(|| {
             let durable = vec![Arc::new(*flushed.first_chunk().expect("one sector"))];
-            History { durable, events: Vec::new() }
+            History {
+                durable,
+                events: Vec::new(),
+            }
         });
         history.events.push((self.clock, event));
     }
@@ -210,7 +217,11 @@ impl CrashModel {
     fn compare(&self, found: &[u8], allowed: impl Fn(&History) -> Vec<Arc<Sector>>) -> Result<(), Violation> {
         if found.len() != self.flushed.len() {
             let (found, wanted) = (u64_from(found.len()), self.size());
-            return Err(Violation { sector: None, found: format!("{found} bytes"), allowed: format!("{wanted} bytes") });
+            return Err(Violation {
+                sector: None,
+                found: format!("{found} bytes"),
+                allowed: format!("{wanted} bytes"),
+            });
         }
         let mut position = 0;
         for (&number, history) in &self.open {
@@ -219,7 +230,11 @@ impl CrashModel {
             position = start + SECTOR;
             let (content, allowed) = (&found[start..position], allowed(history));
             if allowed.iter().all(|allowed| allowed[..] != *content) {
-                return Err(Violation::new(number, content, allowed.iter().map(|allowed| &allowed[..])));
+                return Err(Violation::new(
+                    number,
+                    content,
+                    allowed.iter().map(|allowed| &allowed[..]),
+                ));
             }
         }
         self.compare_flushed(found, position..found.len())
@@ -230,15 +245,24 @@ impl CrashModel {
             return Ok(());
         }
         let mut starts = range.step_by(SECTOR);
-        let start = starts.find(|&at| found[at..at + SECTOR] != self.flushed[at..at + SECTOR]).expect("they differ");
+        let start = starts
+            .find(|&at| found[at..at + SECTOR] != self.flushed[at..at + SECTOR])
+            .expect("they differ");
         let flushed = std::iter::once(&self.flushed[start..start + SECTOR]);
-        Err(Violation::new(u64_from(start / SECTOR), &found[start..start + SECTOR], flushed))
+        Err(Violation::new(
+            u64_from(start / SECTOR),
+            &found[start..start + SECTOR],
+            flushed,
+        ))
     }
 }
 
 fn sectors(offset: u64, len: u64) -> Range<u64> {
     let sector = u64_from(SECTOR);
-    assert!(offset.is_multiple_of(sector) && len.is_multiple_of(sector), "{offset:#x}+{len:#x} are no whole sectors");
+    assert!(
+        offset.is_multiple_of(sector) && len.is_multiple_of(sector),
+        "{offset:#x}+{len:#x} are no whole sectors"
+    );
     offset / sector..(offset + len) / sector
 }
 
@@ -256,7 +280,11 @@ pub struct Violation {
 impl Violation {
     fn new<'a>(sector: u64, found: &[u8], allowed: impl Iterator<Item = &'a [u8]>) -> Self {
         let allowed: Vec<String> = allowed.map(|content| identify(content).to_string()).collect();
-        Self { sector: Some(sector), found: identify(found).to_string(), allowed: allowed.join(" | ") }
+        Self {
+            sector: Some(sector),
+            found: identify(found).to_string(),
+            allowed: allowed.join(" | "),
+        }
     }
 }
 

@@ -53,19 +53,33 @@ impl Fault {
     /// The operation number `n`, from 0, among those that change or sync the file fails once with `EIO`.
     #[must_use]
     pub fn nth(n: u64) -> Self {
-        Self { kinds: OperationKind::CHANGES.to_vec(), after: n, times: 1, error: FaultError::EIO, short: 0 }
+        Self {
+            kinds: OperationKind::CHANGES.to_vec(),
+            after: n,
+            times: 1,
+            error: FaultError::EIO,
+            short: 0,
+        }
     }
 
     /// Like [`nth`](Self::nth), but nothing works from there on: the disk is gone, reads included.
     #[must_use]
     pub fn dead_after(n: u64) -> Self {
-        Self { kinds: OperationKind::ALL.to_vec(), times: u64::MAX, ..Self::nth(n) }
+        Self {
+            kinds: OperationKind::ALL.to_vec(),
+            times: u64::MAX,
+            ..Self::nth(n)
+        }
     }
 
     /// Every operation of this kind fails with `EIO`.
     #[must_use]
     pub fn every(kind: OperationKind) -> Self {
-        Self { kinds: vec![kind], times: u64::MAX, ..Self::nth(0) }
+        Self {
+            kinds: vec![kind],
+            times: u64::MAX,
+            ..Self::nth(0)
+        }
     }
 
     /// The same with another error.
@@ -153,14 +167,11 @@ impl FaultControl {
                 }
             }
         }
-        if failure.is_none() && matches!(operation.kind, Write | Allocate | Share) {
-            if let Some(budget) = &mut state.budget {
-                let fits = operation.len.min(*budget);
-                *budget -= fits;
-                if fits < operation.len {
-                    failure = Some((FaultError::ENOSPC.error(), fits));
-                }
-            }
+        let takes_space = matches!(operation.kind, Write | Allocate | Share);
+        if let (None, true, Some(budget)) = (&failure, takes_space, &mut state.budget) {
+            let fits = operation.len.min(*budget);
+            *budget -= fits;
+            failure = (fits < operation.len).then(|| (FaultError::ENOSPC.error(), fits));
         }
         state.hits += u64::from(failure.is_some());
         failure.map_or(Ok(()), Err)
@@ -177,7 +188,10 @@ pub struct FaultFile<F> {
 impl<F: StorageFile> FaultFile<F> {
     /// A wrapper that never fails until told to.
     pub fn new(file: F) -> Self {
-        Self { file, control: FaultControl::default() }
+        Self {
+            file,
+            control: FaultControl::default(),
+        }
     }
 
     /// A wrapper with one fault.
@@ -189,7 +203,10 @@ impl<F: StorageFile> FaultFile<F> {
 
     /// A wrapper that fails as an existing control says.
     pub fn with_control(file: F, control: &FaultControl) -> Self {
-        Self { file, control: control.clone() }
+        Self {
+            file,
+            control: control.clone(),
+        }
     }
 
     /// The switch, to keep while the file itself is given away.
@@ -203,7 +220,9 @@ impl<F: StorageFile> FaultFile<F> {
     }
 
     fn pass(&self, kind: OperationKind, offset: u64, len: u64) -> io::Result<()> {
-        self.control.pass(Operation::new(kind, offset, len)).map_err(|(error, _)| error)
+        self.control
+            .pass(Operation::new(kind, offset, len))
+            .map_err(|(error, _)| error)
     }
 }
 
@@ -282,10 +301,7 @@ impl<F: StorageFile> StorageFile for FaultFile<F> {
 ///
 /// # Panics
 /// When 100,000 runs do not reach the end: the workload grows with its failures.
-pub fn each_operation_fails(
-    make_fault: impl Fn(u64) -> Fault,
-    mut run: impl FnMut(&FaultControl, u64),
-) -> u64 {
+pub fn each_operation_fails(make_fault: impl Fn(u64) -> Fault, mut run: impl FnMut(&FaultControl, u64)) -> u64 {
     for n in 0..100_000 {
         let control = FaultControl::default();
         control.inject(make_fault(n));
@@ -335,7 +351,8 @@ mod tests {
         let file = FaultFile::with_fault(CrashFile::new(), Fault::nth(0).with_short(100));
         assert_eq!(file.write_all_at(&[1; 512], 0).unwrap_err().raw_os_error(), Some(5));
         assert_eq!(file.len().unwrap(), 100);
-        file.control().inject(Fault::every(OperationKind::Sync).with_error(FaultError::Kind(io::ErrorKind::TimedOut)));
+        file.control()
+            .inject(Fault::every(OperationKind::Sync).with_error(FaultError::Kind(io::ErrorKind::TimedOut)));
         assert_eq!(file.sync().unwrap_err().kind(), io::ErrorKind::TimedOut);
         assert!(file.sync().is_err() && file.write_all_at(&[1], 0).is_ok());
         file.control().inject(Fault::dead_after(1));

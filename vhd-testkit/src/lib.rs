@@ -1,6 +1,7 @@
 //! Test tools for the workspace.
 #![forbid(unsafe_code)]
 pub mod bytes;
+pub mod conformance;
 pub mod crash_file;
 pub mod crash_model;
 pub mod fault_file;

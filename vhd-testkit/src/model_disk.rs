@@ -41,9 +41,18 @@ impl ModelDisk {
             preferred_transfer: 65536,
             maximum_transfer: 32 << 20,
             identity: *b"vhd-testkitmodel",
-            capabilities: Capabilities { write: true, discard: true, fast_zero: true, resize: true },
+            capabilities: Capabilities {
+                write: true,
+                discard: true,
+                fast_zero: true,
+                resize: true,
+            },
         };
-        Self { info, bytes: Mutex::new(bytes) }.with_block_size(512)
+        Self {
+            info,
+            bytes: Mutex::new(bytes),
+        }
+        .with_block_size(512)
     }
 
     /// The same disk with other logical blocks.
@@ -52,7 +61,10 @@ impl ModelDisk {
     /// When the disk is not made of whole blocks.
     #[must_use]
     pub fn with_block_size(mut self, block: u32) -> Self {
-        assert!(self.size_bytes().is_multiple_of(u64::from(block)), "the disk is not made of whole blocks");
+        assert!(
+            self.size_bytes().is_multiple_of(u64::from(block)),
+            "the disk is not made of whole blocks"
+        );
         self.info.logical_block_size = block;
         self.info.physical_block_size = self.info.physical_block_size.max(block);
         self.info.preferred_transfer = self.info.preferred_transfer.max(block);
@@ -121,7 +133,9 @@ impl BlockDevice for ModelDisk {
 
     fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64, _fua: bool) -> Result<(), DeviceError> {
         let data = joined(bufs);
-        self.change(ByteRange::new(offset, u64_from(data.len())), |bytes| bytes.copy_from_slice(&data))
+        self.change(ByteRange::new(offset, u64_from(data.len())), |bytes| {
+            bytes.copy_from_slice(&data)
+        })
     }
 
     fn flush(&self) -> Result<(), DeviceError> {
@@ -143,7 +157,11 @@ impl BlockDevice for ModelDisk {
         let checked = self.check(range.start, range.len, u64_from(bytes.len()))?;
         let block = usize_from(u64::from(self.info.logical_block_size));
         let mut position = checked.start;
-        for same in bytes[checked].chunks(block).collect::<Vec<_>>().chunk_by(|a, b| is_zero(a) == is_zero(b)) {
+        for same in bytes[checked]
+            .chunks(block)
+            .collect::<Vec<_>>()
+            .chunk_by(|a, b| is_zero(a) == is_zero(b))
+        {
             let (start, hole) = (u64_from(position), is_zero(same[0]));
             position += same.len() * block;
             let extent = Extent {

@@ -94,5 +94,10 @@ pub(crate) fn joined(bufs: &[IoSlice<'_>]) -> Vec<u8> {
 /// The end of a range, where the file system could hold it.
 pub(crate) fn checked_end(offset: u64, len: u64) -> io::Result<u64> {
     let end = offset.checked_add(len).filter(|&end| i64::try_from(end).is_ok());
-    end.ok_or_else(|| io::Error::new(io::ErrorKind::FileTooLarge, format!("{offset:#x}+{len:#x} is past any file")))
+    end.ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("{offset:#x}+{len:#x} is past any file"),
+        )
+    })
 }

@@ -30,7 +30,11 @@ impl Recorder {
     /// The kinds of the operations so far that change or sync the file: `[Sync]` for a flush of nothing.
     #[must_use]
     pub fn changes(&self) -> Vec<OperationKind> {
-        self.lock().iter().map(|operation| operation.kind).filter(|kind| kind.is_change()).collect()
+        self.lock()
+            .iter()
+            .map(|operation| operation.kind)
+            .filter(|kind| kind.is_change())
+            .collect()
     }
 
     /// How many operations of a kind there were.
@@ -42,7 +46,11 @@ impl Recorder {
     /// How many bytes the operations of a kind concerned.
     #[must_use]
     pub fn bytes(&self, kind: OperationKind) -> u64 {
-        self.lock().iter().filter(|operation| operation.kind == kind).map(|operation| operation.len).sum()
+        self.lock()
+            .iter()
+            .filter(|operation| operation.kind == kind)
+            .map(|operation| operation.len)
+            .sum()
     }
 
     /// Forgets everything so far.
@@ -69,7 +77,10 @@ pub struct RecordingFile<F> {
 impl<F: StorageFile> RecordingFile<F> {
     /// A wrapper with an empty record.
     pub fn new(file: F) -> Self {
-        Self { file, recorder: Recorder::default() }
+        Self {
+            file,
+            recorder: Recorder::default(),
+        }
     }
 
     /// The record, to keep while the file itself is given away.
@@ -90,7 +101,8 @@ impl<F: StorageFile> StorageFile for RecordingFile<F> {
     }
 
     fn read_exact_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<()> {
-        self.recorder.record(OperationKind::Read, offset, total(bufs.iter().map(|buf| buf.len())));
+        self.recorder
+            .record(OperationKind::Read, offset, total(bufs.iter().map(|buf| buf.len())));
         self.file.read_exact_vectored_at(bufs, offset)
     }
 
@@ -100,7 +112,8 @@ impl<F: StorageFile> StorageFile for RecordingFile<F> {
     }
 
     fn write_all_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
-        self.recorder.record(OperationKind::Write, offset, total(bufs.iter().map(|buf| buf.len())));
+        self.recorder
+            .record(OperationKind::Write, offset, total(bufs.iter().map(|buf| buf.len())));
         self.file.write_all_vectored_at(bufs, offset)
     }
 
@@ -154,7 +167,8 @@ mod tests {
     fn records_kind_place_and_size() {
         let file = RecordingFile::new(CrashFile::new());
         let recorder = file.recorder();
-        file.write_all_vectored_at(&[IoSlice::new(&[1; 10]), IoSlice::new(&[2; 20])], 5).unwrap();
+        file.write_all_vectored_at(&[IoSlice::new(&[1; 10]), IoSlice::new(&[2; 20])], 5)
+            .unwrap();
         assert_eq!(file.len().unwrap(), 35);
         file.sync().unwrap();
         assert_eq!(recorder.bytes(OperationKind::Write), 30);

@@ -56,7 +56,10 @@ impl SeedOnPanic {
 impl Drop for SeedOnPanic {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("{} failed with seed {:#x} (repeat with {SEED_VARIABLE}={:#x})", self.what, self.seed, self.seed);
+            eprintln!(
+                "{} failed with seed {:#x} (repeat with {SEED_VARIABLE}={:#x})",
+                self.what, self.seed, self.seed
+            );
         }
     }
 }

@@ -35,7 +35,11 @@ pub(crate) fn patches(bufs: &[IoSlice<'_>], offset: u64) -> Vec<Patch> {
             let (page, start) = (position / PAGE_BYTES, usize_from(position % PAGE_BYTES));
             let (now, later) = rest.split_at(rest.len().min(PAGE - start));
             if patches.last().is_none_or(|last| last.page != page) {
-                patches.push(Patch { page, range: start..start, bytes: Arc::clone(&ZERO_PAGE) });
+                patches.push(Patch {
+                    page,
+                    range: start..start,
+                    bytes: Arc::clone(&ZERO_PAGE),
+                });
             }
             let patch = patches.last_mut().expect("one was just pushed");
             Arc::make_mut(&mut patch.bytes)[start..start + now.len()].copy_from_slice(now);
@@ -65,7 +69,10 @@ pub(crate) struct SparseBytes {
 impl SparseBytes {
     /// `bytes`, with holes where whole pages are zero.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Self {
-        let mut result = Self { len: u64_from(bytes.len()), ..Self::default() };
+        let mut result = Self {
+            len: u64_from(bytes.len()),
+            ..Self::default()
+        };
         for patch in patches(&[IoSlice::new(bytes)], 0) {
             if !is_zero(&patch.bytes[..]) {
                 result.store(&patch, |_| true);
@@ -177,7 +184,10 @@ impl SparseBytes {
             }
             page * PAGE_BYTES
         } else {
-            self.pages.range(page..).next().map_or(u64::MAX, |(&next, _)| next * PAGE_BYTES)
+            self.pages
+                .range(page..)
+                .next()
+                .map_or(u64::MAX, |(&next, _)| next * PAGE_BYTES)
         };
         (data, end.min(self.len))
     }
@@ -241,7 +251,9 @@ mod tests {
                     plain.resize(plain.len().max(offset + len), 0);
                     plain[offset..offset + len].copy_from_slice(&data);
                     sparse.set_len(plain.len() as u64);
-                    patches(&[IoSlice::new(&data)], offset as u64).iter().for_each(|patch| sparse.store(patch, |_| true));
+                    patches(&[IoSlice::new(&data)], offset as u64)
+                        .iter()
+                        .for_each(|patch| sparse.store(patch, |_| true));
                 }
                 2 => {
                     let end = plain.len().min(offset + len);

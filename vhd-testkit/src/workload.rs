@@ -68,9 +68,13 @@ impl Op {
         match *self {
             Self::Write { offset, len, fill } => write(device, offset, len, fill, false),
             Self::FuaWrite { offset, len, fill } => write(device, offset, len, fill, true),
-            Self::WriteZeroes { offset, len, may_unmap } => {
-                device.write_zeroes(ByteRange::new(offset, len), ZeroOptions { may_unmap, ..ZeroOptions::default() })
-            }
+            Self::WriteZeroes { offset, len, may_unmap } => device.write_zeroes(
+                ByteRange::new(offset, len),
+                ZeroOptions {
+                    may_unmap,
+                    ..ZeroOptions::default()
+                },
+            ),
             Self::Discard { offset, len } => device.discard(ByteRange::new(offset, len)),
             Self::Flush | Self::Reopen => device.flush(),
         }
@@ -86,7 +90,9 @@ impl Op {
             Self::Discard { offset, len } => model.discard(offset, len),
             Self::Flush | Self::Reopen => {}
         }
-        Begun { mark: model.begin_flush() }
+        Begun {
+            mark: model.begin_flush(),
+        }
     }
 
     /// Tells `model` that the operation returned without an error.
@@ -120,7 +126,12 @@ impl Geometry {
     /// A disk with sectors of 512 bytes and work on four blocks, mostly.
     #[must_use]
     pub const fn new(size: u64, block: u64) -> Self {
-        Self { size, block, unit: 512, hot_blocks: 4 }
+        Self {
+            size,
+            block,
+            unit: 512,
+            hot_blocks: 4,
+        }
     }
 
     fn blocks(&self) -> u64 {
@@ -134,7 +145,10 @@ impl Geometry {
         let (offset, len) = match how % 8 {
             // A whole block; from inside a block into the next; a few units inside.
             0 => (first, self.block),
-            1 => (first + (in_block - 1 - start % in_block.min(8)) * self.unit, (2 + len % 15) * self.unit),
+            1 => (
+                first + (in_block - 1 - start % in_block.min(8)) * self.unit,
+                (2 + len % 15) * self.unit,
+            ),
             2 => (first + start % in_block * self.unit, (1 + len % in_block) * self.unit),
             _ => (first + start % in_block * self.unit, (1 + len % 4) * self.unit),
         };
@@ -159,19 +173,39 @@ impl Workload {
     /// When the disk or its blocks are not made of whole units, or there are none.
     #[must_use]
     pub fn new(seed: u64, geometry: Geometry) -> Self {
-        let Geometry { size, block, unit, hot_blocks } = geometry;
+        let Geometry {
+            size,
+            block,
+            unit,
+            hot_blocks,
+        } = geometry;
         assert!(unit > 0 && block >= unit && size >= unit, "{geometry:?} has no room");
-        assert!(size.is_multiple_of(unit) && block.is_multiple_of(unit), "{geometry:?} is not made of whole units");
+        assert!(
+            size.is_multiple_of(unit) && block.is_multiple_of(unit),
+            "{geometry:?} is not made of whole units"
+        );
         let mut random = rng(seed);
-        let hot = (0..hot_blocks.max(1)).map(|_| random.u64(..geometry.blocks())).collect();
-        Self { random, geometry, hot, fill: 0 }
+        let hot = (0..hot_blocks.max(1))
+            .map(|_| random.u64(..geometry.blocks()))
+            .collect();
+        Self {
+            random,
+            geometry,
+            hot,
+            fill: 0,
+        }
     }
 
     fn range(&mut self) -> (u64, u64) {
         let random = &mut self.random;
         let cold = random.u8(..10) == 0;
-        let block = if cold { random.u64(..) } else { self.hot[random.usize(..self.hot.len())] };
-        self.geometry.range(random.u64(..), block, random.u64(..), random.u64(..))
+        let block = if cold {
+            random.u64(..)
+        } else {
+            self.hot[random.usize(..self.hot.len())]
+        };
+        self.geometry
+            .range(random.u64(..), block, random.u64(..), random.u64(..))
     }
 }
 
@@ -185,7 +219,11 @@ impl Iterator for Workload {
         Some(match self.random.u8(..100) {
             0..60 => Op::Write { offset, len, fill },
             60..68 => Op::FuaWrite { offset, len, fill },
-            68..76 => Op::WriteZeroes { offset, len, may_unmap: self.random.bool() },
+            68..76 => Op::WriteZeroes {
+                offset,
+                len,
+                may_unmap: self.random.bool(),
+            },
             76..82 => Op::Discard { offset, len },
             82..97 => Op::Flush,
             _ => Op::Reopen,
@@ -198,7 +236,13 @@ impl Iterator for Workload {
 #[cfg(feature = "proptest")]
 pub fn ops(geometry: Geometry, most: usize) -> impl proptest::strategy::Strategy<Value = Vec<Op>> {
     use proptest::prelude::*;
-    let numbers = (0..100_u8, 0..8_u64, 0..geometry.blocks(), 0..1_u64 << 16, 0..1_u64 << 16);
+    let numbers = (
+        0..100_u8,
+        0..8_u64,
+        0..geometry.blocks(),
+        0..1_u64 << 16,
+        0..1_u64 << 16,
+    );
     let op = numbers.prop_map(move |(kind, how, block, start, len)| {
         // Small numbers are the simple cases, for that is where shrinking goes.
         let (offset, len) = geometry.range(7 - how, block, start, len);
@@ -206,7 +250,11 @@ pub fn ops(geometry: Geometry, most: usize) -> impl proptest::strategy::Strategy
             0..60 => Op::Write { offset, len, fill: 1 },
             60..75 => Op::Flush,
             75..83 => Op::FuaWrite { offset, len, fill: 1 },
-            83..91 => Op::WriteZeroes { offset, len, may_unmap: how.is_multiple_of(2) },
+            83..91 => Op::WriteZeroes {
+                offset,
+                len,
+                may_unmap: how.is_multiple_of(2),
+            },
             91..97 => Op::Discard { offset, len },
             _ => Op::Reopen,
         }

@@ -74,11 +74,18 @@ type Choices = Box<dyn Iterator<Item = CrashChoice> + Send>;
 /// All choices to try, the likeliest to hurt first; equal ones may come twice.
 pub(super) fn choices(shape: Shape, limits: &CrashLimits) -> Choices {
     let shape = Arc::new(shape);
-    let sectors = shape.sectors.iter().fold(0_u64, |sum, &count| sum.saturating_add(count));
+    let sectors = shape
+        .sectors
+        .iter()
+        .fold(0_u64, |sum, &count| sum.saturating_add(count));
     if shape.fits(sectors, limits) {
         return by_sector(shape);
     }
-    let whole = if shape.fits(shape.changes(), limits) { by_change(Arc::clone(&shape)) } else { listed(&shape) };
+    let whole = if shape.fits(shape.changes(), limits) {
+        by_change(Arc::clone(&shape))
+    } else {
+        listed(&shape)
+    };
     Box::new(whole.chain(torn(&shape)).chain(random(shape, limits)))
 }
 
@@ -127,7 +134,13 @@ fn by_change(shape: Arc<Shape>) -> Choices {
     Box::new((0..=shape.lengths).flat_map(move |lengths| {
         let shape = Arc::clone(&shape);
         (0..1_u64 << changes).map(move |mask| {
-            let whole = |change| if mask >> change & 1 == 1 { Kept::All } else { Kept::Nothing };
+            let whole = |change| {
+                if mask >> change & 1 == 1 {
+                    Kept::All
+                } else {
+                    Kept::Nothing
+                }
+            };
             shape.choice(lengths, (0..changes).map(whole).collect())
         })
     }))
@@ -201,7 +214,11 @@ fn random(shape: Arc<Shape>, limits: &CrashLimits) -> Choices {
             _ => Kept::Nothing,
         };
         let kept = shape.sectors.iter().map(&mut draw).collect();
-        let lengths = if random.bool() { shape.lengths } else { random.usize(..=shape.lengths) };
+        let lengths = if random.bool() {
+            shape.lengths
+        } else {
+            random.usize(..=shape.lengths)
+        };
         shape.choice(lengths, kept)
     }))
 }

@@ -82,7 +82,12 @@ pub struct CrashLimits {
 
 impl Default for CrashLimits {
     fn default() -> Self {
-        Self { exhaustive_bits: 10, random: 64, seed: 0, newest_only: false }
+        Self {
+            exhaustive_bits: 10,
+            random: 64,
+            seed: 0,
+            newest_only: false,
+        }
     }
 }
 
@@ -108,7 +113,15 @@ impl CrashSnapshot {
         operations: u64,
         operation: Operation,
     ) -> Self {
-        Self { inner: Arc::new(Inner { durable, current, pending, operations, operation }) }
+        Self {
+            inner: Arc::new(Inner {
+                durable,
+                current,
+                pending,
+                operations,
+                operation,
+            }),
+        }
     }
 
     /// The number of the latest changing operation, from 1; syncs count.
@@ -164,7 +177,12 @@ impl CrashSnapshot {
     /// When the choice is of a snapshot with other changes.
     #[must_use]
     pub fn crash_state(&self, choice: CrashChoice) -> CrashState {
-        CrashState { content: self.materialise(&choice), choice, snapshot: self.clone(), seed: 0 }
+        CrashState {
+            content: self.materialise(&choice),
+            choice,
+            snapshot: self.clone(),
+            seed: 0,
+        }
     }
 
     fn materialise(&self, choice: &CrashChoice) -> SparseBytes {
@@ -190,7 +208,9 @@ impl CrashSnapshot {
 
     /// Whether a part of the latest operation is in the choice.
     fn has_newest(&self, choice: &CrashChoice) -> bool {
-        let Some(newest) = self.inner.pending.last().map(|change| change.operation) else { return true };
+        let Some(newest) = self.inner.pending.last().map(|change| change.operation) else {
+            return true;
+        };
         let (mut lengths, mut kept) = (0, choice.kept.iter());
         self.inner.pending.iter().any(|change| {
             let persisted = if change.is_length() {
@@ -206,8 +226,15 @@ impl CrashSnapshot {
 
 impl fmt::Debug for CrashSnapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "after operation {} on {:?}:", self.inner.operations, self.inner.durable)?;
-        self.inner.pending.iter().try_for_each(|change| writeln!(f, "  {change}"))
+        writeln!(
+            f,
+            "after operation {} on {:?}:",
+            self.inner.operations, self.inner.durable
+        )?;
+        self.inner
+            .pending
+            .iter()
+            .try_for_each(|change| writeln!(f, "  {change}"))
     }
 }
 
@@ -231,7 +258,12 @@ impl Iterator for CrashStates {
             }
             let content = self.snapshot.materialise(&choice);
             if self.seen.insert(content.difference_hash(&self.snapshot.inner.durable)) {
-                return Some(CrashState { content, choice, snapshot: self.snapshot.clone(), seed: self.seed });
+                return Some(CrashState {
+                    content,
+                    choice,
+                    snapshot: self.snapshot.clone(),
+                    seed: self.seed,
+                });
             }
         }
     }
@@ -292,7 +324,11 @@ impl fmt::Display for CrashState {
         for change in &inner.pending {
             if change.is_length() {
                 lengths += 1;
-                let outcome = if lengths <= self.choice.lengths { Kept::All } else { Kept::Nothing };
+                let outcome = if lengths <= self.choice.lengths {
+                    Kept::All
+                } else {
+                    Kept::Nothing
+                };
                 writeln!(f, "  {change}: {outcome}")?;
             } else if let Some(kept) = kept.next() {
                 writeln!(f, "  {change}: {kept}")?;
