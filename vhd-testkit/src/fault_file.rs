@@ -179,6 +179,9 @@ impl FaultControl {
 }
 
 /// Wraps a file and fails as its [`FaultControl`] says.
+///
+/// A failed sync reaches the file inside not at all. Over a `CrashFile` a later sync that passes thus makes
+/// everything durable, which a real system need not do: a test of INV-05 asserts that no change follows.
 #[derive(Clone, Debug)]
 pub struct FaultFile<F> {
     file: F,

@@ -6,7 +6,7 @@ use vhd_core::device::{BlockDevice, ByteRange, DeviceError, ZeroOptions};
 use vhd_core::units::usize_from;
 
 use crate::bytes::pattern;
-use crate::crash_model::{CrashModel, FlushMark};
+use crate::model::{CrashModel, FlushMark};
 use crate::rng::rng;
 
 /// One step of work on a disk. `fill` is the generation of the pattern that is written.
@@ -278,7 +278,7 @@ pub fn number_fills(mut ops: Vec<Op>) -> Vec<Op> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model_disk::ModelDisk;
+    use crate::model::ModelDisk;
 
     const GEOMETRY: Geometry = Geometry::new(8 * 4096 + 1024, 4096);
 

@@ -20,9 +20,7 @@ fn ranges(bench: &mut Bench) -> Vec<ByteRange> {
 pub(super) fn zeroes(bench: &mut Bench) {
     for (may_unmap, fast_only) in MODES {
         for range in ranges(bench) {
-            // Something to zero, on both sides of the end too.
-            let end = range.end().min(bench.size() - bench.block);
-            bench.write(ByteRange::new(end - end.min(bench.block), 2 * bench.block), false);
+            write_around(bench, range);
             let options = ZeroOptions {
                 may_unmap,
                 fast_only,
@@ -30,8 +28,8 @@ pub(super) fn zeroes(bench: &mut Bench) {
             };
             match bench.device.write_zeroes(range, options) {
                 Ok(()) => bench.part(range).fill(0),
-                // Nothing may have changed then, as a caller goes on to write the zeroes out or not.
-                Err(DeviceError::NotFast) if fast_only => {}
+                // The quick part may have been done: the caller did not want the old content.
+                Err(DeviceError::NotFast) if fast_only => adopt(bench, range, "refused fast zeroes"),
                 Err(error) => panic!("zeroes {options:?} on {range:?}: {error}"),
             }
             bench.verify_all(&format!("zeroes {options:?} on {range:x?}"));
@@ -42,11 +40,20 @@ pub(super) fn zeroes(bench: &mut Bench) {
     }
 }
 
+/// Writes over both ends of the range: something to zero, and neighbours that must survive.
+fn write_around(bench: &mut Bench, range: ByteRange) {
+    for edge in [range.start, range.end()] {
+        let start = edge.saturating_sub(bench.block).min(bench.size() - 2 * bench.block);
+        bench.write(ByteRange::new(start, 2 * bench.block), false);
+    }
+}
+
 pub(super) fn discards(bench: &mut Bench) {
     let capable = bench.device.info().capabilities.discard;
     for range in ranges(bench) {
+        write_around(bench, range);
         match bench.device.discard(range) {
-            Ok(()) => adopt_discard(bench, range),
+            Ok(()) => adopt(bench, range, "a discard"),
             Err(DeviceError::Unsupported(_)) if !capable => {}
             Err(error) => panic!("discard of {range:?} (capability {capable}): {error}"),
         }
@@ -58,7 +65,7 @@ pub(super) fn discards(bench: &mut Bench) {
 }
 
 /// Each block of the range reads zero or as before; from here on it must stay what it is now.
-fn adopt_discard(bench: &mut Bench, range: ByteRange) {
+fn adopt(bench: &mut Bench, range: ByteRange, what: &str) {
     let found = read_all(&*bench.device);
     let block = usize_from(bench.block);
     for start in (usize_from(range.start)..usize_from(range.end())).step_by(block) {
@@ -66,7 +73,7 @@ fn adopt_discard(bench: &mut Bench, range: ByteRange) {
         let told = identify(now);
         assert!(
             is_zero(now) || now == before,
-            "after a discard {start:#x} is neither zero nor as before: {told}"
+            "after {what} {start:#x} is neither zero nor as before: {told}"
         );
     }
     let (start, end) = (usize_from(range.start), usize_from(range.end()));
