@@ -1,10 +1,10 @@
 //! Test tools of the workspace: files that crash, fail and record, models to compare with, a conformance suite.
 //!
 //! ```text
-//!   Workload / ops ──> the disk under test ──> RecordingFile ──> FaultFile ──> CrashFile
-//!        │                (BlockDevice)          (counts)        (errors)    (loss of power)
-//!        │                     │                                                  │ after each operation
-//!        └──> CrashModel  <────┴── reads, after a crash and without ──────  CrashStates
+//!   Workload / ops ---> the disk under test ---> RecordingFile ---> FaultFile ---> CrashFile
+//!        |                 (BlockDevice)           (counts)         (errors)     (loss of power)
+//!        |                      |                                                     | after each operation
+//!        +---> CrashModel <-----+-- reads, after a crash and without ---------- CrashStates
 //! ```
 //!
 //! A crash test tells the [`CrashModel`] of each operation before the disk gets it (`Op::begin`) and after it
