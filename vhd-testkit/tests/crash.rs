@@ -211,6 +211,21 @@ fn the_observer_sees_every_boundary_once() {
 }
 
 #[test]
+fn an_observer_that_panicked_is_not_called_while_the_stack_unwinds() {
+    struct SyncOnDrop(CrashFile);
+    impl Drop for SyncOnDrop {
+        fn drop(&mut self) {
+            self.0.sync().unwrap();
+        }
+    }
+    let file = CrashFile::new().with_observer(Box::new(|snapshot| panic!("on purpose: {snapshot:?}")));
+    let engine = SyncOnDrop(file.clone());
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || write(&engine.0, 0, 1, 1)));
+    assert!(result.is_err());
+    assert_eq!(file.pending(), 0, "the drop has synced");
+}
+
+#[test]
 fn the_newest_states_of_all_boundaries_are_all_states() {
     let limits = CrashLimits {
         newest_only: true,
