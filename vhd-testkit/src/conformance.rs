@@ -105,9 +105,9 @@ impl Conformance {
 
     fn each(&self, checks: &[Check], make: Make<'_>) {
         for (name, check) in checks {
-            let seed = mix(seed(self.seed), u64_from(name.len()));
-            let _guard = SeedOnPanic::new(name, self.seed);
-            check(&mut Bench::new(self, make, seed));
+            let base = seed(self.seed);
+            let _guard = SeedOnPanic::new(name, base);
+            check(&mut Bench::new(self, make, mix(base, u64_from(name.len()))));
         }
     }
 }

@@ -3,6 +3,8 @@
 //! What [`CrashFile`] promises is what `StorageFile` promises, and not a bit more:
 //!
 //! - Every change since the last completed sync may have reached the disk or not, each by itself.
+//!   That holds for two writes to parts of one sector too: the later may persist without the earlier, which
+//!   is harsher than a page cache.
 //! - A change of several 512-byte sectors may have reached it in any part; one sector is atomic.
 //! - The length is metadata of its own, with its own order: after a crash it is the durable one or any
 //!   that the file had since, whatever became of the data.
