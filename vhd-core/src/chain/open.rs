@@ -382,7 +382,7 @@ impl<'a> ChainBuilder<'a> {
     fn take_vhd(&mut self, child: &Path, path: PathBuf) -> Result<Found, ChainError> {
         let file = Arc::new(HostFile::open(&path, Access::ReadOnly, self.options.sharing)?);
         self.enter(child, &path, &file)?;
-        let image = self.open_image(&path, Arc::clone(&file), &OpenMode::read_only())?;
+        let image = self.open_image(&path, Arc::clone(&file), &OpenMode::ancestor())?;
         Ok(Found {
             path,
             file,
