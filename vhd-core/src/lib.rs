@@ -6,8 +6,10 @@ pub mod device;
 pub mod error;
 pub mod format;
 pub mod image;
+pub mod ops;
 pub mod storage;
 mod sync;
 pub mod units;
 
 pub use error::ErrorKind;
+pub use image::check;

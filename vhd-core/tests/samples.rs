@@ -2,7 +2,7 @@
 //!
 //! The images are no part of the repository: where they are not beside it, this test says so and checks nothing.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use sha2::{Digest, Sha256};
@@ -91,7 +91,7 @@ fn unpack(packed: &Path, name: &str, dir: &Path) {
     );
 }
 
-fn sha256(path: &PathBuf) -> String {
+fn sha256(path: &Path) -> String {
     let opened = OpenOptions::new()
         .open(path)
         .unwrap_or_else(|error| panic!("{}: {error:?}", path.display()));

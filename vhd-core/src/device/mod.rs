@@ -148,7 +148,7 @@ pub(crate) fn check_range(offset: u64, len: u64, size: u64) -> Result<(), Device
     if offset.checked_add(len).is_none_or(|end| end > size) {
         return Err(DeviceError::OutOfRange { offset, len, size });
     }
-    if (offset | len) % u64::from(LOGICAL_BLOCK) != 0 {
+    if !(offset | len).is_multiple_of(u64::from(LOGICAL_BLOCK)) {
         return Err(DeviceError::Misaligned {
             offset,
             len,

@@ -126,6 +126,22 @@ pub enum OpenError {
 }
 
 impl OpenError {
+    /// Where in the file the problem is, if it has one place.
+    #[must_use]
+    pub fn offset(&self) -> Option<u64> {
+        match self {
+            Self::Read { offset, .. }
+            | Self::Restore { offset, .. }
+            | Self::Format { offset, .. }
+            | Self::HeaderLocation { offset, .. }
+            | Self::TableLocation { offset, .. } => Some(*offset),
+            Self::BlockInMetadata { offset, .. }
+            | Self::BlockPastEnd { offset, .. }
+            | Self::BlockOverlap { offset, .. } => Some(offset.0),
+            Self::NoFooter { .. } | Self::FileTooShort { .. } | Self::TooManyBlocks { .. } => None,
+        }
+    }
+
     /// The kind of failure.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {

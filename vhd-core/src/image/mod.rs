@@ -11,6 +11,7 @@
 //! image and every depth of chain.
 
 mod allocator;
+pub mod check;
 mod commit;
 mod create;
 mod error;
@@ -34,6 +35,7 @@ pub use footers::{FooterSource, Footers};
 pub use open::{MAX_BLOCKS, OpenMode};
 pub use write_span::WriteSpan;
 
+pub(crate) use create::check_size;
 pub(crate) use error::IoContext;
 
 use crate::device::DeviceError;

@@ -70,26 +70,24 @@ impl HostFile {
     pub fn open(path: &Path, access: Access, sharing: Sharing) -> Result<Self, StorageError> {
         for _ in 0..OPEN_ATTEMPTS {
             let file = Arc::new(open_file(path, access)?);
-            let io = |source| StorageError::at(path, "query", source);
-            let metadata = file.metadata().map_err(io)?;
+            let metadata = file
+                .metadata()
+                .map_err(|source| StorageError::at(path, "query", source))?;
             require_file(path, metadata.file_type())?;
             let lock = match sharing {
-                Sharing::Exclusive => Some(ImageLock::acquire(Arc::clone(&file), path, access)?),
                 Sharing::Unlocked => None,
+                Sharing::Exclusive => match lock_current(&file, path, access)? {
+                    Some(lock) => Some(lock),
+                    None => continue,
+                },
             };
-            // Whoever held the lock may have put another file in this one's place before giving it up
-            // (compaction does): the file that was opened is then a dead one, and writes to it are lost.
-            let stale =
-                lock.is_some() && FileIdentity::of(&fs::metadata(path).map_err(io)?) != FileIdentity::of(&metadata);
-            if !stale {
-                let is_block_device = metadata.file_type().is_block_device();
-                return Ok(Self {
-                    file,
-                    path: Some(path.to_path_buf()),
-                    is_block_device,
-                    _lock: lock,
-                });
-            }
+            let is_block_device = metadata.file_type().is_block_device();
+            return Ok(Self {
+                file,
+                path: Some(path.to_path_buf()),
+                is_block_device,
+                _lock: lock,
+            });
         }
         Err(StorageError::Replaced {
             path: path.to_path_buf(),
@@ -275,6 +273,18 @@ fn open_file(path: &Path, access: Access) -> Result<File, StorageError> {
         .write(access == Access::ReadWrite)
         .open(path);
     opened.map_err(|source| open_error(path, access, source))
+}
+
+/// Locks a file that was opened by `path`; `None` when that path leads to another file by now.
+///
+/// Whoever held the lock before may have put another file in this one's place and then given it up
+/// (compaction does). The file that was opened is a dead one then, and what is written to it is lost.
+fn lock_current(file: &Arc<File>, path: &Path, access: Access) -> Result<Option<ImageLock>, StorageError> {
+    let lock = ImageLock::acquire(Arc::clone(file), path, access)?;
+    let query = |source| StorageError::at(path, "query", source);
+    let opened = FileIdentity::of(&file.metadata().map_err(query)?);
+    let current = FileIdentity::of(&fs::metadata(path).map_err(query)?);
+    Ok((opened == current).then_some(lock))
 }
 
 /// The error of an open that failed although the file could be found.

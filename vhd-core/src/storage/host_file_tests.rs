@@ -185,36 +185,40 @@ fn unlocked_handles_take_and_respect_nothing() {
 }
 
 #[test]
-fn a_file_replaced_while_it_was_opened_is_never_the_one_returned() {
+fn a_file_replaced_between_opening_and_locking_is_not_used() {
+    let dir = TempDir::new().unwrap();
+    let (path, new) = (dir.path().join("image"), dir.path().join("new"));
+    let lock_after = |change: &dyn Fn()| {
+        fs::write(&path, "old").unwrap();
+        fs::write(&new, "new").unwrap();
+        let opened = Arc::new(open_file(&path, Access::ReadWrite).unwrap());
+        change();
+        lock_current(&opened, &path, Access::ReadWrite)
+    };
+    assert!(lock_after(&|| ()).unwrap().is_some());
+    assert!(lock_after(&|| fs::rename(&new, &path).unwrap()).unwrap().is_none());
+    let removed = lock_after(&|| fs::remove_file(&path).unwrap());
+    assert_eq!(removed.unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn images_replaced_under_their_lock_are_opened_alive() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("image");
-    fs::write(&path, "0").unwrap();
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    let replacements = std::thread::scope(|scope| {
-        let replacer = scope.spawn(|| {
-            let mut count = 0;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                // As compaction does: replace under the lock of the old file.
-                let Ok(old) = HostFile::open(&path, Access::ReadWrite, Sharing::Exclusive) else {
-                    continue;
-                };
-                fs::write(dir.path().join("new"), "1").unwrap();
+    File::create(&path).unwrap();
+    let open = || HostFile::open(&path, Access::ReadWrite, Sharing::Exclusive);
+    let opened_dead = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..500 {
+                let Ok(_old) = open() else { continue };
+                File::create(dir.path().join("new")).unwrap();
                 fs::rename(dir.path().join("new"), &path).unwrap();
-                drop(old);
-                count += 1;
             }
-            count
         });
-        for _ in 0..2000 {
-            if let Ok(file) = HostFile::open(&path, Access::ReadWrite, Sharing::Exclusive) {
-                assert!(
-                    file.file.metadata().unwrap().nlink() > 0,
-                    "a handle of a file without a name"
-                );
-            }
-        }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        replacer.join().unwrap()
+        (0..500)
+            .filter_map(|_| open().ok())
+            .filter(|image| image.file.metadata().unwrap().nlink() == 0)
+            .count()
     });
-    assert!(replacements > 0);
+    assert_eq!(opened_dead, 0);
 }

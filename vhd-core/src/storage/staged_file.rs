@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,10 +20,12 @@ const NAME_ATTEMPTS: u32 = 100;
 /// Bytes of the target's name that go into a temporary one, so that it stays below the usual 255.
 const NAME_PART_MAX: usize = 200;
 
-/// A new file without a name, which [`publish`](StagedFile::publish) gives it. Dropped before that, or killed, it leaves nothing.
+/// A new file without a name, which [`publish`](StagedFile::publish) gives it. Dropped before that, or
+/// killed, it leaves nothing.
 ///
-/// Where the file system has no nameless files, it is called `.<name>.<pid>-<n>.partial` until published;
-/// a killed process then leaves that file behind.
+/// Where the file system has no nameless files it is called `.<name>.<pid>-<n>.partial` until published.
+/// To replace an existing file, any file has such a name for the moment between two system calls. A process
+/// killed with such a name in use leaves the file behind.
 #[derive(Debug)]
 pub struct StagedFile {
     storage: Arc<HostFile>,
@@ -141,7 +143,11 @@ impl Directory {
     fn of(target: &Path) -> Result<Self, StorageError> {
         let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty());
         let path = parent.unwrap_or(Path::new(".")).to_path_buf();
-        match OpenOptions::new().read(true).open(&path) {
+        match OpenOptions::new()
+            .read(true)
+            .custom_flags(nix::libc::O_DIRECTORY)
+            .open(&path)
+        {
             Ok(file) => Ok(Self { file, path }),
             Err(source) => Err(StorageError::at(&path, "open", source)),
         }
@@ -202,7 +208,9 @@ impl Directory {
             // A file system that can't rename without replacing: a second name does not replace either.
             Err(Errno::INVAL | Errno::NOSYS) if !replace => {
                 rustix::fs::linkat(&self.file, from, &self.file, to, AtFlags::empty())?;
-                rustix::fs::unlinkat(&self.file, from, AtFlags::empty())
+                // Published is published: a temporary name that can't be removed is no reason to say otherwise.
+                let _ = rustix::fs::unlinkat(&self.file, from, AtFlags::empty());
+                Ok(())
             }
             result => result,
         }

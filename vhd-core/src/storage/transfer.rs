@@ -242,6 +242,21 @@ mod tests {
     }
 
     #[test]
+    fn a_transfer_that_is_complete_at_once_is_one_call() {
+        let (mut a, mut b, mut empty, mut calls) = ([0; 3], [0; 4], [], 0);
+        let mut once = |len| {
+            calls += 1;
+            Ok(len)
+        };
+        let mut bufs = [&mut a[..], &mut b, &mut empty].map(IoSliceMut::new);
+        read_exact_vectored(&mut bufs, 0, |_, _| once(7)).unwrap();
+        write_all_vectored(&[&[1; 3][..], &[2; 4], &[]].map(IoSlice::new), 0, |_, _| once(7)).unwrap();
+        read_exact(&mut [0; 7], 0, |_, _| once(7)).unwrap();
+        write_all(&[0; 7], 0, |_, _| once(7)).unwrap();
+        assert_eq!(calls, 4);
+    }
+
+    #[test]
     fn nothing_to_move_needs_no_call() {
         read_exact_vectored(&mut [IoSliceMut::new(&mut [])], 0, |_, _| panic!("called")).unwrap();
         write_all_vectored(&[], 0, |_, _| panic!("called")).unwrap();

@@ -1,0 +1,302 @@
+//! Converting a disk: sparse in, sparse out, by several threads, by sharing extents where the file system can.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+
+use super::data_ranges::{DataRanges, Job};
+use super::zeroes::for_each_data_run;
+use super::{OpsError, Progress};
+use crate::chain::OpenedDisk;
+use crate::device::{DeviceError, Disk};
+use crate::image::{Image, IoContext, OpenMode, Preallocate, create_dynamic, create_fixed};
+use crate::storage::{StagedFile, StorageFile, UnsyncedFile};
+use crate::units::{FileOffset, VirtualOffset, u64_from, usize_from};
+
+/// Bytes that a thread takes on at once when it copies.
+const COPY_UNIT: u64 = 2 << 20;
+
+/// Bytes that a thread takes on at once when it shares extents.
+const SHARE_UNIT: u64 = 256 << 20;
+
+/// Bytes read, looked through and written at once: they stay in the processor's cache meanwhile.
+const COPY_STEP: usize = 256 << 10;
+
+/// The grid on which file systems share extents.
+const SHARE_ALIGNMENT: u64 = 4096;
+
+/// What a disk is converted to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The bytes of the disk.
+    Raw,
+    /// A fixed VHD.
+    Fixed {
+        /// What is done about the space of zeroes.
+        preallocate: Preallocate,
+    },
+    /// A dynamic VHD.
+    Dynamic {
+        /// Bytes in a block.
+        block_size: u64,
+    },
+}
+
+/// How a disk is converted.
+#[derive(Clone, Copy, Debug)]
+pub struct ConvertOptions {
+    /// What it becomes.
+    pub target: Target,
+    /// A file that has the destination's name is replaced, not an error.
+    pub replace: bool,
+    /// The destination is on the disk, name and all, before the call returns. Otherwise it is like any
+    /// freshly copied file: safe from the death of this process, not from a power failure in the next seconds.
+    pub durable: bool,
+    /// Threads that copy; 0 for as many as are useful.
+    pub threads: usize,
+}
+
+/// What a conversion did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConvertReport {
+    /// Bytes on the disk.
+    pub disk_bytes: u64,
+    /// Bytes written.
+    pub copied_bytes: u64,
+    /// Bytes that the destination shares with the source's files.
+    pub shared_bytes: u64,
+    /// Bytes that read zero and take no space.
+    pub zero_bytes: u64,
+}
+
+/// Writes the content of `source` to `destination`, which appears under its name complete or not at all.
+pub fn convert(
+    source: &OpenedDisk,
+    destination: &Path,
+    options: &ConvertOptions,
+    progress: &dyn Progress,
+) -> Result<ConvertReport, OpsError> {
+    let disk = source.disk();
+    progress.begin(disk.size());
+    let staged = StagedFile::create_beside(destination)?;
+    let sink = Sink::create(staged.storage(), destination, &options.target, disk.size())?;
+    let copier = Copier {
+        source,
+        disk: &disk,
+        sink: &sink,
+        destination,
+        ranges: DataRanges::new(&disk),
+        can_share: AtomicBool::new(true),
+        copied: AtomicU64::new(0),
+        shared: AtomicU64::new(0),
+        progress,
+    };
+    copier.run(useful_threads(options.threads))?;
+    progress.advance(copier.ranges.remaining());
+    let (copied_bytes, shared_bytes) = (copier.copied.into_inner(), copier.shared.into_inner());
+    sink.finish().map_err(|source| OpsError::Destination {
+        path: destination.to_owned(),
+        source,
+    })?;
+    staged.publish(options.replace, options.durable)?;
+    let zero_bytes = disk.size() - copied_bytes - shared_bytes;
+    Ok(ConvertReport {
+        disk_bytes: disk.size(),
+        copied_bytes,
+        shared_bytes,
+        zero_bytes,
+    })
+}
+
+/// One thread reads while another writes; more than four only wait for one another at the file.
+fn useful_threads(asked: usize) -> usize {
+    match asked {
+        0 => thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 4)),
+        n => n,
+    }
+}
+
+/// What is written: a flat file or an image of blocks.
+enum Sink {
+    Flat(Arc<dyn StorageFile>),
+    Blocks(Box<Image>),
+}
+
+impl Sink {
+    fn create(file: Arc<dyn StorageFile>, path: &Path, target: &Target, size: u64) -> Result<Self, OpsError> {
+        let create_failed = |source| OpsError::Create {
+            path: path.to_owned(),
+            source,
+        };
+        match *target {
+            Target::Raw => {
+                let sized = file.set_len(size).io_context("set the length", size);
+                sized.map_err(|source| OpsError::Destination {
+                    path: path.to_owned(),
+                    source,
+                })?;
+                Ok(Self::Flat(file))
+            }
+            Target::Fixed { preallocate } => {
+                create_fixed(&*file, size, preallocate).map_err(create_failed)?;
+                Ok(Self::Flat(file))
+            }
+            Target::Dynamic { block_size } => {
+                // No one sees the file before it is complete: the order of its writes does not matter.
+                let file: Arc<dyn StorageFile> = Arc::new(UnsyncedFile(file));
+                create_dynamic(&*file, size, block_size).map_err(create_failed)?;
+                let image = Image::open(file, &OpenMode::read_write());
+                image
+                    .map(|image| Self::Blocks(Box::new(image)))
+                    .map_err(|source| OpsError::Open {
+                        path: path.to_owned(),
+                        source,
+                    })
+            }
+        }
+    }
+
+    /// Calls `put` for each place in the file that a part of the range goes to: the file, where in it, and which
+    /// part of the range.
+    fn place(
+        &self,
+        offset: u64,
+        len: u64,
+        mut put: impl FnMut(&dyn StorageFile, u64, std::ops::Range<u64>) -> Result<(), DeviceError>,
+    ) -> Result<(), DeviceError> {
+        let image = match self {
+            Self::Flat(file) => return put(&**file, offset, 0..len),
+            Self::Blocks(image) => image,
+        };
+        let mut done = 0;
+        while done < len {
+            let span = image.resolve_write(VirtualOffset(offset + done), len - done)?;
+            let FileOffset(at) = span.file_offset();
+            put(span.file(), at, done..done + span.len())?;
+            done += span.len();
+            span.complete()?;
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<(), DeviceError> {
+        match self {
+            Self::Flat(_) => Ok(()),
+            Self::Blocks(image) => image.close(),
+        }
+    }
+}
+
+struct Copier<'a> {
+    source: &'a OpenedDisk,
+    disk: &'a Disk,
+    sink: &'a Sink,
+    destination: &'a Path,
+    ranges: DataRanges<'a>,
+    can_share: AtomicBool,
+    copied: AtomicU64,
+    shared: AtomicU64,
+    progress: &'a dyn Progress,
+}
+
+impl Copier<'_> {
+    fn run(&self, threads: usize) -> Result<(), OpsError> {
+        thread::scope(|scope| {
+            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(|| self.work())).collect();
+            // All are waited for; the first error is the one to tell.
+            let results: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
+            results
+                .into_iter()
+                .try_for_each(|result| result.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        })
+    }
+
+    fn work(&self) -> Result<(), OpsError> {
+        let mut buffer = vec![0; COPY_STEP];
+        let result = self.work_with(&mut buffer);
+        if result.is_err() {
+            self.ranges.stop();
+        }
+        result
+    }
+
+    fn work_with(&self, buffer: &mut [u8]) -> Result<(), OpsError> {
+        loop {
+            let unit = if self.can_share.load(Ordering::Relaxed) {
+                SHARE_UNIT
+            } else {
+                COPY_UNIT
+            };
+            let Some(job) = self.ranges.next(unit).map_err(OpsError::Source)? else {
+                return Ok(());
+            };
+            if !self.share(&job)? {
+                self.copy(&job, buffer)?;
+            }
+            self.progress.advance(job.advance);
+        }
+    }
+
+    /// Shares the job's extent with the destination; `false` if that can't be done.
+    fn share(&self, job: &Job) -> Result<bool, OpsError> {
+        let (Some(file_offset), range) = (job.extent.file_offset, job.extent.range) else {
+            return Ok(false);
+        };
+        if !self.can_share.load(Ordering::Relaxed) || (file_offset | range.start | range.len) % SHARE_ALIGNMENT != 0 {
+            return Ok(false);
+        }
+        let Some(file) = self.source.file_at_depth(job.extent.depth) else {
+            return Ok(false);
+        };
+        let mut possible = true;
+        let result = self.sink.place(range.start, range.len, |destination, at, part| {
+            if !possible {
+                return Ok(());
+            }
+            let from = file_offset + part.start;
+            match destination.share_range_from(file, from, at, part.end - part.start) {
+                Err(error) if error.kind() == std::io::ErrorKind::Unsupported => possible = false,
+                other => other.io_context("share an extent", at)?,
+            }
+            Ok(())
+        });
+        result.map_err(|error| self.destination_error(error))?;
+        if possible {
+            self.shared.fetch_add(range.len, Ordering::Relaxed);
+        } else {
+            self.can_share.store(false, Ordering::Relaxed);
+        }
+        Ok(possible)
+    }
+
+    /// Copies what is not zero of the job's extent.
+    fn copy(&self, job: &Job, buffer: &mut [u8]) -> Result<(), OpsError> {
+        let range = job.extent.range;
+        let mut at = range.start;
+        while at < range.end() {
+            let len = usize_from(range.end() - at).min(buffer.len());
+            let bytes = &mut buffer[..len];
+            self.disk.read_at(bytes, at).map_err(OpsError::Source)?;
+            for_each_data_run(bytes, |run| self.write(&bytes[run.clone()], at + u64_from(run.start)))
+                .map_err(|error| self.destination_error(error))?;
+            at += u64_from(len);
+        }
+        Ok(())
+    }
+
+    fn write(&self, bytes: &[u8], offset: u64) -> Result<(), DeviceError> {
+        self.copied.fetch_add(u64_from(bytes.len()), Ordering::Relaxed);
+        self.sink.place(offset, u64_from(bytes.len()), |file, at, part| {
+            file.write_all_at(&bytes[usize_from(part.start)..usize_from(part.end)], at)
+                .io_context("write", at)
+        })
+    }
+
+    fn destination_error(&self, source: DeviceError) -> OpsError {
+        OpsError::Destination {
+            path: self.destination.to_owned(),
+            source,
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! Long operations on whole disks: convert, stream, compare, hash.
+
+mod compare;
+mod convert;
+mod data_ranges;
+mod error;
+mod hash;
+mod ordered;
+mod zeroes;
+
+pub use compare::{Comparison, compare};
+pub use convert::{ConvertOptions, ConvertReport, Target, convert};
+pub use error::OpsError;
+pub use hash::sha256;
+pub use ordered::{StreamFormat, stream};
+
+/// Told how far an operation is. The unit is bytes of the virtual disk, holes included.
+pub trait Progress: Sync {
+    /// The operation goes over `total` bytes.
+    fn begin(&self, total: u64);
+
+    /// `bytes` more are done.
+    fn advance(&self, bytes: u64);
+}
+
+/// Progress that no one looks at.
+impl Progress for () {
+    fn begin(&self, _total: u64) {}
+
+    fn advance(&self, _bytes: u64) {}
+}
