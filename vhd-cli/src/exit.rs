@@ -13,7 +13,7 @@ pub(crate) enum Exit {
     Usage,
     /// An image is corrupt, or no VHD where one is needed.
     Corrupt,
-    /// `check`: only leaked space or findings that opening the image for writing repairs.
+    /// `check`: only leaked space, or damage that loses nothing.
     Repairable,
     /// `compare`: the contents differ.
     Differ,

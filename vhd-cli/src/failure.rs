@@ -156,6 +156,7 @@ from_library!(
     vhd_core::device::DeviceError,
     vhd_core::image::CreateError,
     vhd_core::image::OpenError,
+    vhd_core::ops::OpsError,
     vhd_core::storage::StorageError,
 );
 

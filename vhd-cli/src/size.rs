@@ -91,7 +91,9 @@ pub(crate) fn parse_disk_size(text: &str) -> Result<u64, String> {
 /// The size of the blocks of a sparse image.
 pub(crate) fn parse_block_size(text: &str) -> Result<u64, String> {
     let bytes = parse_bytes(text)?;
-    let narrow = u32::try_from(bytes).ok().filter(|&bytes| bytes >= MIN_CREATE_BLOCK_SIZE);
+    let narrow = u32::try_from(bytes)
+        .ok()
+        .filter(|&bytes| bytes >= MIN_CREATE_BLOCK_SIZE);
     match narrow.map(BlockLayout::new) {
         Some(Ok(layout)) => Ok(layout.block_size()),
         _ => Err(format!(
@@ -132,11 +134,19 @@ mod tests {
 
     #[test]
     fn anything_else_is_refused_and_says_what_is_accepted() {
-        for text in ["", "G", ".5G", "5.", "1.2.3", "-1", "+1", " 1", "1 G", "1GB", "0x200", "1e3", "\u{0661}"] {
+        for text in [
+            "", "G", ".5G", "5.", "1.2.3", "-1", "+1", " 1", "1 G", "1GB", "0x200", "1e3", "\u{0661}",
+        ] {
             let error = parse_bytes(text).unwrap_err();
             assert!(error.contains("64M"), "{text}: {error}");
         }
-        for text in ["0.3", "1.3K", "18446744073709551616", "16777216T", "99999999999999999999999999999999999999999"] {
+        for text in [
+            "0.3",
+            "1.3K",
+            "18446744073709551616",
+            "16777216T",
+            "99999999999999999999999999999999999999999",
+        ] {
             assert!(parse_bytes(text).is_err(), "{text}");
         }
     }

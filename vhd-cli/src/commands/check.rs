@@ -26,8 +26,8 @@ Examples:
   vhd check --json disk.vhd | jq -r '.findings[].code'
 
 Nothing is changed. The exit code is 0 when nothing was found or notes alone, 3 when something is corrupt (an ancestor \
-that is missing, wrong or corrupt included), 4 when there is only leaked space or what opening the image for writing \
-repairs, and 1 when the check could not run.";
+that is missing, wrong or corrupt included), 4 when there is only leaked space or damage that loses nothing, and 1 \
+when the check could not run.";
 
 /// Arguments of `vhd check`.
 #[derive(Args, Debug)]
@@ -146,12 +146,7 @@ fn is_about_parents(warning: &ChainWarning) -> bool {
 }
 
 /// What is wrong with the chain is a finding; what kept it from being looked at is a failure.
-fn add_chain_error(
-    args: &CheckArgs,
-    source: &Source,
-    error: ChainError,
-    outcome: &mut Outcome,
-) -> Result<(), Failure> {
+fn add_chain_error(args: &CheckArgs, source: &Source, error: ChainError, outcome: &mut Outcome) -> Result<(), Failure> {
     let at = match &error {
         ChainError::Image { path, .. } | ChainError::TooDeep { path, .. } => path.clone(),
         ChainError::ParentMissing { child, .. }
@@ -180,7 +175,7 @@ impl Outcome {
         self.files.push(FileReport {
             path: path.clone(),
             disk_type: report.disk_type.map(|disk_type| disk_type.to_string()),
-            virtual_size: report.disk_size,
+            virtual_size: report.disk_type.map(|_| report.disk_size),
             blocks: report.blocks,
             allocated_blocks: report.allocated_blocks,
             leaked_bytes: report.leaked_bytes,
@@ -217,7 +212,7 @@ impl Verdict {
         match self {
             Self::Clean => "clean",
             Self::Leaks => "leaked space only: no data is affected",
-            Self::Repairable => "repairable: opening the image for writing puts it right",
+            Self::Repairable => "repairable: what is right is known, nothing is lost",
             Self::Corrupt => "CORRUPT",
         }
     }

@@ -84,7 +84,11 @@ impl fmt::Display for CompareReport {
             writeln!(f, "Sizes differ: {} has {a} bytes, {} has {b}", self.a, self.b)?;
         }
         let Some(first) = self.first_difference else {
-            let rest = if a == b { "" } else { "; the rest of the longer one reads zero" };
+            let rest = if a == b {
+                ""
+            } else {
+                "; the rest of the longer one reads zero"
+            };
             return writeln!(f, "Contents are identical{rest}");
         };
         writeln!(f, "Contents differ, first at offset {first} ({first:#x})")?;
@@ -92,14 +96,16 @@ impl fmt::Display for CompareReport {
             let (start, end) = (range.start, range.start + range.length);
             writeln!(f, "  {start:#x}..{end:#x}  {}", human::binary(range.length))?;
         }
-        let more = self
-            .range_count
-            .saturating_sub(vhd_core::units::u64_from(SHOWN_RANGES));
+        let more = self.range_count.saturating_sub(vhd_core::units::u64_from(SHOWN_RANGES));
         if more > 0 {
             writeln!(f, "  and {} more", human::count(more, "range"))?;
         }
         let bytes = human::bytes(self.different_bytes);
-        writeln!(f, "{bytes} in sectors that differ, {}", human::count(self.range_count, "range"))
+        writeln!(
+            f,
+            "{bytes} in sectors that differ, {}",
+            human::count(self.range_count, "range")
+        )
     }
 }
 

@@ -261,7 +261,12 @@ fn stream(args: &ConvertArgs) -> Result<ConvertJson, Failure> {
     };
     let disk = opened.disk();
     let reporter = args.progress.reporter("converting");
-    let mut out = std::fs::File::from(stdout.as_fd().try_clone_to_owned().map_err(|e| output::write_failed(&e))?);
+    let mut out = std::fs::File::from(
+        stdout
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|e| output::write_failed(&e))?,
+    );
     ops::stream(&disk, format, &mut out, &reporter).map_err(|error| explain(error, &source, &opened))?;
     let done = ConvertReport {
         disk_bytes: disk.size(),

@@ -101,11 +101,7 @@ struct CreateReport {
 impl fmt::Display for CreateReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let size = human::bytes(self.virtual_size);
-        writeln!(
-            f,
-            "Created {}: {}, {size}, id {}",
-            self.image, self.disk_type, self.id
-        )
+        writeln!(f, "Created {}: {}, {size}, id {}", self.image, self.disk_type, self.id)
     }
 }
 
@@ -131,10 +127,14 @@ pub(crate) fn run(args: &CreateArgs) -> Result<Exit, Failure> {
 fn check_arguments(args: &CreateArgs) -> Result<(), Failure> {
     let fixed = args.disk_type == Some(CreateType::Fixed);
     if fixed && args.block_size.is_some() {
-        return Err(Failure::usage("a fixed image has no blocks: --block-size is for the others"));
+        return Err(Failure::usage(
+            "a fixed image has no blocks: --block-size is for the others",
+        ));
     }
     if !fixed && args.preallocate.is_some_and(|mode| mode != PreallocateArg::Off) {
-        return Err(Failure::usage("only fixed images are preallocated: --preallocate needs --type fixed"));
+        return Err(Failure::usage(
+            "only fixed images are preallocated: --preallocate needs --type fixed",
+        ));
     }
     Ok(())
 }

@@ -138,7 +138,9 @@ fn print_table(out: &mut Output, opened: &OpenedDisk) -> Result<(), Failure> {
             ExtentKind::Zero => "zero",
             ExtentKind::Hole => "hole",
         };
-        let offset = extent.file_offset.map_or("-".to_owned(), |offset| format!("{offset:#x}"));
+        let offset = extent
+            .file_offset
+            .map_or("-".to_owned(), |offset| format!("{offset:#x}"));
         let (start, length) = (format!("{:#x}", extent.range.start), format!("{:#x}", extent.range.len));
         out.write(&format!(
             "{start:>16} {length:>16}  {kind:<4} {:>5} {offset:>16}\n",

@@ -49,7 +49,10 @@ impl Creator {
     /// On one line.
     pub(super) fn text(&self) -> String {
         let program = self.program.map_or(String::new(), |name| format!(" ({name})"));
-        format!("{:?} {}{program}, on {:?}", self.application, self.version, self.host_os)
+        format!(
+            "{:?} {}{program}, on {:?}",
+            self.application, self.version, self.host_os
+        )
     }
 }
 

@@ -218,7 +218,10 @@ impl fmt::Display for LayerReport {
             let (allocated, all) = (blocks.allocated_blocks, blocks.blocks);
             let size = human::binary(blocks.block_size);
             let bytes = human::bytes(blocks.allocated_bytes);
-            fields.add("blocks", format!("{allocated} of {all} allocated, {size} each: {bytes}"));
+            fields.add(
+                "blocks",
+                format!("{allocated} of {all} allocated, {size} each: {bytes}"),
+            );
         }
         if let Some(owned) = self.owned_bytes {
             fields.add("owns", format!("{} of the disk", human::bytes(owned)));

@@ -21,9 +21,9 @@ use crate::codes::Kind;
 use crate::exit::Exit;
 use crate::failure::{Failure, FailureJson};
 use crate::format_arg::format_name;
+use crate::human;
 use crate::input::{Source, SourceArgs};
 use crate::output::{self, ReportArgs};
-use crate::human;
 use layer::LayerReport;
 
 pub(crate) const NAME: &str = "info";
@@ -109,7 +109,12 @@ fn layers(opened: &OpenedDisk) -> Result<Vec<LayerReport>, Failure> {
         });
     }
     if let (ImageFormat::Raw, Some(file)) = (opened.format(), opened.file_at_depth(0)) {
-        layers.push(LayerReport::raw(&opened.paths()[0], file, opened.disk().size(), owned[0])?);
+        layers.push(LayerReport::raw(
+            &opened.paths()[0],
+            file,
+            opened.disk().size(),
+            owned[0],
+        )?);
     }
     Ok(layers)
 }
