@@ -276,6 +276,6 @@ impl fmt::Display for FindingReport {
         if let Some(offset) = self.offset {
             write!(f, " at {offset:#x}")?;
         }
-        writeln!(f, ": {}", self.message)
+        writeln!(f, ": {}", self.message.replace('\n', "\n  "))
     }
 }

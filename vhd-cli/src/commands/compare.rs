@@ -98,7 +98,7 @@ impl fmt::Display for CompareReport {
         }
         let more = self.range_count.saturating_sub(vhd_core::units::u64_from(SHOWN_RANGES));
         if more > 0 {
-            writeln!(f, "  and {} more", human::count(more, "range"))?;
+            writeln!(f, "  and {} more", human::count(more, "more range"))?;
         }
         let bytes = human::bytes(self.different_bytes);
         writeln!(
