@@ -125,4 +125,15 @@ mod tests {
     fn a_failure_is_never_a_success() {
         assert!(TABLE.iter().all(|row| row.exit != Exit::Ok));
     }
+
+    #[test]
+    fn the_readme_has_the_table() {
+        let rows = TABLE
+            .iter()
+            .map(|row| format!("| {} | {} | {} |", row.code, row.name, row.exit.number()));
+        let expected: Vec<String> = rows.collect();
+        let readme = include_str!("../README.md").lines();
+        let found: Vec<&str> = readme.filter(|line| line.starts_with("| VHD-E")).collect();
+        assert_eq!(found, expected);
+    }
 }

@@ -96,4 +96,12 @@ mod tests {
             assert!(help.contains(&format!("  {}  {}", exit.number(), exit.meaning())));
         }
     }
+
+    #[test]
+    fn the_readme_has_the_table() {
+        for exit in Exit::ALL {
+            let row = format!("\n| {} | {} |\n", exit.number(), exit.meaning());
+            assert!(include_str!("../README.md").contains(&row), "{row}");
+        }
+    }
 }

@@ -105,15 +105,15 @@ impl Failure {
         &self.message
     }
 
-    /// The failure as JSON shows it.
-    pub(crate) fn json(&self) -> FailureJson<'_> {
-        let row = self.kind().map(Kind::code);
-        FailureJson {
-            code: row.map_or("VHD-E0000", |row| row.code),
-            kind: row.map_or("usage", |row| row.name),
-            exit: self.exit().number(),
+    /// The failure as JSON shows it; `None` for wrong arguments, which may be wrong about `--json` too.
+    pub(crate) fn json(&self) -> Option<FailureJson<'_>> {
+        let row = self.kind()?.code();
+        Some(FailureJson {
+            code: row.code,
+            kind: row.name,
+            exit: row.exit.number(),
             message: &self.message,
-        }
+        })
     }
 
     /// The failure as a person sees it.

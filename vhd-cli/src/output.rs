@@ -61,8 +61,10 @@ pub(crate) fn json<R: Serialize>(command: &str, report: &R) -> String {
 /// Writes a failure: a line to standard error and, with `--json`, an object to standard output.
 pub(crate) fn failure(json_to_stdout: bool, command: &str, failure: &Failure) {
     eprint(&failure.text());
-    if json_to_stdout && !failure.is_reported() {
-        let error = failure.json();
+    if !json_to_stdout || failure.is_reported() {
+        return;
+    }
+    if let Some(error) = failure.json() {
         let mut out = Output::stdout();
         // The failure has been told on standard error: there is nobody left to tell of this one.
         let _ = out

@@ -169,14 +169,16 @@ fn check_arguments(args: &ConvertArgs) -> Result<(), Failure> {
 
 fn convert(args: &ConvertArgs) -> Result<ConvertJson, Failure> {
     let destination = &args.destination;
-    let existing = Existing::look(destination, args.force)?;
+    let exists = exists_to_be_replaced(destination, args.force)?;
     let source = Source::new(&args.source, directory_of(destination))?;
     let opened = args.input.open(&source)?;
-    if existing.is_some() {
+    let _lock = if exists {
         let status = rustix::fs::stat(destination);
         refuse_source(&opened, status, &destination.display().to_string())?;
-    }
-    let _lock = existing.map(|existing| existing.lock(destination)).transpose()?;
+        lock(destination)?
+    } else {
+        None
+    };
     let options = ConvertOptions {
         target: args.target(),
         replace: args.force,
@@ -189,37 +191,33 @@ fn convert(args: &ConvertArgs) -> Result<ConvertJson, Failure> {
     Ok(report(args, source, &opened, done))
 }
 
-/// A destination that exists and is to be replaced.
-struct Existing;
-
-impl Existing {
-    /// Publishing refuses too; this is to know it before terabytes are written.
-    fn look(destination: &Path, force: bool) -> Result<Option<Self>, Failure> {
-        if destination.symlink_metadata().is_err() {
-            return Ok(None);
-        }
-        if !force {
-            let path = destination.to_owned();
-            return Err(StorageError::Exists { path }.into());
-        }
-        // A device or a pipe would be replaced by a file of its name, which nobody wants.
-        match destination.metadata() {
-            Ok(metadata) if !metadata.is_file() => {
-                let message = format!("{} is no regular file and is not replaced", destination.display());
-                Err(Failure::new(Kind::NotReplaceable, message))
-            }
-            _ => Ok(Some(Self)),
-        }
+/// Whether there is a destination already. Publishing refuses it too where it is not to be replaced; this is to
+/// know that before terabytes are written.
+fn exists_to_be_replaced(destination: &Path, force: bool) -> Result<bool, Failure> {
+    if destination.symlink_metadata().is_err() {
+        return Ok(false);
     }
-
-    /// Keeps everybody else away from what is about to be replaced; in use, it is not.
-    fn lock(self, destination: &Path) -> Result<Option<HostFile>, Failure> {
-        match HostFile::open(destination, Access::ReadWrite, Sharing::Exclusive) {
-            Ok(file) => Ok(Some(file)),
-            Err(error @ StorageError::Locked { .. }) => Err(error.into()),
-            // Not writable, or a link to nowhere: its name can be given away all the same.
-            Err(_) => Ok(None),
+    if !force {
+        let path = destination.to_owned();
+        return Err(StorageError::Exists { path }.into());
+    }
+    // A device or a pipe would be replaced by a file of its name, which nobody wants.
+    match destination.metadata() {
+        Ok(metadata) if !metadata.is_file() => {
+            let message = format!("{} is no regular file and is not replaced", destination.display());
+            Err(Failure::new(Kind::NotReplaceable, message))
         }
+        _ => Ok(true),
+    }
+}
+
+/// Keeps everybody else away from what is about to be replaced; while somebody uses it, it is not.
+fn lock(destination: &Path) -> Result<Option<HostFile>, Failure> {
+    match HostFile::open(destination, Access::ReadWrite, Sharing::Exclusive) {
+        Ok(file) => Ok(Some(file)),
+        Err(error @ StorageError::Locked { .. }) => Err(error.into()),
+        // Not writable, or a link to nowhere: its name can be given away all the same.
+        Err(_) => Ok(None),
     }
 }
 

