@@ -14,7 +14,7 @@ use crate::{human, output};
 /// Between two lines.
 const LINE_INTERVAL: Duration = Duration::from_secs(1);
 const TEMPLATE: &str =
-    "{prefix} [{bar:30}] {percent:>3}%  {binary_bytes} of {binary_total_bytes}  {binary_bytes_per_sec}  ETA {eta}";
+    "{prefix} [{wide_bar}] {percent:>3}%  {binary_bytes} of {binary_total_bytes}  {binary_bytes_per_sec}  ETA {eta}";
 
 /// Whether progress is shown.
 #[derive(Args, Clone, Copy, Debug)]
