@@ -409,3 +409,16 @@ fn set_entry(bytes: &mut [u8], table: usize, block: usize, sector: usize) {
 pub(crate) fn number(value: usize) -> [u8; 4] {
     u32::try_from(value).expect("a field has 32 bits").to_be_bytes()
 }
+
+/// Whether a structure has the checksum of its bytes.
+pub(crate) fn is_sealed(structure: &[u8], field: usize) -> bool {
+    let mut sealed = structure.to_vec();
+    seal(&mut sealed, field);
+    sealed == structure
+}
+
+/// Every file that was written to ends like this.
+pub(crate) fn ends_in_footer(bytes: &[u8]) -> bool {
+    let tail = &bytes[bytes.len() - FOOTER..];
+    tail.starts_with(b"conectix") && is_sealed(tail, FOOTER_SUM)
+}

@@ -116,3 +116,22 @@ pub(crate) fn take_discarded(disk: &Disk, range: ByteRange, model: &mut [u8]) {
         before.copy_from_slice(after);
     }
 }
+
+/// Opens the image for writing over its parents, does random things to disk and model, closes it.
+pub(crate) fn memory_session(
+    file: &Arc<MemoryFile>,
+    ancestors: Vec<Layer>,
+    model: &mut [u8],
+    rng: &mut Rng,
+    operations: usize,
+) {
+    let image = Image::open(Arc::clone(file) as _, &OpenMode::read_write()).unwrap();
+    let device = Arc::new(LayeredDevice::new(image, ancestors));
+    let disk = Disk::new(Arc::clone(&device) as _);
+    for _ in 0..operations {
+        random_operation(&disk, model, rng);
+    }
+    assert_same(&read_all(&disk), model, "before closing");
+    drop(disk);
+    Arc::into_inner(device).expect("the only handle").close().unwrap();
+}
