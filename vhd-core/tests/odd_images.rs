@@ -226,6 +226,16 @@ fn surplus_table_entries_mean_nothing() {
     assert_usable(&laid.bytes, &spec.flat(&[]), "surplus entries");
 }
 
+/// Behind an image whose table claims more space than the file has, new blocks must not come to lie where the
+/// table is said to be: the next reader would refuse them.
+#[test]
+fn a_table_that_claims_space_behind_the_file_stays_usable() {
+    let spec = Sparse::new(u64_from(20 * 8 * KIB), 8 * KIB);
+    let mut laid = spec.lay();
+    laid.change_header(|header| put(header, 28, &number(100_000)));
+    assert_usable(&laid.bytes, &spec.flat(&[]), "a table longer than the file");
+}
+
 #[test]
 fn a_last_block_may_be_cut_short_behind_the_disk() {
     let mut rng = seeded(11, "short last block");
