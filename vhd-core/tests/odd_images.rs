@@ -18,6 +18,9 @@ use vhd_core::image::{FooterSource, Image, OpenMode};
 use vhd_core::storage::MemoryFile;
 use vhd_core::units::{u64_from, usize_from};
 
+/// A change to a structure.
+type Change<'a> = &'a dyn Fn(&mut [u8]);
+
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 
@@ -131,7 +134,7 @@ fn a_spoiled_end_is_made_good_by_the_copy() {
 #[test]
 fn a_spoiled_copy_is_made_good_by_the_end() {
     let (laid, content) = laid_specimen(5);
-    let spoilers: [(&str, &dyn Fn(&mut [u8])); 3] = [
+    let spoilers: [(&str, Change<'_>); 3] = [
         ("zeroed copy", &|copy| copy.fill(0)),
         ("copy with a bad checksum", &|copy| copy[FOOTER_SUM] ^= 1),
         ("copy of junk", &|copy| copy.fill(0x77)),
@@ -296,7 +299,7 @@ fn both_forms_of_the_unused_offsets() {
 /// What some reader objects to, and none has a reason to.
 #[test]
 fn oddities_that_change_nothing() {
-    let oddities: [(&str, &dyn Fn(&mut [u8])); 8] = [
+    let oddities: [(&str, Change<'_>); 8] = [
         ("features 0", &|footer| put(footer, 8, &[0; 4])),
         ("temporary", &|footer| put(footer, 8, &3_u32.to_be_bytes())),
         ("version 1.1", &|footer| put(footer, 12, &0x0001_0001_u32.to_be_bytes())),
@@ -326,7 +329,7 @@ fn damaged_footers_are_refused() {
     assert_refused(&[], ErrorKind::FooterMissing, "an empty file");
     assert_refused(&[0; 511], ErrorKind::FooterMissing, "511 zeroes");
 
-    let changes: [(&str, ErrorKind, &dyn Fn(&mut [u8])); 9] = [
+    let changes: [(&str, ErrorKind, Change<'_>); 9] = [
         ("poison", ErrorKind::JournalPending, &|footer| {
             put(footer, 0, b"v_poison")
         }),
@@ -389,7 +392,7 @@ fn damaged_headers_are_refused() {
         laid.change_header(|header| put(header, 32, &number(block_size)));
         assert_refused(&laid.bytes, ErrorKind::BlockSize, &format!("blocks of {block_size}"));
     }
-    let changes: [(&str, ErrorKind, &dyn Fn(&mut [u8])); 4] = [
+    let changes: [(&str, ErrorKind, Change<'_>); 4] = [
         ("cookie", ErrorKind::HeaderMissing, &|header| header[0] = b'X'),
         ("version", ErrorKind::HeaderVersion, &|header| header[25] = 2),
         ("short table", ErrorKind::TableTooShort, &|header| {
