@@ -232,6 +232,36 @@ fn the_identity_decides_between_candidates() {
     family.assert_found(parent, "the last of six places");
 }
 
+/// VirtualBox overwrites the locators of a child with ones when it changes its size; other programs leave entries
+/// that lead nowhere. The name is still good, and nothing says that the file can't be read.
+#[test]
+fn useless_locators_do_not_hide_the_useful_ones() {
+    let mut family = Family::new(8, "base.vhd");
+    let end = u64_from(SIZE) * 4;
+    let useless: [(&str, [u8; 4], u32, u64); 5] = [
+        ("ones", [0xFF; 4], u32::MAX, u64::MAX),
+        ("past the end", *b"W2ru", 40, end),
+        ("far past the end", *b"W2ku", 40, 1 << 50),
+        ("opaque, past the end", *b"Mac ", 40, 1 << 62),
+        ("as long as can be", *b"W2ru", u32::MAX, end),
+    ];
+    for (what, code, length, offset) in useless {
+        println!("{what}");
+        let (child, mut content) = family.child(Parent::name_only(id(PARENT), "base.vhd"), |laid| {
+            laid.change_header(|header| {
+                put(header, 576, &code);
+                put(header, 580, &length.to_be_bytes());
+                put(header, 584, &length.to_be_bytes());
+                put(header, 592, &offset.to_be_bytes());
+            });
+        });
+        assert_reads(&child, &content);
+        for _ in 0..3 {
+            family.write(&child, &mut content);
+        }
+    }
+}
+
 #[test]
 fn missing_and_wrong_parents_are_refused() {
     let mut family = Family::new(9, "base.vhd");
