@@ -307,6 +307,30 @@ fn damaged_parents_are_refused() {
 }
 
 #[test]
+fn circles_are_refused() {
+    let dir = temp_dir();
+    let write = |name: &str, own: usize, parent: usize, parent_name: &str| {
+        let spec = Sparse::child(4096, 4096, id(own), Parent::named(id(parent), parent_name));
+        std::fs::write(dir.path().join(name), spec.lay().bytes).unwrap();
+    };
+    write("self.vhd", 1, 1, "self.vhd");
+    write("a.vhd", 2, 3, "b.vhd");
+    write("b.vhd", 3, 4, "c.vhd");
+    write("c.vhd", 4, 2, "a.vhd");
+    write("outside.vhd", 5, 2, "a.vhd");
+    std::os::unix::fs::symlink("self.vhd", dir.path().join("link.vhd")).unwrap();
+    for name in ["self.vhd", "link.vhd", "a.vhd", "b.vhd", "c.vhd", "outside.vhd"] {
+        for write in [false, true] {
+            let error = OpenOptions::new()
+                .write(write)
+                .open(&dir.path().join(name))
+                .unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ChainCycle, "{name}: {error:?}");
+        }
+    }
+}
+
+#[test]
 fn children_of_another_size_are_read_and_not_written() {
     for difference in [-(8 * 512), -512, 512, 20 * 1024_i64] {
         let mut rng = seeded(11, "sizes");
