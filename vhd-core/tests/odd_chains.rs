@@ -397,6 +397,10 @@ fn raw_parents_only_when_named_explicitly() {
     std::fs::write(&child, spec.lay().bytes).unwrap();
     let error = OpenOptions::new().open(&child).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ParentMissing, "{error:?}");
+    // A directory is not a file: without an identity anything in it could be taken for the parent.
+    std::fs::write(disks.join("other.vhd"), &content).unwrap();
+    let by_dir = OpenOptions::new().parent_dirs([disks]);
+    assert_eq!(by_dir.open(&child).unwrap_err().kind(), ErrorKind::ParentMissing);
     let explicit = OpenOptions::new().parents([raw.clone()]);
     let opened = explicit.clone().open(&child).unwrap();
     assert_same(&read_all(&opened.disk()), &spec.flat(&content), "over a raw file");

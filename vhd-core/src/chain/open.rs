@@ -373,7 +373,7 @@ impl<'a> ChainBuilder<'a> {
         match Footers::read(&file) {
             Ok(footers) if footers.footer.unique_id == wanted && !wanted.is_nil() => Ok(Examined::Vhd),
             Ok(footers) => Err(ParentOutcome::OtherDisk(footers.footer.unique_id)),
-            Err(OpenError::NoFooter { .. }) if candidate.explicit && wanted.is_nil() => Ok(Examined::Raw),
+            Err(OpenError::NoFooter { .. }) if candidate.named && wanted.is_nil() => Ok(Examined::Raw),
             Err(OpenError::NoFooter { .. }) => Err(ParentOutcome::NotVhd),
             Err(error) => Err(unreadable(&error)),
         }
