@@ -14,6 +14,7 @@ use common::disk::{assert_same, disk_in, memory_session, read_all};
 use common::rng::{Rng, random_bytes, seeded};
 use vhd_core::ErrorKind;
 use vhd_core::chain::ImageFormat;
+use vhd_core::check::{FindingCode, check};
 use vhd_core::image::{FooterSource, Image, OpenMode};
 use vhd_core::storage::MemoryFile;
 use vhd_core::units::{u64_from, usize_from};
@@ -45,7 +46,14 @@ fn assert_usable(bytes: &[u8], content: &[u8], what: &str) {
     }
 }
 
+/// The image can't be opened, for this reason; the checker names the same one.
 fn assert_refused(bytes: &[u8], kind: ErrorKind, what: &str) {
+    let report = check(&*memory(bytes)).unwrap();
+    let found = report
+        .findings
+        .iter()
+        .any(|finding| finding.code == FindingCode::Broken(kind));
+    assert!(found, "{what}: {report:?}");
     for mode in [OpenMode::read_only(), OpenMode::read_write()] {
         let file = memory(bytes);
         match Image::open(Arc::clone(&file) as _, &mode) {
