@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::common::disk::{assert_same, parent_layer, read_all};
-use crate::mutations::{Mutation, Subject};
+use crate::mutations::{Expected, Mutation, Subject};
 use vhd_core::ErrorKind;
 use vhd_core::check::{FindingCode, check};
 use vhd_core::device::{ByteRange, DeviceError, Disk, LayeredDevice, ZeroOptions};
@@ -28,20 +28,20 @@ pub(crate) enum Outcome {
     Refused,
 }
 
-/// Does everything to an image. If it still must read as before the damage, `keeps_content` says so.
-pub(crate) fn exercise(subject: &Subject, bytes: &[u8], keeps_content: bool) -> Outcome {
+/// Does everything to an image.
+pub(crate) fn exercise(subject: &Subject, bytes: &[u8], expected: Expected) -> Outcome {
     let content = match read(subject, bytes) {
         Ok(content) => content,
         Err(error) => {
             assert_refusal(&error);
-            let error = open(bytes, &OpenMode::read_write())
-                .expect_err("refused for reading, but not for writing")
-                .0;
-            assert_refusal(&error);
+            assert_ne!(expected, Expected::AsBefore, "{error:?}");
+            let writable = open(bytes, &OpenMode::read_write());
+            assert_refusal(&writable.expect_err("refused for reading, but not for writing"));
             return Outcome::Refused;
         }
     };
-    if keeps_content {
+    assert_ne!(expected, Expected::Refused, "the damage was not noticed");
+    if expected != Expected::Anything {
         let content = content.as_ref().expect("a disk of the old size");
         assert_same(content, &subject.content, "content");
     }
@@ -55,14 +55,13 @@ fn assert_refusal(error: &OpenError) {
     assert!(!error.to_string().is_empty());
 }
 
+/// An image and the file it is in.
 type Opened = (Image, Arc<RecordingFile<MemoryFile>>);
 
-fn open(bytes: &[u8], mode: &OpenMode) -> Result<Opened, (OpenError, Arc<RecordingFile<MemoryFile>>)> {
+fn open(bytes: &[u8], mode: &OpenMode) -> Result<Opened, OpenError> {
     let file = Arc::new(RecordingFile::new(MemoryFile::from_bytes(bytes.to_vec())));
-    match Image::open(Arc::clone(&file) as _, mode) {
-        Ok(image) => Ok((image, file)),
-        Err(error) => Err((error, file)),
-    }
+    let image = Image::open(Arc::clone(&file) as _, mode)?;
+    Ok((image, file))
 }
 
 fn device(subject: &Subject, image: Image) -> Arc<LayeredDevice> {
@@ -81,8 +80,8 @@ fn assert_few_operations(file: &RecordingFile<MemoryFile>) {
 /// Opens the image for reading, reads it and asks for its extents; a small disk's content is returned.
 fn read(subject: &Subject, bytes: &[u8]) -> Result<Option<Vec<u8>>, OpenError> {
     let opened = open(bytes, &OpenMode::read_only());
-    assert_checker_agrees(bytes, opened.as_ref().map(drop).map_err(|(error, _)| error));
-    let (image, file) = opened.map_err(|(error, _)| error)?;
+    assert_checker_agrees(bytes, opened.as_ref().map(drop));
+    let (image, file) = opened?;
     image.parent_paths().expect("memory can be read");
     let disk = Disk::new(device(subject, image));
     let content = (disk.size() <= SMALL).then(|| read_all(&disk));
@@ -136,9 +135,7 @@ fn assert_extents(disk: &Disk) {
 /// Opens the image for writing, writes to it and closes it; what was written is there when it is opened again, and
 /// so is everything else.
 fn write(subject: &Subject, bytes: &[u8], content: Option<Vec<u8>>) {
-    let (image, file) = open(bytes, &OpenMode::read_write())
-        .map_err(|(error, _)| error)
-        .expect("opened for reading");
+    let (image, file) = open(bytes, &OpenMode::read_write()).expect("opened for reading");
     let device = device(subject, image);
     let disk = Disk::new(Arc::clone(&device) as _);
     let mut model = Model {

@@ -70,7 +70,7 @@ fn run(subject: &Subject, family: &str, mutations: impl Iterator<Item = Mutation
     for mutation in mutations {
         let Some(bytes) = mutation.apply(subject) else { continue };
         watchdog.begin(mutation);
-        let work = || exercise(subject, &bytes, mutation.keeps_content(subject));
+        let work = || exercise(subject, &bytes, mutation.expected(subject));
         let (outcome, memory) = memory_use::measure(|| catch_unwind(AssertUnwindSafe(work)));
         match outcome {
             Ok(Outcome::Opened) => opened += 1,

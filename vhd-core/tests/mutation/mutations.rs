@@ -82,6 +82,17 @@ impl Subject {
         footers.chain(header).find(|(range, _)| range.contains(&at))
     }
 
+    fn expected_of_byte(&self, at: usize) -> Expected {
+        let in_header = self.header.is_some_and(|start| (start..start + HEADER).contains(&at));
+        let in_locator = self.locators.iter().any(|range| range.contains(&at));
+        match self.summed(at) {
+            Some(_) if in_header || self.header.is_none() => Expected::Refused,
+            Some(_) => Expected::AsBefore,
+            None if in_locator => Expected::AsBefore,
+            None => Expected::Anything,
+        }
+    }
+
     fn reseal(&self, bytes: &mut [u8], at: usize) {
         if let Some((range, field)) = self.summed(at) {
             seal(&mut bytes[range], field);
@@ -191,15 +202,27 @@ impl Mutation {
         (bytes != subject.bytes).then_some(bytes)
     }
 
-    /// Whether a checksum, the other footer, or the missing end gives the damage away: then the disk reads as
-    /// before or not at all.
-    pub(crate) fn keeps_content(self, subject: &Subject) -> bool {
+    /// What must become of the image.
+    pub(crate) fn expected(self, subject: &Subject) -> Expected {
         match self {
-            Self::Cut(_) => true,
-            Self::Byte { at, .. } => subject.summed(at).is_some(),
-            _ => false,
+            Self::Cut(_) => Expected::AsBeforeOrRefused,
+            Self::Byte { at, .. } => subject.expected_of_byte(at),
+            _ => Expected::Anything,
         }
     }
+}
+
+/// What must become of a damaged image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Expected {
+    /// A checksum gives the damage away, and there is no other copy.
+    Refused,
+    /// There is another footer, or nothing depends on the damaged bytes.
+    AsBefore,
+    /// It depends on what is missing.
+    AsBeforeOrRefused,
+    /// Nothing tells the damage from intent.
+    Anything,
 }
 
 impl Change {
