@@ -332,12 +332,14 @@ fn circles_are_refused() {
 
 #[test]
 fn children_of_another_size_are_read_and_not_written() {
+    // The parent ends inside a block of the child.
+    let parent_size = SIZE - 3 * SECTOR;
     for difference in [-(8 * 512), -512, 512, 20 * 1024_i64] {
         let mut rng = seeded(11, "sizes");
         let dir = temp_dir();
-        let parent = random_bytes(&mut rng, SIZE);
+        let parent = random_bytes(&mut rng, parent_size);
         std::fs::write(dir.path().join("base.vhd"), fixed(&parent, id(PARENT))).unwrap();
-        let size = u64_from(SIZE).checked_add_signed(difference).unwrap();
+        let size = u64_from(parent_size).checked_add_signed(difference).unwrap();
         let spec = Sparse::child(size, 4 * KIB, id(CHILD), Parent::named(id(PARENT), "base.vhd"));
         let spec = spec.fill_randomly(&mut rng, 40);
         let child = dir.path().join("child.vhd");
@@ -533,7 +535,7 @@ fn a_chain_of_a_thousand_layers() {
         }
         contents.push(content.clone());
     }
-    for level in [0, 1, 2, 3, 64, 333, DEPTH - 1, DEPTH] {
+    for level in [1, 2, 3, DEPTH - 1].into_iter().chain((0..=DEPTH).step_by(100)) {
         let opened = open(&path(level), false);
         assert_eq!(opened.layers().count(), level + 1);
         assert_same(
