@@ -1,4 +1,47 @@
-//! The `vhd` command.
+//! The `vhd` command: create, inspect, check, convert and compare VHD images.
+//!
+//! ```text
+//!   cli.rs        the one definition of the grammar        commands/   one file per command
+//!   input.rs      opening a source, standard input too     output.rs   what goes to standard output
+//!   progress.rs   what goes to standard error meanwhile    failure.rs  why a command stopped
+//!   codes.rs      kind of failure -> stable code, exit     exit.rs     the exit codes
+//! ```
 #![forbid(unsafe_code)]
 
-fn main() {}
+mod cli;
+mod codes;
+mod commands;
+mod exit;
+mod failure;
+mod format_arg;
+mod human;
+mod input;
+mod limits;
+mod output;
+mod progress;
+mod size;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    start_log();
+    limits::raise_open_files();
+    commands::run(&cli.command).into()
+}
+
+/// The library's own remarks go to standard error, errors alone unless `VHD_LOG` asks for more.
+fn start_log() {
+    let filter = EnvFilter::builder()
+        .with_default_directive(LevelFilter::ERROR.into())
+        .with_env_var("VHD_LOG")
+        .from_env_lossy();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+}

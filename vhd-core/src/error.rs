@@ -82,3 +82,63 @@ pub enum ErrorKind {
     /// An argument that no image can have (size, block size, name).
     InvalidArgument,
 }
+
+impl ErrorKind {
+    /// Every kind, for tables that must have an entry for each.
+    pub const ALL: &[Self] = &[
+        Self::FooterMissing,
+        Self::FooterChecksum,
+        Self::FooterVersion,
+        Self::DiskType,
+        Self::DiskSize,
+        Self::HeaderLocation,
+        Self::HeaderMissing,
+        Self::HeaderChecksum,
+        Self::HeaderVersion,
+        Self::BlockSize,
+        Self::TableTooShort,
+        Self::TableLocation,
+        Self::BlockInMetadata,
+        Self::BlockPastEnd,
+        Self::BlockOverlap,
+        Self::FileTooShort,
+        Self::JournalPending,
+        Self::Ambiguous,
+        Self::ParentMissing,
+        Self::ParentMismatch,
+        Self::ChainCycle,
+        Self::ChainTooDeep,
+        Self::SizeMismatch,
+        Self::Io,
+        Self::NotFound,
+        Self::NoSpace,
+        Self::Locked,
+        Self::Exists,
+        Self::OutOfRange,
+        Self::Misaligned,
+        Self::ReadOnly,
+        Self::Unsupported,
+        Self::NotFast,
+        Self::ImageFull,
+        Self::Poisoned,
+        Self::FenceLost,
+        Self::InvalidArgument,
+    ];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The variants as they stand in this file: a kind that is missing in the list is missing in every table.
+    #[test]
+    fn the_list_has_every_variant() {
+        let source = include_str!("error.rs").lines();
+        let variants = source.filter_map(|line| line.strip_prefix("    ")?.strip_suffix(','));
+        let variants: Vec<&str> = variants
+            .filter(|name| name.chars().all(char::is_alphanumeric))
+            .collect();
+        let listed: Vec<String> = ErrorKind::ALL.iter().map(|kind| format!("{kind:?}")).collect();
+        assert_eq!(variants, listed);
+    }
+}

@@ -393,7 +393,7 @@ impl<'a> ChainBuilder<'a> {
 
     fn take_vhd(&mut self, child: &Path, path: PathBuf) -> Result<Found, ChainError> {
         let file = self.open_parent(child, &path)?;
-        let image = self.open_image(&path, Arc::clone(&file), &OpenMode::read_only())?;
+        let image = self.open_image(&path, Arc::clone(&file), &OpenMode::ancestor())?;
         Ok(Found {
             path,
             file,

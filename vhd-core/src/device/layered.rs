@@ -5,7 +5,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::sync::Arc;
 
 use super::extents::{Coalescer, Extent, ExtentKind, ExtentVisitor, push_stored};
-use super::parents::ParentIndex;
+use super::parents::{Located, ParentIndex, Place};
 use super::raw::discard_file_range;
 use super::scatter;
 use super::{BlockDevice, ByteRange, Capabilities, DeviceError, DeviceInfo, LOGICAL_BLOCK, ZeroOptions, check_range};
@@ -67,20 +67,6 @@ impl Layer {
             }),
         }
     }
-
-    /// Where bytes are that the layer is known to have.
-    fn locate_present(&self, offset: VirtualOffset, len: u64) -> (FileOffset, u64) {
-        match self {
-            Self::Vhd(image) => image.locate_present(offset, len),
-            Self::Raw(_) => (FileOffset(offset.0), len),
-        }
-    }
-}
-
-/// Where the first bytes of a range are: a layer and an offset in its file, or nowhere (they read zero).
-struct Located {
-    place: Option<(u32, FileOffset)>,
-    len: u64,
 }
 
 /// A disk made of a leaf and its ancestors. Only the leaf is ever written.
@@ -146,8 +132,11 @@ impl LayeredDevice {
 
     fn locate(&self, offset: u64, len: u64) -> Result<Located, DeviceError> {
         match self.leaf_span(offset, len)? {
-            ReadSpan::Data { file_offset, len } => Ok(Located {
-                place: Some((0, file_offset)),
+            ReadSpan::Data {
+                file_offset: offset,
+                len,
+            } => Ok(Located {
+                place: Some(Place { layer: 0, offset }),
                 len,
             }),
             ReadSpan::Zero { len } => Ok(Located { place: None, len }),
@@ -160,22 +149,10 @@ impl LayeredDevice {
     }
 
     fn locate_in_parents(&self, offset: u64, len: u64) -> Result<Located, DeviceError> {
-        let Some(parents) = &self.parents else {
-            return Ok(Located { place: None, len });
-        };
-        let answer = parents.resolve(&self.layers, offset, len)?;
-        let Some(layer) = answer.layer else {
-            return Ok(Located {
-                place: None,
-                len: answer.len,
-            });
-        };
-        let (file_offset, len) =
-            self.layers[usize_from(u64::from(layer))].locate_present(VirtualOffset(offset), answer.len);
-        Ok(Located {
-            place: Some((layer, file_offset)),
-            len,
-        })
+        match &self.parents {
+            Some(parents) => parents.locate(&self.layers, offset, len),
+            None => Ok(Located { place: None, len }),
+        }
     }
 
     fn file_of(&self, layer: u32) -> &dyn StorageFile {
@@ -232,13 +209,19 @@ impl BlockDevice for LayeredDevice {
         while done < len {
             let Located { place, len: part } = self.locate(offset + done, len - done)?;
             match place {
-                Some((layer, FileOffset(at))) if part == len => {
+                Some(Place {
+                    layer,
+                    offset: FileOffset(at),
+                }) if part == len => {
                     return self
                         .file_of(layer)
                         .read_exact_vectored_at(bufs, at)
                         .io_context("read", at);
                 }
-                Some((layer, FileOffset(at))) => {
+                Some(Place {
+                    layer,
+                    offset: FileOffset(at),
+                }) => {
                     let file = self.file_of(layer);
                     scatter::for_each_mut(bufs, usize_from(done), usize_from(part), |buf, position| {
                         let at = at + crate::units::u64_from(position);
@@ -317,10 +300,11 @@ impl BlockDevice for LayeredDevice {
             let Located { place, len } = self.locate(at, range.end() - at)?;
             let part = ByteRange::new(at, len);
             let flow = match place {
-                Some((depth, FileOffset(offset))) => {
-                    push_stored(&mut coalescer, self.file_of(depth), part, depth, offset)
-                        .io_context("look for holes", offset)?
-                }
+                Some(Place {
+                    layer: depth,
+                    offset: FileOffset(offset),
+                }) => push_stored(&mut coalescer, self.file_of(depth), part, depth, offset)
+                    .io_context("look for holes", offset)?,
                 None => coalescer.push(Extent {
                     range: part,
                     kind: ExtentKind::Hole,

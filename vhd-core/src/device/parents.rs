@@ -1,57 +1,80 @@
-//! The ancestors of a leaf, as one: which of them answers a range.
+//! The ancestors of a leaf, as one: where in their files a range is.
 //!
 //! Ancestors do not change while the leaf is open, so what a walk down the chain finds is remembered: one
-//! word per block of the leaf where a single layer answers it whole, a list of runs where several do. A
-//! read then costs the same at every depth.
+//! word per block of the leaf that lies in one piece in one file (or reads zero), a list of runs where a block
+//! is in several pieces. A read then costs the same at every depth: the word, and at most one list.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use quick_cache::Weighter;
-use quick_cache::sync::Cache;
+use arc_swap::ArcSwapOption;
 
 use super::{DeviceError, Layer};
 use crate::image::ReadSpan;
-use crate::units::{VirtualOffset, u64_from, usize_from};
+use crate::units::{FileOffset, SECTOR_SIZE, VirtualOffset, u64_from, usize_from};
 
-/// Bytes of run lists that one disk keeps.
-const CACHE_BYTES: u64 = 32 << 20;
+/// Bytes of run lists that one disk keeps; beyond that the ones that were learned first are learned again.
+const LIST_BYTES: u64 = 64 << 20;
 
-/// Who answers the first bytes of a range.
+/// A place in the file of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Answer {
-    /// The layer, counted like in the list of all layers; `None` if the bytes read zero.
-    pub(super) layer: Option<u32>,
+pub(super) struct Place {
+    /// The layer, counted like in the list of all layers.
+    pub(super) layer: u32,
+    pub(super) offset: FileOffset,
+}
+
+impl Place {
+    fn advanced(self, bytes: u64) -> Self {
+        Self {
+            offset: FileOffset(self.offset.0 + bytes),
+            ..self
+        }
+    }
+}
+
+/// Where the first bytes of a range are; they read zero if they are nowhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Located {
+    pub(super) place: Option<Place>,
     pub(super) len: u64,
 }
 
-/// What is known of one block of the leaf.
+/// What is known of one block of the leaf, in a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Summary {
     Unknown,
     Zero,
-    Mixed,
-    Whole(u32),
+    Pieces,
+    /// In one piece from here on.
+    Whole(Place),
 }
 
 impl Summary {
-    const FIRST_LAYER: u32 = 3;
+    const PLACE: u64 = 1 << 63;
+    const LAYER_SHIFT: u32 = 44;
+    const SECTOR_MASK: u64 = (1 << Self::LAYER_SHIFT) - 1;
 
-    fn from_word(word: u32) -> Self {
+    fn from_word(word: u64) -> Self {
         match word {
             0 => Self::Unknown,
             1 => Self::Zero,
-            2 => Self::Mixed,
-            layer => Self::Whole(layer - Self::FIRST_LAYER),
+            2 => Self::Pieces,
+            _ => Self::Whole(Place {
+                layer: u32::try_from((word & !Self::PLACE) >> Self::LAYER_SHIFT).unwrap_or(u32::MAX),
+                offset: FileOffset((word & Self::SECTOR_MASK) * SECTOR_SIZE),
+            }),
         }
     }
 
-    fn to_word(self) -> u32 {
+    fn to_word(self) -> u64 {
         match self {
             Self::Unknown => 0,
             Self::Zero => 1,
-            Self::Mixed => 2,
-            Self::Whole(layer) => layer + Self::FIRST_LAYER,
+            Self::Pieces => 2,
+            Self::Whole(Place { layer, offset }) => {
+                Self::PLACE | (u64::from(layer) << Self::LAYER_SHIFT) | (offset.0 / SECTOR_SIZE)
+            }
         }
     }
 }
@@ -60,26 +83,18 @@ impl Summary {
 struct Run {
     /// Where the run ends, in bytes from the start of the block.
     end: u64,
-    layer: Option<u32>,
+    /// Where it starts in a file.
+    place: Option<Place>,
 }
 
-type Runs = Arc<[Run]>;
+type Runs = Box<[Run]>;
 
-#[derive(Clone)]
-struct RunBytes;
-
-impl Weighter<u64, Runs> for RunBytes {
-    fn weight(&self, _: &u64, runs: &Runs) -> u64 {
-        u64_from(size_of_val(&**runs) + size_of::<Runs>())
-    }
-}
-
-/// Remembers which ancestor answers each block of the leaf.
+/// Remembers where the ancestors have each block of the leaf.
 pub(super) struct ParentIndex {
     block_size: u64,
     disk_size: u64,
-    summaries: Box<[AtomicU32]>,
-    runs: Cache<u64, Runs, RunBytes>,
+    summaries: Box<[AtomicU64]>,
+    lists: RunLists,
 }
 
 impl ParentIndex {
@@ -90,26 +105,25 @@ impl ParentIndex {
             block_size,
             disk_size,
             summaries: (0..blocks)
-                .map(|_| AtomicU32::new(Summary::Unknown.to_word()))
+                .map(|_| AtomicU64::new(Summary::Unknown.to_word()))
                 .collect(),
-            runs: Cache::with_weighter(1 << 12, CACHE_BYTES, RunBytes),
+            lists: RunLists::new(blocks),
         }
     }
 
-    /// Who answers the first bytes of the range; `layers[0]` is the leaf and is not asked.
-    pub(super) fn resolve(&self, layers: &[Layer], offset: u64, len: u64) -> Result<Answer, DeviceError> {
-        let block = offset / self.block_size;
+    /// Where the first bytes of the range are; `layers[0]` is the leaf and is not asked.
+    pub(super) fn locate(&self, layers: &[Layer], offset: u64, len: u64) -> Result<Located, DeviceError> {
+        let block = usize_from(offset / self.block_size);
         let within = offset % self.block_size;
         let len = len.min(self.block_size - within);
-        let summary = &self.summaries[usize_from(block)];
-        match Summary::from_word(summary.load(Ordering::Relaxed)) {
-            Summary::Zero => Ok(Answer { layer: None, len }),
-            Summary::Whole(layer) => Ok(Answer {
-                layer: Some(layer),
+        match Summary::from_word(self.summaries[block].load(Ordering::Relaxed)) {
+            Summary::Zero => Ok(Located { place: None, len }),
+            Summary::Whole(place) => Ok(Located {
+                place: Some(place.advanced(within)),
                 len,
             }),
-            Summary::Mixed => match self.runs.get(&block) {
-                Some(runs) => Ok(answer_from(&runs, within, len)),
+            Summary::Pieces => match &*self.lists.get(block) {
+                Some(runs) => Ok(locate_in(runs, within, len)),
                 None => self.learn(layers, block, within, len),
             },
             Summary::Unknown => self.learn(layers, block, within, len),
@@ -117,87 +131,260 @@ impl ParentIndex {
     }
 
     /// Walks down the chain for a whole block and remembers what it found.
-    fn learn(&self, layers: &[Layer], block: u64, within: u64, len: u64) -> Result<Answer, DeviceError> {
-        let start = block * self.block_size;
+    fn learn(&self, layers: &[Layer], block: usize, within: u64, len: u64) -> Result<Located, DeviceError> {
+        let start = u64_from(block) * self.block_size;
         let end = self.disk_size.min(start + self.block_size);
-        let runs: Runs = walk(layers, start, end)?.into();
+        let runs = walk(layers, start, end)?;
+        let located = locate_in(&runs, within, len);
         let summary = match &*runs {
-            [Run { layer: None, .. }] => Summary::Zero,
-            [Run { layer: Some(layer), .. }] => Summary::Whole(*layer),
-            _ => Summary::Mixed,
+            [Run { place: None, .. }] => Summary::Zero,
+            [Run { place: Some(place), .. }] => Summary::Whole(*place),
+            _ => {
+                self.lists.insert(block, runs);
+                Summary::Pieces
+            }
         };
-        let answer = answer_from(&runs, within, len);
-        if summary == Summary::Mixed {
-            self.runs.insert(block, runs);
-        }
         // The ancestors do not change: whoever learns the same block learns the same.
-        self.summaries[usize_from(block)].store(summary.to_word(), Ordering::Relaxed);
-        Ok(answer)
+        self.summaries[block].store(summary.to_word(), Ordering::Relaxed);
+        Ok(located)
     }
 }
 
-fn answer_from(runs: &[Run], within: u64, len: u64) -> Answer {
-    let run = runs[runs.partition_point(|run| run.end <= within)];
-    Answer {
-        layer: run.layer,
+/// The run lists that are kept, within a bound on their bytes.
+struct RunLists {
+    lists: Box<[ArcSwapOption<Runs>]>,
+    bytes: AtomicU64,
+    /// Where the search for a list to drop goes on.
+    hand: AtomicUsize,
+}
+
+impl RunLists {
+    fn new(blocks: u64) -> Self {
+        Self {
+            lists: (0..blocks).map(|_| ArcSwapOption::empty()).collect(),
+            bytes: AtomicU64::new(0),
+            hand: AtomicUsize::new(0),
+        }
+    }
+
+    fn get(&self, block: usize) -> arc_swap::Guard<Option<Arc<Runs>>> {
+        self.lists[block].load()
+    }
+
+    fn insert(&self, block: usize, runs: Runs) {
+        self.bytes.fetch_add(bytes_of(&runs), Ordering::Relaxed);
+        self.forget(self.lists[block].swap(Some(Arc::new(runs))));
+        for _ in 0..self.lists.len() {
+            if self.bytes.load(Ordering::Relaxed) <= LIST_BYTES {
+                break;
+            }
+            let victim = self.hand.fetch_add(1, Ordering::Relaxed) % self.lists.len();
+            if victim != block {
+                self.forget(self.lists[victim].swap(None));
+            }
+        }
+    }
+
+    fn forget(&self, dropped: Option<Arc<Runs>>) {
+        if let Some(runs) = dropped {
+            self.bytes.fetch_sub(bytes_of(&runs), Ordering::Relaxed);
+        }
+    }
+}
+
+fn bytes_of(runs: &Runs) -> u64 {
+    u64_from(size_of_val(&**runs) + size_of::<Runs>())
+}
+
+/// Looks byte `within` of a block up in its runs.
+fn locate_in(runs: &[Run], within: u64, len: u64) -> Located {
+    let index = runs.partition_point(|run| run.end <= within);
+    let run = runs[index];
+    let start = if index == 0 { 0 } else { runs[index - 1].end };
+    Located {
+        place: run.place.map(|place| place.advanced(within - start)),
         len: len.min(run.end - within),
     }
 }
 
+/// A range of the disk that a layer answered.
+#[derive(Clone, Copy)]
+struct Found {
+    start: u64,
+    end: u64,
+    place: Option<Place>,
+}
+
 /// The runs of `start..end`, each layer asked for what the ones above it left open.
-fn walk(layers: &[Layer], start: u64, end: u64) -> Result<Vec<Run>, DeviceError> {
-    let mut found: Vec<(u64, u64, Option<u32>)> = Vec::new();
+fn walk(layers: &[Layer], start: u64, end: u64) -> Result<Runs, DeviceError> {
+    let mut found = Vec::new();
     let mut open = vec![(start, end)];
-    for (depth, layer) in (0..).zip(layers).skip(1) {
+    for (layer, number) in layers.iter().zip(0..).skip(1) {
         let mut passed_on = Vec::new();
         for (from, to) in open {
-            ask(layer, depth, from, to, &mut found, &mut passed_on)?;
+            ask(layer, number, from, to, &mut found, &mut passed_on)?;
         }
         open = passed_on;
         if open.is_empty() {
             break;
         }
     }
-    found.extend(open.into_iter().map(|(from, to)| (from, to, None)));
-    found.sort_unstable_by_key(|(from, ..)| *from);
+    found.extend(open.into_iter().map(|(start, end)| Found {
+        start,
+        end,
+        place: None,
+    }));
+    found.sort_unstable_by_key(|found| found.start);
+    Ok(join(&found, start))
+}
+
+/// Makes maximal runs of what was found for the block at `start`.
+fn join(found: &[Found], start: u64) -> Runs {
     let mut runs: Vec<Run> = Vec::new();
-    for (_, to, layer) in found {
+    let mut run_start = start;
+    for next in found {
         match runs.last_mut() {
-            Some(last) if last.layer == layer => last.end = to - start,
-            _ => runs.push(Run { end: to - start, layer }),
+            Some(last) if last.place.map(|place| place.advanced(next.start - run_start)) == next.place => {
+                last.end = next.end - start;
+            }
+            _ => {
+                run_start = next.start;
+                runs.push(Run {
+                    end: next.end - start,
+                    place: next.place,
+                });
+            }
         }
     }
-    Ok(runs)
+    runs.into_boxed_slice()
 }
 
 /// Asks one layer about `from..to`: what it has goes to `found`, what it leaves to its parent to `passed_on`.
 fn ask(
     layer: &Layer,
-    depth: u32,
+    number: u32,
     from: u64,
     to: u64,
-    found: &mut Vec<(u64, u64, Option<u32>)>,
+    found: &mut Vec<Found>,
     passed_on: &mut Vec<(u64, u64)>,
 ) -> Result<(), DeviceError> {
-    let mut at = from;
-    while at < to {
-        if at >= layer.disk_size() {
+    let mut start = from;
+    while start < to {
+        if start >= layer.disk_size() {
             // A parent that is smaller than its child reads zero behind its end.
-            found.push((at, to, None));
+            found.push(Found {
+                start,
+                end: to,
+                place: None,
+            });
             break;
         }
         let limit = to.min(layer.disk_size());
-        let span = layer.resolve_read(VirtualOffset(at), limit - at)?;
-        let next = at + span.len();
+        let span = layer.resolve_read(VirtualOffset(start), limit - start)?;
+        let end = start + span.len();
         match span {
-            ReadSpan::Data { .. } => found.push((at, next, Some(depth))),
-            ReadSpan::Zero { .. } => found.push((at, next, None)),
+            ReadSpan::Data {
+                file_offset: offset, ..
+            } => {
+                found.push(Found {
+                    start,
+                    end,
+                    place: Some(Place { layer: number, offset }),
+                });
+            }
+            ReadSpan::Zero { .. } => found.push(Found {
+                start,
+                end,
+                place: None,
+            }),
             ReadSpan::Parent { .. } => match passed_on.last_mut() {
-                Some((_, end)) if *end == at => *end = next,
-                _ => passed_on.push((at, next)),
+                Some((_, last)) if *last == start => *last = end,
+                _ => passed_on.push((start, end)),
             },
         }
-        at = next;
+        start = end;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_holds_every_summary() {
+        let places = [(1, 0), (4095, 512), (7, (1 << 43) - 512)];
+        let places = places.map(|(layer, offset)| {
+            Summary::Whole(Place {
+                layer,
+                offset: FileOffset(offset),
+            })
+        });
+        for summary in [Summary::Unknown, Summary::Zero, Summary::Pieces]
+            .into_iter()
+            .chain(places)
+        {
+            assert_eq!(Summary::from_word(summary.to_word()), summary);
+        }
+    }
+
+    #[test]
+    fn contiguous_pieces_of_one_file_are_one_run() {
+        let at = |offset| {
+            Some(Place {
+                layer: 1,
+                offset: FileOffset(offset),
+            })
+        };
+        let found = [
+            Found {
+                start: 4096,
+                end: 4608,
+                place: at(512),
+            },
+            Found {
+                start: 4608,
+                end: 5120,
+                place: at(1024),
+            },
+            Found {
+                start: 5120,
+                end: 5632,
+                place: at(9216),
+            },
+            Found {
+                start: 5632,
+                end: 6144,
+                place: None,
+            },
+            Found {
+                start: 6144,
+                end: 6656,
+                place: None,
+            },
+        ];
+        let runs = join(&found, 4096);
+        assert_eq!(runs.iter().map(|run| run.end).collect::<Vec<_>>(), [1024, 1536, 2560]);
+        assert_eq!(
+            locate_in(&runs, 512, 4096),
+            Located {
+                place: at(1024),
+                len: 512
+            }
+        );
+        assert_eq!(locate_in(&runs, 1536, 512), Located { place: None, len: 512 });
+    }
+
+    #[test]
+    fn lists_are_dropped_past_the_bound() {
+        let lists = RunLists::new(64);
+        let big =
+            || vec![Run { end: 1, place: None }; usize_from(LIST_BYTES) / 8 / size_of::<Run>()].into_boxed_slice();
+        for block in 0..32 {
+            lists.insert(block, big());
+            assert!(lists.bytes.load(Ordering::Relaxed) <= LIST_BYTES);
+            assert!(lists.get(block).is_some());
+        }
+        assert!(lists.get(0).is_none());
+    }
 }

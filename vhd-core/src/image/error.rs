@@ -208,9 +208,7 @@ impl CreateError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Size { .. } => ErrorKind::DiskSize,
-            Self::BlockSize { .. } => ErrorKind::BlockSize,
-            Self::ParentName { .. } => ErrorKind::InvalidArgument,
+            Self::Size { .. } | Self::BlockSize { .. } | Self::ParentName { .. } => ErrorKind::InvalidArgument,
             Self::Io { source, .. } => io_kind(source),
         }
     }

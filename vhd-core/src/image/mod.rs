@@ -194,16 +194,6 @@ impl Image {
         }
     }
 
-    /// Where the bytes at the start of the range are, for a range that this file is known to have; the second
-    /// number says how many of them are there in one piece.
-    #[must_use]
-    pub fn locate_present(&self, offset: VirtualOffset, len: u64) -> (FileOffset, u64) {
-        match &self.body {
-            Body::Fixed => (FileOffset(offset.0), len),
-            Body::Sparse(sparse) => sparse.locate_present(offset, len),
-        }
-    }
-
     /// A place for the bytes at the start of the range, under the conditions of
     /// [`resolve_read`](Image::resolve_read).
     pub fn resolve_write(&self, offset: VirtualOffset, len: u64) -> Result<WriteSpan<'_>, DeviceError> {

@@ -34,6 +34,7 @@ const STRIPES: usize = 1;
 #[derive(Clone, Default)]
 pub struct OpenMode {
     writable: bool,
+    ancestor: bool,
     fence: Option<Arc<dyn PublishFence>>,
 }
 
@@ -44,12 +45,22 @@ impl OpenMode {
         Self::default()
     }
 
+    /// For reading, as an ancestor of another image: what is learned of it is kept within a bound, for a chain
+    /// may have thousands.
+    #[must_use]
+    pub fn ancestor() -> Self {
+        Self {
+            ancestor: true,
+            ..Self::default()
+        }
+    }
+
     /// For reading and writing. The file must be writable too.
     #[must_use]
     pub fn read_write() -> Self {
         Self {
             writable: true,
-            fence: None,
+            ..Self::default()
         }
     }
 
@@ -137,10 +148,9 @@ fn open_sparse(
         disk_size: footer.current_size,
         table_offset: header.table_offset,
         table: BlockTable::new(entries.into_iter().map(Slot::published)),
-        maps: if mode.writable {
-            SectorMaps::resident(blocks)
-        } else {
-            SectorMaps::cached(header.layout.bitmap_bytes())
+        maps: match mode.ancestor {
+            true => SectorMaps::cached(header.layout.bitmap_bytes()),
+            false => SectorMaps::resident(blocks),
         },
         header,
         writer,

@@ -1,8 +1,8 @@
 //! The sector maps of an image, loaded when first needed.
 //!
-//! A writable image keeps what it loads (1/4096 of the partly filled blocks it touched: a map that
-//! bits are set in must not be dropped). A read-only image, of which a chain may have a thousand,
-//! keeps a bounded number.
+//! A leaf keeps what it loads (1/4096 of the partly filled blocks it touched: a map that bits are set in
+//! must not be dropped, and every request asks for one). An ancestor, of which a chain may have a
+//! thousand and which is asked once per block, keeps a bounded number.
 
 use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
@@ -16,16 +16,16 @@ use crate::units::{BlockIndex, u64_from, usize_from};
 /// Blocks per lazily allocated group: an image of a million blocks without maps then costs 32 KiB.
 const GROUP: usize = 512;
 
-/// Bytes of sector maps that one read-only image keeps.
-const CACHE_BYTES: u64 = 4 << 20;
+/// Bytes of sector maps that one ancestor keeps.
+const CACHE_BYTES: u64 = 1 << 20;
 
 type Group = Box<[OnceLock<SectorMap>]>;
 
 /// The loaded maps.
 pub(super) enum SectorMaps {
-    /// Of a writable image: never dropped.
+    /// Of a leaf: never dropped.
     Resident(Box<[OnceLock<Group>]>),
-    /// Of a read-only image.
+    /// Of an ancestor.
     Cached(Box<Cache<u32, Arc<SectorMap>, MapBytes>>),
 }
 
@@ -57,13 +57,13 @@ impl Deref for MapRef<'_> {
 }
 
 impl SectorMaps {
-    /// For a writable image of `blocks` blocks.
+    /// For a leaf of `blocks` blocks.
     pub(super) fn resident(blocks: u64) -> Self {
         let groups = usize_from(blocks).div_ceil(GROUP);
         Self::Resident((0..groups).map(|_| OnceLock::new()).collect())
     }
 
-    /// For a read-only image whose maps take `map_bytes` each.
+    /// For an ancestor whose maps take `map_bytes` each.
     pub(super) fn cached(map_bytes: u64) -> Self {
         let items = usize_from(CACHE_BYTES / map_bytes.max(64));
         Self::Cached(Box::new(Cache::with_weighter(items, CACHE_BYTES, MapBytes)))
@@ -93,7 +93,7 @@ impl SectorMaps {
         }
     }
 
-    /// The map of `block` if it is kept for good; `None` too where the image is read-only.
+    /// The map of `block` if it is kept for good; `None` too in an ancestor.
     pub(super) fn resident_map(&self, block: BlockIndex) -> Option<&SectorMap> {
         match self {
             Self::Resident(groups) => groups[block.as_usize() / GROUP].get()?[block.as_usize() % GROUP].get(),

@@ -80,17 +80,6 @@ impl Sparse {
         Ok(if present { data(len) } else { self.absent(len) })
     }
 
-    /// Where the first bytes of a range are that this file has.
-    pub(super) fn locate_present(&self, offset: VirtualOffset, len: u64) -> (FileOffset, u64) {
-        let piece = self.first_piece(offset, len);
-        let bitmap = self
-            .table
-            .get(piece.block)
-            .bitmap_offset()
-            .expect("the caller knows the block to be here");
-        (self.data_offset(bitmap, piece.within), piece.len)
-    }
-
     fn absent(&self, len: u64) -> ReadSpan {
         if self.differencing {
             ReadSpan::Parent { len }

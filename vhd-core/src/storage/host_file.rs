@@ -170,6 +170,10 @@ impl StorageFile for HostFile {
     }
 
     fn read_exact_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<()> {
+        // The plain call is cheaper in the kernel, and a single buffer is the common case.
+        if let [buf] = bufs {
+            return self.read_exact_at(buf, offset);
+        }
         // More slices than the system takes at once are cut off by rustix: a short transfer.
         transfer::read_exact_vectored(bufs, offset, |bufs, at| Ok(rustix::io::preadv(&*self.file, bufs, at)?))
     }
@@ -179,6 +183,9 @@ impl StorageFile for HostFile {
     }
 
     fn write_all_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
+        if let [buf] = bufs {
+            return self.write_all_at(buf, offset);
+        }
         transfer::write_all_vectored(bufs, offset, |bufs, at| Ok(rustix::io::pwritev(&*self.file, bufs, at)?))
     }
 

@@ -1,0 +1,107 @@
+//! The grammar: help, completions and man pages come from this one definition.
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+use crate::commands::{check, compare, completions, convert, create, hash, info, man, map, tour};
+use crate::exit;
+
+const ABOUT: &str = "Create, inspect, check, convert and compare VHD images";
+
+const LONG_ABOUT: &str = "\
+Create, inspect, check, convert and compare VHD images (.vhd, .avhd): fixed, dynamic and differencing ones, with \
+chains of any depth.
+
+An image's format is told by its content; --from says it where that is not possible. The parents of a differencing \
+image are found where the image says they are, and recognised by their identity; --parent and --parent-dir name \
+others. An image whose parent is missing is refused by every command that reads it: it never reads as zeroes.";
+
+const NOTES: &str = "\
+Failures are one line on standard error, `vhd: error[VHD-E0201]: ...`, the code being stable. With --json standard \
+output is one object: the report, or {\"version\": 1, \"command\": ..., \"error\": {\"code\", \"kind\", \"exit\", \
+\"message\"}}. Wrong command lines (exit code 2) are told on standard error alone.
+
+Environment:
+  TMPDIR   where standard input is kept when it is a pipe and there is no destination to keep it beside
+  VHD_LOG  what the library logs to standard error: error (default), warn, info, debug, trace, off";
+
+const EXAMPLES: &str = "\
+Examples:
+  vhd tour                                          see what it does, in a temporary directory
+  vhd create disk.vhd --size 64G                    a dynamic image of 64 GiB
+  vhd create snap.avhd --parent disk.vhd            a differencing image over it
+  vhd info snap.avhd                                the whole chain, layer by layer
+  vhd convert snap.avhd disk.raw --to raw           the chain's content as a flat file
+  vhd check disk.vhd && echo fine";
+
+/// Create, inspect, check, convert and compare VHD images
+#[derive(Debug, Parser)]
+#[command(
+    name = "vhd",
+    version,
+    about = ABOUT,
+    long_about = LONG_ABOUT,
+    after_help = format!("{}\n\n{EXAMPLES}", exit::help()),
+    after_long_help = format!("{}\n\n{NOTES}\n\n{EXAMPLES}", exit::help()),
+    max_term_width = 120,
+    disable_help_subcommand = true,
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What `vhd` does.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Create an empty image, or a differencing image over a parent
+    Create(create::CreateArgs),
+    /// Show an image and its chain: types, identities, sizes, and where they disagree
+    Info(info::InfoArgs),
+    /// Show which parts of a disk are stored, read zero, and where they lie
+    Map(map::MapArgs),
+    /// Check an image and its ancestors; changes nothing
+    Check(check::CheckArgs),
+    /// Print the SHA-256 of the disk's content
+    Hash(hash::HashArgs),
+    /// Convert a disk, or any leaf of a chain, to a raw, fixed or dynamic image
+    Convert(convert::ConvertArgs),
+    /// Compare the contents of two disks
+    Compare(compare::CompareArgs),
+    /// Walk through the main jobs in a temporary directory, checking each step
+    Tour(tour::TourArgs),
+    /// Print a script that completes the command line in a shell
+    Completions(completions::CompletionsArgs),
+    /// Print the manual page, or write one per command to a directory
+    Man(man::ManArgs),
+}
+
+impl Cli {
+    /// The definition, for completions and man pages.
+    pub(crate) fn definition() -> clap::Command {
+        Self::command()
+    }
+}
+
+/// Arguments that are wrong together, told like those that are wrong alone.
+pub(crate) fn usage_error(message: &str) -> String {
+    let error = Cli::command().error(clap::error::ErrorKind::ArgumentConflict, message);
+    error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_examples() {
+        for command in Cli::command().get_subcommands() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.starts_with("Example"), "{}", command.get_name());
+        }
+    }
+}

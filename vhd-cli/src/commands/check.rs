@@ -1,0 +1,281 @@
+//! `vhd check`: whether an image and its ancestors keep the rules of the format.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::Serialize;
+use vhd_core::chain::{ChainError, ChainWarning, ImageFormat};
+use vhd_core::check::{CheckReport, Finding, Severity, check};
+use vhd_core::format::DiskType;
+use vhd_core::storage::{Access, HostFile, Sharing, StorageFile};
+
+use crate::codes::Kind;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::human;
+use crate::input::{ChainArgs, Source, SourceArgs};
+use crate::output::{self, ReportArgs, path_text};
+
+pub(crate) const NAME: &str = "check";
+
+const EXAMPLES: &str = "\
+Examples:
+  vhd check disk.vhd
+  vhd check snapshot.avhd --parent-dir /backup
+  vhd check --json disk.vhd | jq -r '.findings[].code'
+
+Nothing is changed. The exit code is 0 when nothing was found or notes alone, 3 when something is corrupt (an ancestor \
+that is missing, wrong or corrupt included), 4 when there is only leaked space or damage that loses nothing, and 1 \
+when the check could not run.";
+
+/// Arguments of `vhd check`.
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct CheckArgs {
+    /// The image, or - for standard input
+    image: PathBuf,
+    #[command(flatten)]
+    chain: ChainArgs,
+    #[command(flatten)]
+    pub(crate) report: ReportArgs,
+}
+
+/// What was found in all files.
+#[derive(Serialize)]
+struct Outcome {
+    image: String,
+    verdict: Verdict,
+    files: Vec<FileReport>,
+    findings: Vec<FindingReport>,
+    warnings: Vec<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Verdict {
+    Clean,
+    Leaks,
+    Repairable,
+    Corrupt,
+}
+
+#[derive(Serialize)]
+struct FileReport {
+    path: String,
+    #[serde(rename = "type")]
+    disk_type: Option<String>,
+    virtual_size: Option<u64>,
+    blocks: u64,
+    allocated_blocks: u64,
+    leaked_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct FindingReport {
+    path: String,
+    code: String,
+    severity: &'static str,
+    offset: Option<u64>,
+    message: String,
+}
+
+pub(crate) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
+    let source = Source::new(&args.image, None)?;
+    let mut outcome = Outcome {
+        image: source.name.clone(),
+        verdict: Verdict::Clean,
+        files: Vec::new(),
+        findings: Vec::new(),
+        warnings: Vec::new(),
+    };
+    let leaf = check_file(args, &source.path)?;
+    let differencing = leaf.disk_type == Some(DiskType::Differencing);
+    outcome.add(&source.path, leaf);
+    if differencing {
+        check_ancestors(args, &source, &mut outcome)?;
+    }
+    output::report(args.report, NAME, &outcome)?;
+    Ok(match outcome.verdict {
+        Verdict::Clean => Exit::Ok,
+        Verdict::Leaks | Verdict::Repairable => Exit::Repairable,
+        Verdict::Corrupt => Exit::Corrupt,
+    })
+}
+
+fn check_file(args: &CheckArgs, path: &Path) -> Result<CheckReport, Failure> {
+    let sharing = if args.chain.search.force_share {
+        Sharing::Unlocked
+    } else {
+        Sharing::Exclusive
+    };
+    let file = HostFile::open(path, Access::ReadOnly, sharing)?;
+    check_storage(&file, path)
+}
+
+fn check_storage(file: &dyn StorageFile, path: &Path) -> Result<CheckReport, Failure> {
+    check(file).map_err(|error| Failure::io("read", path, &error))
+}
+
+fn check_ancestors(args: &CheckArgs, source: &Source, outcome: &mut Outcome) -> Result<(), Failure> {
+    let chain = args.chain.clone();
+    let options = SourceArgs { from: None, chain }.options(source);
+    match options.format(Some(ImageFormat::Vhd)).open(&source.path) {
+        Ok(opened) => {
+            for layer in opened.layers().skip(1) {
+                if layer.layer.image().is_some() {
+                    outcome.add(layer.path, check_storage(layer.layer.file(), layer.path)?);
+                }
+            }
+            for warning in opened.warnings().iter().filter(|warning| is_about_parents(warning)) {
+                output::warning(warning);
+                outcome.warnings.push(warning.to_string());
+            }
+            Ok(())
+        }
+        Err(error) => add_chain_error(args, source, error, outcome),
+    }
+}
+
+/// The others are findings of the check.
+fn is_about_parents(warning: &ChainWarning) -> bool {
+    matches!(
+        warning,
+        ChainWarning::ParentTimestamp { .. } | ChainWarning::ParentSize { .. }
+    )
+}
+
+/// What is wrong with the chain is a finding; what kept it from being looked at is a failure.
+fn add_chain_error(args: &CheckArgs, source: &Source, error: ChainError, outcome: &mut Outcome) -> Result<(), Failure> {
+    let at = match &error {
+        ChainError::Image { path, .. } | ChainError::TooDeep { path, .. } => path.clone(),
+        ChainError::ParentMissing { child, .. }
+        | ChainError::ParentMismatch { child, .. }
+        | ChainError::Cycle { child, .. } => child.clone(),
+        _ => return Err(error.into()),
+    };
+    let is_damage = matches!(error, ChainError::Image { .. });
+    let failure = Failure::from(error);
+    if is_damage && failure.exit() != Exit::Corrupt {
+        return Err(failure);
+    }
+    if at != source.path {
+        outcome.add(&at, check_file(args, &at)?);
+    }
+    // A damaged file's own findings say more, but the chain may be stricter than they are.
+    if !is_damage || outcome.verdict != Verdict::Corrupt {
+        outcome.add_corruption(&at, &failure);
+    }
+    Ok(())
+}
+
+impl Outcome {
+    fn add(&mut self, path: &Path, report: CheckReport) {
+        let path = path_text(path);
+        self.files.push(FileReport {
+            path: path.clone(),
+            disk_type: report.disk_type.map(|disk_type| disk_type.to_string()),
+            virtual_size: report.disk_type.map(|_| report.disk_size),
+            blocks: report.blocks,
+            allocated_blocks: report.allocated_blocks,
+            leaked_bytes: report.leaked_bytes,
+        });
+        for finding in &report.findings {
+            self.verdict = self.verdict.max(Verdict::of(finding.severity));
+            self.findings.push(FindingReport::of(&path, finding));
+        }
+    }
+
+    fn add_corruption(&mut self, path: &Path, failure: &Failure) {
+        self.verdict = Verdict::Corrupt;
+        self.findings.push(FindingReport {
+            path: path_text(path),
+            code: failure.kind().map_or("usage", |kind: Kind| kind.code().name).to_owned(),
+            severity: severity_name(Severity::Corrupt),
+            offset: None,
+            message: failure.message().to_owned(),
+        });
+    }
+}
+
+impl Verdict {
+    fn of(severity: Severity) -> Self {
+        match severity {
+            Severity::Corrupt => Self::Corrupt,
+            Severity::Repairable => Self::Repairable,
+            Severity::Leak => Self::Leaks,
+            Severity::Note => Self::Clean,
+        }
+    }
+
+    fn text(self) -> &'static str {
+        match self {
+            Self::Clean => "clean",
+            Self::Leaks => "leaked space only: no data is affected",
+            Self::Repairable => "repairable: what is right is known, nothing is lost",
+            Self::Corrupt => "CORRUPT",
+        }
+    }
+}
+
+impl FindingReport {
+    fn of(path: &str, finding: &Finding) -> Self {
+        Self {
+            path: path.to_owned(),
+            code: finding.code.to_string(),
+            severity: severity_name(finding.severity),
+            offset: finding.offset,
+            message: finding.message.clone(),
+        }
+    }
+}
+
+fn severity_name(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Corrupt => "corrupt",
+        Severity::Repairable => "repairable",
+        Severity::Leak => "leak",
+        Severity::Note => "note",
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for file in &self.files {
+            file.fmt(f)?;
+            for finding in self.findings.iter().filter(|finding| finding.path == file.path) {
+                finding.fmt(f)?;
+            }
+        }
+        writeln!(f, "{}: {}", self.image, self.verdict.text())
+    }
+}
+
+impl fmt::Display for FileReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.path)?;
+        if let Some(disk_type) = &self.disk_type {
+            write!(f, ": {disk_type}")?;
+        }
+        if let Some(size) = self.virtual_size {
+            write!(f, ", {}", human::binary(size))?;
+        }
+        if self.blocks > 0 {
+            write!(f, ", {} of {} blocks allocated", self.allocated_blocks, self.blocks)?;
+        }
+        if self.leaked_bytes > 0 {
+            write!(f, ", {} leaked", human::binary(self.leaked_bytes))?;
+        }
+        writeln!(f)
+    }
+}
+
+impl fmt::Display for FindingReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "  {} {}", self.severity, self.code)?;
+        if let Some(offset) = self.offset {
+            write!(f, " at {offset:#x}")?;
+        }
+        writeln!(f, ": {}", self.message.replace('\n', "\n  "))
+    }
+}

@@ -1,0 +1,259 @@
+//! What is told of one layer.
+
+use std::fmt;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use jiff::Timestamp as UtcTime;
+use serde::Serialize;
+use vhd_core::ErrorKind;
+use vhd_core::format::{Geometry, Timestamp};
+use vhd_core::image::{FooterSource, Image, PathSource};
+use vhd_core::storage::StorageFile;
+
+use super::creator::Creator;
+use super::remarks::{Remark, remarks};
+use crate::codes::Kind;
+use crate::failure::Failure;
+use crate::human::{self, Fields};
+use crate::output::path_text;
+
+/// The unit in which `stat` counts the space of a file.
+const STAT_BLOCK: u64 = 512;
+
+/// One layer of a chain.
+#[derive(Serialize)]
+pub(super) struct LayerReport {
+    pub(super) path: String,
+    format: &'static str,
+    virtual_size: u64,
+    file_size: u64,
+    disk_usage: u64,
+    /// Bytes of the whole disk that this layer answers; unknown in a broken chain.
+    owned_bytes: Option<u64>,
+    #[serde(flatten)]
+    vhd: Option<VhdReport>,
+}
+
+/// What only a VHD has.
+#[derive(Serialize)]
+struct VhdReport {
+    #[serde(rename = "type")]
+    disk_type: String,
+    id: String,
+    creator: Creator,
+    /// ISO 8601, UTC; null where it was not recorded.
+    created: Option<String>,
+    original_size: u64,
+    geometry: GeometryReport,
+    #[serde(flatten)]
+    blocks: Option<BlocksReport>,
+    parent: Option<ParentReport>,
+    footer: &'static str,
+    saved_state: bool,
+    hidden: u8,
+    remarks: Vec<Remark>,
+}
+
+#[derive(Serialize)]
+struct GeometryReport {
+    cylinders: u16,
+    heads: u8,
+    sectors_per_track: u8,
+    size: u64,
+}
+
+#[derive(Serialize)]
+struct BlocksReport {
+    block_size: u64,
+    blocks: u64,
+    allocated_blocks: u64,
+    allocated_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct ParentReport {
+    id: String,
+    modified: Option<String>,
+    paths: Vec<ParentPathReport>,
+}
+
+#[derive(Serialize)]
+struct ParentPathReport {
+    /// The locator's code, or `name` for the name in the header.
+    source: String,
+    path: String,
+}
+
+impl LayerReport {
+    pub(super) fn raw(path: &Path, file: &dyn StorageFile, size: u64, owned_bytes: u64) -> Result<Self, Failure> {
+        Ok(Self {
+            path: path_text(path),
+            format: "raw",
+            virtual_size: size,
+            file_size: file_size(path, file)?,
+            disk_usage: disk_usage(path)?,
+            owned_bytes: Some(owned_bytes),
+            vhd: None,
+        })
+    }
+
+    pub(super) fn vhd(path: &Path, image: &Image, owned_bytes: Option<u64>) -> Result<Self, Failure> {
+        Ok(Self {
+            path: path_text(path),
+            format: "vhd",
+            virtual_size: image.disk_size(),
+            file_size: file_size(path, &**image.file())?,
+            disk_usage: disk_usage(path)?,
+            owned_bytes,
+            vhd: Some(VhdReport::of(image).map_err(|failure| failure.about(path.display()))?),
+        })
+    }
+}
+
+fn file_size(path: &Path, file: &dyn StorageFile) -> Result<u64, Failure> {
+    file.len().map_err(|error| Failure::io("query", path, &error))
+}
+
+fn disk_usage(path: &Path) -> Result<u64, Failure> {
+    let metadata = path.metadata().map_err(|error| Failure::io("query", path, &error))?;
+    metadata.blocks().checked_mul(STAT_BLOCK).ok_or_else(|| {
+        let message = format!("{} uses more space than 64 bits can count", path.display());
+        Failure::new(Kind::Library(ErrorKind::OutOfRange), message)
+    })
+}
+
+impl VhdReport {
+    fn of(image: &Image) -> Result<Self, Failure> {
+        let footer = image.footer();
+        Ok(Self {
+            disk_type: footer.disk_type.to_string(),
+            id: footer.unique_id.to_string(),
+            creator: Creator::of(footer),
+            created: utc(footer.timestamp),
+            original_size: footer.original_size,
+            geometry: GeometryReport::of(footer.geometry),
+            blocks: BlocksReport::of(image),
+            parent: ParentReport::of(image)?,
+            footer: match image.footers().source {
+                FooterSource::Tail(_) => "end",
+                FooterSource::LegacyTail(_) => "legacy-end",
+                FooterSource::Copy => "copy",
+            },
+            saved_state: footer.saved_state,
+            hidden: footer.hidden,
+            remarks: remarks(image),
+        })
+    }
+}
+
+impl GeometryReport {
+    fn of(geometry: Geometry) -> Self {
+        Self {
+            cylinders: geometry.cylinders,
+            heads: geometry.heads,
+            sectors_per_track: geometry.sectors_per_track,
+            size: geometry.size_bytes(),
+        }
+    }
+
+    fn text(&self) -> String {
+        let (cylinders, heads, sectors) = (self.cylinders, self.heads, self.sectors_per_track);
+        format!("{cylinders}/{heads}/{sectors} = {}", human::bytes(self.size))
+    }
+}
+
+impl BlocksReport {
+    fn of(image: &Image) -> Option<Self> {
+        let layout = image.header()?.layout;
+        Some(Self {
+            block_size: layout.block_size(),
+            blocks: layout.blocks_for(image.disk_size()),
+            allocated_blocks: image.allocated_bytes() / layout.block_size(),
+            allocated_bytes: image.allocated_bytes(),
+        })
+    }
+}
+
+impl ParentReport {
+    fn of(image: &Image) -> Result<Option<Self>, Failure> {
+        let (Some(header), true) = (image.header(), image.is_differencing()) else {
+            return Ok(None);
+        };
+        let paths = image.parent_paths()?.into_iter().map(|path| ParentPathReport {
+            source: match path.source {
+                PathSource::Locator(code) => code.to_string(),
+                PathSource::HeaderName => "name".to_owned(),
+            },
+            path: path.path,
+        });
+        Ok(Some(Self {
+            id: header.parent_id.to_string(),
+            modified: utc(header.parent_timestamp),
+            paths: paths.collect(),
+        }))
+    }
+}
+
+/// A time stamp in ISO 8601; `None` where it was not set.
+fn utc(timestamp: Timestamp) -> Option<String> {
+    let time = UtcTime::from_second(timestamp.to_unix_seconds()).ok()?;
+    (timestamp != Timestamp::UNSET).then(|| time.to_string())
+}
+
+impl fmt::Display for LayerReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut fields = Fields::default();
+        match &self.vhd {
+            Some(vhd) => vhd.add_identity(&mut fields),
+            None => fields.add("type", "raw"),
+        }
+        fields.add("virtual size", human::bytes(self.virtual_size));
+        if let Some(vhd) = &self.vhd {
+            fields.add("geometry", vhd.geometry.text());
+        }
+        fields.add("file size", human::bytes(self.file_size));
+        fields.add("space used", human::bytes(self.disk_usage));
+        if let Some(blocks) = self.vhd.as_ref().and_then(|vhd| vhd.blocks.as_ref()) {
+            let (allocated, all) = (blocks.allocated_blocks, blocks.blocks);
+            let size = human::binary(blocks.block_size);
+            let bytes = human::bytes(blocks.allocated_bytes);
+            fields.add(
+                "blocks",
+                format!("{allocated} of {all} allocated, {size} each: {bytes}"),
+            );
+        }
+        if let Some(owned) = self.owned_bytes {
+            fields.add("owns", format!("{} of the disk", human::bytes(owned)));
+        }
+        if let Some(vhd) = &self.vhd {
+            vhd.add_state(&mut fields);
+        }
+        fields.fmt(f)
+    }
+}
+
+impl VhdReport {
+    fn add_identity(&self, fields: &mut Fields) {
+        fields.add("type", &self.disk_type);
+        fields.add("id", &self.id);
+        fields.add("creator", self.creator.text());
+        fields.add("created", self.created.as_deref().unwrap_or("not recorded"));
+    }
+
+    fn add_state(&self, fields: &mut Fields) {
+        if let Some(parent) = &self.parent {
+            fields.add("parent id", &parent.id);
+            if let Some(modified) = &parent.modified {
+                fields.add("parent time", modified);
+            }
+            for path in &parent.paths {
+                fields.add("parent path", format!("{} ({})", path.path, path.source));
+            }
+        }
+        for remark in &self.remarks {
+            let label = if remark.severity == "note" { "note" } else { "warning" };
+            fields.add(label, format!("{} [{}]", remark.message, remark.code));
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! `vhd info`: an image and its chain.
+
+mod creator;
+mod layer;
+mod remarks;
+
+use std::fmt;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Args;
+use serde::Serialize;
+use vhd_core::chain::{ImageFormat, OpenedDisk};
+use vhd_core::device::{ByteRange, ExtentKind};
+use vhd_core::image::{Image, OpenMode};
+use vhd_core::storage::{Access, HostFile, Sharing};
+use vhd_core::units::usize_from;
+
+use crate::codes::Kind;
+use crate::exit::Exit;
+use crate::failure::{Failure, FailureJson};
+use crate::format_arg::format_name;
+use crate::human;
+use crate::input::{Source, SourceArgs};
+use crate::output::{self, ReportArgs};
+use layer::LayerReport;
+
+pub(crate) const NAME: &str = "info";
+
+const EXAMPLES: &str = "\
+Examples:
+  vhd info disk.vhd
+  vhd info snapshot.avhd --parent-dir /backup
+  vhd info --json disk.vhd | jq '.layers[].id'
+
+Layers are shown leaf first. With a parent missing, the image itself is shown, then every path tried; the exit code \
+is 6.";
+
+/// Arguments of `vhd info`.
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct InfoArgs {
+    /// The image, or - for standard input
+    image: PathBuf,
+    #[command(flatten)]
+    source: SourceArgs,
+    #[command(flatten)]
+    pub(crate) report: ReportArgs,
+}
+
+#[derive(Serialize)]
+struct InfoReport<'a> {
+    image: String,
+    format: &'static str,
+    virtual_size: u64,
+    layers: Vec<LayerReport>,
+    warnings: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<FailureJson<'a>>,
+}
+
+impl fmt::Display for InfoReport<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let layers = match self.layers.len() {
+            1 if self.error.is_none() => String::new(),
+            1 => ", one layer of a broken chain".to_owned(),
+            count => format!(", a chain of {count} layers"),
+        };
+        let size = human::bytes(self.virtual_size);
+        writeln!(f, "{}: {}, {size}{layers}", self.image, self.format)?;
+        for (depth, layer) in self.layers.iter().enumerate() {
+            writeln!(f, "\nlayer {depth}: {}", layer.path)?;
+            layer.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn run(args: &InfoArgs) -> Result<Exit, Failure> {
+    let source = Source::new(&args.image, None)?;
+    match args.source.open(&source) {
+        Ok(opened) => show_chain(args, source, &opened),
+        Err(failure) if is_broken_chain(&failure) => Err(show_leaf(args, source, failure)),
+        Err(failure) => Err(failure),
+    }
+}
+
+fn show_chain(args: &InfoArgs, source: Source, opened: &OpenedDisk) -> Result<Exit, Failure> {
+    let report = InfoReport {
+        image: source.name,
+        format: format_name(opened.format()),
+        virtual_size: opened.disk().size(),
+        layers: layers(opened)?,
+        warnings: opened.warnings().iter().map(ToString::to_string).collect(),
+        error: None,
+    };
+    output::report(args.report, NAME, &report)?;
+    Ok(Exit::Ok)
+}
+
+fn layers(opened: &OpenedDisk) -> Result<Vec<LayerReport>, Failure> {
+    let owned = owned_bytes(opened).map_err(|failure| failure.about(opened.paths()[0].display()))?;
+    let mut layers = Vec::new();
+    for (layer, &owned) in opened.layers().zip(&owned) {
+        layers.push(match layer.layer.image() {
+            Some(image) => LayerReport::vhd(layer.path, image, Some(owned))?,
+            None => LayerReport::raw(layer.path, layer.layer.file(), layer.layer.disk_size(), owned)?,
+        });
+    }
+    if let (ImageFormat::Raw, Some(file)) = (opened.format(), opened.file_at_depth(0)) {
+        layers.push(LayerReport::raw(
+            &opened.paths()[0],
+            file,
+            opened.disk().size(),
+            owned[0],
+        )?);
+    }
+    Ok(layers)
+}
+
+/// The bytes of the disk that each layer answers.
+fn owned_bytes(opened: &OpenedDisk) -> Result<Vec<u64>, Failure> {
+    let disk = opened.disk();
+    let mut owned = vec![0; opened.paths().len()];
+    disk.extents(ByteRange::new(0, disk.size()), &mut |extent| {
+        let layer = owned.get_mut(usize_from(u64::from(extent.depth)));
+        if let (true, Some(bytes)) = (extent.kind != ExtentKind::Hole, layer) {
+            *bytes += extent.range.len;
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(owned)
+}
+
+/// Whether the image itself may be fine and only its ancestors are not.
+fn is_broken_chain(failure: &Failure) -> bool {
+    failure.kind().is_some_and(|kind| kind.code().exit == Exit::Parent) || is_damage(failure.kind())
+}
+
+/// An ancestor may be the damaged one; where it is the image itself, opening that fails too.
+fn is_damage(kind: Option<Kind>) -> bool {
+    kind.is_some_and(|kind| kind.code().exit == Exit::Corrupt)
+}
+
+/// Shows what is known without the ancestors, and hands the failure back.
+fn show_leaf(args: &InfoArgs, source: Source, failure: Failure) -> Failure {
+    let Ok((leaf, virtual_size)) = leaf(args, &source.path) else {
+        return failure;
+    };
+    let report = InfoReport {
+        image: source.name,
+        format: format_name(ImageFormat::Vhd),
+        virtual_size,
+        layers: vec![leaf],
+        warnings: Vec::new(),
+        error: failure.json(),
+    };
+    match output::report(args.report, NAME, &report) {
+        Ok(()) => failure.reported(),
+        Err(failed) => failed,
+    }
+}
+
+fn leaf(args: &InfoArgs, path: &Path) -> Result<(LayerReport, u64), Failure> {
+    let sharing = if args.source.chain.search.force_share {
+        Sharing::Unlocked
+    } else {
+        Sharing::Exclusive
+    };
+    let file = Arc::new(HostFile::open(path, Access::ReadOnly, sharing)?);
+    let image = Image::open(file, &OpenMode::read_only())?;
+    let size = image.disk_size();
+    Ok((LayerReport::vhd(path, &image, None)?, size))
+}

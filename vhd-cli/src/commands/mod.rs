@@ -1,0 +1,57 @@
+//! One file per command. Each has its arguments, its report and `run`.
+
+pub(crate) mod check;
+pub(crate) mod compare;
+pub(crate) mod completions;
+pub(crate) mod convert;
+pub(crate) mod create;
+pub(crate) mod hash;
+pub(crate) mod info;
+pub(crate) mod man;
+pub(crate) mod map;
+pub(crate) mod tour;
+
+use crate::cli::Command;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::output;
+
+/// Runs a command and says on standard error, and as JSON where asked for, why it stopped.
+pub(crate) fn run(command: &Command) -> Exit {
+    dispatch(command).unwrap_or_else(|failure| {
+        let (name, json_to_stdout) = identity(command);
+        output::failure(json_to_stdout, name, &failure);
+        failure.exit()
+    })
+}
+
+fn dispatch(command: &Command) -> Result<Exit, Failure> {
+    match command {
+        Command::Create(args) => create::run(args),
+        Command::Info(args) => info::run(args),
+        Command::Map(args) => map::run(args),
+        Command::Check(args) => check::run(args),
+        Command::Hash(args) => hash::run(args),
+        Command::Convert(args) => convert::run(args),
+        Command::Compare(args) => compare::run(args),
+        Command::Tour(args) => tour::run(args),
+        Command::Completions(args) => completions::run(args),
+        Command::Man(args) => man::run(args),
+    }
+}
+
+/// The command's name, and whether a failure of it is told as JSON on standard output.
+fn identity(command: &Command) -> (&'static str, bool) {
+    match command {
+        Command::Create(args) => (create::NAME, args.report.json),
+        Command::Info(args) => (info::NAME, args.report.json),
+        Command::Map(args) => (map::NAME, args.report.json),
+        Command::Check(args) => (check::NAME, args.report.json),
+        Command::Hash(args) => (hash::NAME, args.report.json),
+        Command::Convert(args) => (convert::NAME, args.report.json && !args.to_stdout()),
+        Command::Compare(args) => (compare::NAME, args.report.json),
+        Command::Tour(_) => ("tour", false),
+        Command::Completions(_) => ("completions", false),
+        Command::Man(_) => ("man", false),
+    }
+}

@@ -1,0 +1,107 @@
+//! The exit codes, in one place: scripts rely on them.
+
+use std::process::ExitCode;
+
+/// How a command ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Exit {
+    /// Done. For `check`: nothing found, or notes alone. For `compare`: identical.
+    Ok,
+    /// The command could not run: a file is missing or unreadable, the disk is full, and the like.
+    Failed,
+    /// The command line is wrong.
+    Usage,
+    /// An image is corrupt, or no VHD where one is needed.
+    Corrupt,
+    /// `check`: only leaked space, or damage that loses nothing.
+    Repairable,
+    /// `compare`: the contents differ.
+    Differ,
+    /// A parent is missing, is another disk, or is its own ancestor.
+    Parent,
+    /// Another program uses the image.
+    Locked,
+    /// Refused, and nothing was changed: the destination exists, sizes do not match, a format is ambiguous.
+    Refused,
+}
+
+impl Exit {
+    /// Every exit code, ascending.
+    pub(crate) const ALL: &[Self] = &[
+        Self::Ok,
+        Self::Failed,
+        Self::Usage,
+        Self::Corrupt,
+        Self::Repairable,
+        Self::Differ,
+        Self::Parent,
+        Self::Locked,
+        Self::Refused,
+    ];
+
+    /// The number that the process returns.
+    pub(crate) fn number(self) -> u8 {
+        match self {
+            Self::Ok => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::Corrupt => 3,
+            Self::Repairable => 4,
+            Self::Differ => 5,
+            Self::Parent => 6,
+            Self::Locked => 7,
+            Self::Refused => 8,
+        }
+    }
+
+    fn meaning(self) -> &'static str {
+        match self {
+            Self::Ok => "done; check: clean or notes alone; compare: identical",
+            Self::Failed => "could not run: a file is missing or unreadable, no space left, ...",
+            Self::Usage => "the command line is wrong",
+            Self::Corrupt => "an image is corrupt, or no VHD where one is needed",
+            Self::Repairable => "check: only leaked space or repairable findings",
+            Self::Differ => "compare: the contents differ",
+            Self::Parent => "a parent is missing, another disk, or its own ancestor (check: 3)",
+            Self::Locked => "another program uses the image",
+            Self::Refused => "refused, nothing changed: destination exists, sizes differ, format ambiguous, ...",
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        exit.number().into()
+    }
+}
+
+/// The exit codes as the help shows them.
+pub(crate) fn help() -> String {
+    let lines = Exit::ALL
+        .iter()
+        .map(|exit| format!("  {}  {}", exit.number(), exit.meaning()));
+    format!("Exit codes:\n{}", lines.collect::<Vec<_>>().join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_ascend_and_the_help_has_them_all() {
+        let numbers: Vec<u8> = Exit::ALL.iter().map(|exit| exit.number()).collect();
+        assert_eq!(numbers, (0..=8).collect::<Vec<u8>>());
+        let help = help();
+        for exit in Exit::ALL {
+            assert!(help.contains(&format!("  {}  {}", exit.number(), exit.meaning())));
+        }
+    }
+
+    #[test]
+    fn the_readme_has_the_table() {
+        for exit in Exit::ALL {
+            let row = format!("\n| {} | {} |\n", exit.number(), exit.meaning());
+            assert!(include_str!("../README.md").contains(&row), "{row}");
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Why a command stopped.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+use serde::Serialize;
+use vhd_core::ErrorKind;
+
+use crate::cli::usage_error;
+use crate::codes::Kind;
+use crate::exit::Exit;
+
+/// Why a command stopped: a kind and one message, in which every cause is named once.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    cause: Cause,
+    message: String,
+    /// The JSON object with this failure has been written already.
+    reported: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Cause {
+    /// The arguments are wrong together; each alone is checked by the grammar.
+    Usage,
+    Kind(Kind),
+}
+
+/// A failure as JSON shows it.
+#[derive(Debug, Serialize)]
+pub(crate) struct FailureJson<'a> {
+    code: &'static str,
+    kind: &'static str,
+    exit: u8,
+    message: &'a str,
+}
+
+impl Failure {
+    /// A failure of the command itself.
+    pub(crate) fn new(kind: Kind, message: impl fmt::Display) -> Self {
+        Self {
+            cause: Cause::Kind(kind),
+            message: message.to_string(),
+            reported: false,
+        }
+    }
+
+    /// Arguments that do not go together.
+    pub(crate) fn usage(message: impl fmt::Display) -> Self {
+        Self {
+            cause: Cause::Usage,
+            message: message.to_string(),
+            reported: false,
+        }
+    }
+
+    /// A failure of the library: its message and those of all causes.
+    pub(crate) fn library(kind: ErrorKind, error: &dyn Error) -> Self {
+        Self::new(Kind::Library(kind), with_causes(error))
+    }
+
+    /// A failure of the host at `path`.
+    pub(crate) fn io(operation: &str, path: &Path, error: &io::Error) -> Self {
+        let kind = Kind::Library(vhd_core::storage::io_kind(error));
+        Self::new(kind, format!("can't {operation} {}: {error}", path.display()))
+    }
+
+    /// Says which file or part of the job it was, for errors that do not know.
+    pub(crate) fn about(mut self, subject: impl fmt::Display) -> Self {
+        self.message = format!("{subject}: {}", self.message);
+        self
+    }
+
+    /// The same, when its JSON object is written already.
+    pub(crate) fn reported(mut self) -> Self {
+        self.reported = true;
+        self
+    }
+
+    /// The JSON object with this failure has been written already.
+    pub(crate) fn is_reported(&self) -> bool {
+        self.reported
+    }
+
+    /// What the process returns.
+    pub(crate) fn exit(&self) -> Exit {
+        match self.cause {
+            Cause::Usage => Exit::Usage,
+            Cause::Kind(kind) => kind.code().exit,
+        }
+    }
+
+    /// What went wrong; `None` for wrong arguments.
+    pub(crate) fn kind(&self) -> Option<Kind> {
+        match self.cause {
+            Cause::Usage => None,
+            Cause::Kind(kind) => Some(kind),
+        }
+    }
+
+    /// What happened.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// The failure as JSON shows it; `None` for wrong arguments, which may be wrong about `--json` too.
+    pub(crate) fn json(&self) -> Option<FailureJson<'_>> {
+        let row = self.kind()?.code();
+        Some(FailureJson {
+            code: row.code,
+            kind: row.name,
+            exit: row.exit.number(),
+            message: &self.message,
+        })
+    }
+
+    /// The failure as a person sees it.
+    pub(crate) fn text(&self) -> String {
+        match self.cause {
+            Cause::Usage => usage_error(&self.message),
+            Cause::Kind(kind) => format!("vhd: error[{}]: {}\n", kind.code().code, self.message),
+        }
+    }
+}
+
+/// The message of an error and of each of its causes.
+fn with_causes(error: &dyn Error) -> String {
+    let mut message = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_message = cause.to_string();
+        // A transparent wrapper says its cause's words.
+        if !message.ends_with(&cause_message) {
+            message = format!("{message}: {cause_message}");
+        }
+        next = cause.source();
+    }
+    message
+}
+
+macro_rules! from_library {
+    ($($error:ty),+ $(,)?) => {$(
+        impl From<$error> for Failure {
+            fn from(error: $error) -> Self {
+                Self::library(error.kind(), &error)
+            }
+        }
+    )+};
+}
+
+from_library!(
+    vhd_core::chain::ChainError,
+    vhd_core::chain::CreateChildError,
+    vhd_core::device::DeviceError,
+    vhd_core::image::CreateError,
+    vhd_core::image::OpenError,
+    vhd_core::ops::OpsError,
+    vhd_core::storage::StorageError,
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vhd_core::storage::StorageError;
+
+    #[test]
+    fn causes_are_appended_once() {
+        let error = StorageError::Io {
+            path: "a.vhd".into(),
+            operation: "grow",
+            source: io::Error::other("it is tired"),
+        };
+        let failure = Failure::from(error).about("b.vhd");
+        assert_eq!(
+            failure.text(),
+            "vhd: error[VHD-E0301]: b.vhd: can't grow a.vhd: it is tired\n"
+        );
+        assert_eq!(failure.exit(), Exit::Failed);
+    }
+}

@@ -1,0 +1,96 @@
+//! Numbers and texts as a person reads them.
+
+use std::fmt;
+
+/// Bytes in the largest binary unit that leaves a number of at least one: `1.50 GiB`.
+pub(crate) fn binary(bytes: u64) -> String {
+    const UNITS: &[&str] = &["KiB", "MiB", "GiB", "TiB"];
+    let mut shift = 0;
+    let mut unit = "bytes";
+    for name in UNITS {
+        // Disks are named in GiB up to the largest there is, 2040 GiB.
+        if bytes >> (shift + 10) == 0 || *name == "TiB" && bytes >> 42 == 0 {
+            break;
+        }
+        shift += 10;
+        unit = name;
+    }
+    if shift == 0 {
+        return format!("{bytes} bytes");
+    }
+    let hundredths = (u128::from(bytes) * 100) >> shift;
+    format!("{}.{:02} {unit}", hundredths / 100, hundredths % 100)
+}
+
+/// Bytes exactly, and readably where that is something else.
+pub(crate) fn bytes(bytes: u64) -> String {
+    if bytes < 1024 {
+        format!("{bytes} bytes")
+    } else {
+        format!("{bytes} bytes ({})", binary(bytes))
+    }
+}
+
+/// `count` things, `one` being the word for one of them.
+pub(crate) fn count(count: u64, one: &str) -> String {
+    if count == 1 {
+        format!("1 {one}")
+    } else {
+        format!("{count} {one}s")
+    }
+}
+
+/// A text with every control character but line ends made harmless: images choose names of parents, and a
+/// terminal obeys what it is sent.
+pub(crate) fn visible(text: &str) -> String {
+    let harmless = |c: char| if c.is_control() && c != '\n' { '\u{FFFD}' } else { c };
+    text.chars().map(harmless).collect()
+}
+
+/// Lines of `label: value`, the values below one another.
+#[derive(Debug, Default)]
+pub(crate) struct Fields(Vec<(&'static str, String)>);
+
+impl Fields {
+    /// Adds a line.
+    pub(crate) fn add(&mut self, label: &'static str, value: impl fmt::Display) {
+        self.0.push((label, value.to_string()));
+    }
+}
+
+impl fmt::Display for Fields {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width = self.0.iter().map(|(label, _)| label.len()).max().unwrap_or(0) + 1;
+        for (label, value) in &self.0 {
+            let label = if label.is_empty() {
+                String::new()
+            } else {
+                format!("{label}:")
+            };
+            writeln!(f, "  {label:width$} {value}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units() {
+        assert_eq!(binary(0), "0 bytes");
+        assert_eq!(binary(1023), "1023 bytes");
+        assert_eq!(binary(1024), "1.00 KiB");
+        assert_eq!(binary(64 << 20), "64.00 MiB");
+        assert_eq!(binary(3 << 29), "1.50 GiB");
+        assert_eq!(binary(2040 << 30), "2040.00 GiB");
+        assert_eq!(binary(u64::MAX), "16777215.99 TiB");
+        assert_eq!(bytes(2048), "2048 bytes (2.00 KiB)");
+    }
+
+    #[test]
+    fn control_characters_do_not_reach_the_terminal() {
+        assert_eq!(visible("a\u{1b}[2Jb\nc"), "a\u{FFFD}[2Jb\nc");
+    }
+}

@@ -1,0 +1,236 @@
+//! Opening what a command reads: a disk with its chain, or standard input.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Args;
+use rustix::fs::{SeekFrom, seek};
+use vhd_core::chain::{ExplicitOnly, OpenOptions, OpenedDisk};
+use vhd_core::units::u64_from;
+
+use crate::codes::Kind;
+use crate::failure::Failure;
+use crate::format_arg::FormatArg;
+use crate::output;
+
+/// Bytes of standard input that are in memory at once.
+const SPOOL_BUFFER: usize = 1 << 20;
+/// Bytes: zeroes in pieces of this size become holes in what is kept of standard input.
+const SPOOL_PIECE: usize = 64 << 10;
+/// What stands for standard input and standard output.
+const DASH: &str = "-";
+/// Standard input as a file that can be opened again.
+const STDIN: &str = "/dev/stdin";
+
+/// How a source is opened.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct SourceArgs {
+    /// The source's format, where its content does not tell or tells wrong
+    #[arg(long, value_name = "FORMAT", value_enum)]
+    pub(crate) from: Option<FormatArg>,
+    #[command(flatten)]
+    pub(crate) chain: ChainArgs,
+}
+
+/// How the ancestors of an image are found.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ChainArgs {
+    /// A file to try as a parent before any that an image names, for every layer; the only way to a raw parent
+    #[arg(long = "parent", value_name = "FILE")]
+    pub(crate) parents: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) search: SearchArgs,
+}
+
+/// Where ancestors may be, and whether their locks count.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct SearchArgs {
+    /// A directory to look for parents in, by name and by identity
+    #[arg(long = "parent-dir", value_name = "DIR")]
+    pub(crate) parent_dirs: Vec<PathBuf>,
+    /// Never follow what an image names as its parent: for images from strangers
+    #[arg(long)]
+    pub(crate) explicit_parents: bool,
+    /// Take no locks and respect none: what is read may be torn while another program writes
+    #[arg(long)]
+    pub(crate) force_share: bool,
+}
+
+impl SearchArgs {
+    /// As the library takes them.
+    pub(crate) fn options(&self) -> OpenOptions {
+        let options = OpenOptions::new()
+            .parent_dirs(self.parent_dirs.iter().cloned())
+            .force_share(self.force_share);
+        if self.explicit_parents {
+            options.gate(Arc::new(ExplicitOnly))
+        } else {
+            options
+        }
+    }
+}
+
+impl SourceArgs {
+    /// As the library takes them, for `source`.
+    pub(crate) fn options(&self, source: &Source) -> OpenOptions {
+        let options = self.chain.search.options();
+        let options = options
+            .parents(self.chain.parents.iter().cloned())
+            .format(self.from.map(Into::into));
+        // Standard input has no directory that a parent could be beside.
+        if source.is_stdin {
+            options.gate(Arc::new(ExplicitOnly))
+        } else {
+            options
+        }
+    }
+
+    /// Opens `source` for reading, with its ancestors, and says what is odd about them.
+    pub(crate) fn open(&self, source: &Source) -> Result<OpenedDisk, Failure> {
+        let opened = self.options(source).open(&source.path)?;
+        for warning in opened.warnings() {
+            output::warning(warning);
+        }
+        Ok(opened)
+    }
+}
+
+/// A source that can be opened by a path.
+#[derive(Debug)]
+pub(crate) struct Source {
+    /// The path to open.
+    pub(crate) path: PathBuf,
+    /// The path as the user gave it.
+    pub(crate) name: String,
+    is_stdin: bool,
+}
+
+impl Source {
+    /// The source that the user named. Standard input is used in place if it is a file; what comes through a
+    /// pipe is kept in a nameless file in `spool_dir`, or in the directory for temporary files.
+    pub(crate) fn new(given: &Path, spool_dir: Option<&Path>) -> Result<Self, Failure> {
+        let name = output::path_text(given);
+        if !is_dash(given) {
+            return Ok(Self {
+                path: given.to_owned(),
+                name,
+                is_stdin: false,
+            });
+        }
+        if !stdin_is_a_file()? {
+            spool_stdin(spool_dir)?;
+        }
+        Ok(Self {
+            path: STDIN.into(),
+            name,
+            is_stdin: true,
+        })
+    }
+}
+
+/// Whether a path means standard input or output.
+pub(crate) fn is_dash(path: &Path) -> bool {
+    path.as_os_str() == DASH
+}
+
+/// Two sources can't both be standard input.
+pub(crate) fn check_one_stdin(a: &Path, b: &Path) -> Result<(), Failure> {
+    if is_dash(a) && is_dash(b) {
+        return Err(Failure::usage("only one of the two can be standard input"));
+    }
+    Ok(())
+}
+
+/// Whether standard input can be opened as a file. One that somebody has read a part of is not what it was.
+fn stdin_is_a_file() -> Result<bool, Failure> {
+    let failed = |error: io::Error| Failure::new(Kind::Input, format!("can't query standard input: {error}"));
+    let stdin = io::stdin();
+    let file = File::from(stdin.as_fd().try_clone_to_owned().map_err(failed)?);
+    let kind = file.metadata().map_err(failed)?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Ok(false);
+    }
+    Ok(seek(&stdin, SeekFrom::Current(0)).map_err(|errno| failed(errno.into()))? == 0)
+}
+
+/// Puts what standard input holds into a file that has no name, and the file into standard input's place.
+fn spool_stdin(dir: Option<&Path>) -> Result<(), Failure> {
+    let dir = dir.map_or_else(std::env::temp_dir, Path::to_owned);
+    let file = tempfile::tempfile_in(&dir).map_err(|error| Failure::io("create a file in", &dir, &error))?;
+    let kept = |error: io::Error| {
+        let place = dir.display();
+        Failure::new(Kind::Input, format!("can't keep standard input in {place}: {error}"))
+    };
+    copy_sparsely(&mut io::stdin().lock(), &file)?.map_err(kept)?;
+    rustix::stdio::dup2_stdin(&file).map_err(|errno| kept(errno.into()))
+}
+
+/// Copies a stream into an empty file, leaving holes where it is zero. A failure to read is the outer one.
+fn copy_sparsely(source: &mut dyn Read, file: &File) -> Result<io::Result<()>, Failure> {
+    static ZEROES: [u8; SPOOL_PIECE] = [0; SPOOL_PIECE];
+    let mut buffer = vec![0; SPOOL_BUFFER];
+    let mut length = 0;
+    loop {
+        let filled = fill(source, &mut buffer)
+            .map_err(|error| Failure::new(Kind::Input, format!("can't read standard input: {error}")))?;
+        for piece in buffer[..filled].chunks(SPOOL_PIECE) {
+            if piece != &ZEROES[..piece.len()]
+                && let Err(error) = file.write_all_at(piece, length)
+            {
+                return Ok(Err(error));
+            }
+            length += u64_from(piece.len());
+        }
+        if filled < buffer.len() {
+            return Ok(file.set_len(length));
+        }
+    }
+}
+
+/// Reads until the buffer is full or the stream ends.
+fn fill(source: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match source.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt as _;
+
+    #[test]
+    fn streams_are_kept_sparsely() {
+        let mut bytes = vec![0; 5 << 20];
+        bytes[3 << 20] = 7;
+        bytes.extend([1, 2, 3]);
+        let file = tempfile::tempfile().unwrap();
+        copy_sparsely(&mut bytes.as_slice(), &file).unwrap().unwrap();
+        let mut read = vec![0xEE; bytes.len()];
+        file.read_exact_at(&mut read, 0).unwrap();
+        assert_eq!(read, bytes);
+        let metadata = file.metadata().unwrap();
+        assert_eq!(metadata.len(), u64_from(bytes.len()));
+        assert!(metadata.blocks() * 512 <= 1 << 20, "{} blocks", metadata.blocks());
+    }
+
+    #[test]
+    fn streams_that_end_in_zeroes_keep_their_length() {
+        let file = tempfile::tempfile().unwrap();
+        copy_sparsely(&mut io::repeat(0).take(3_000_001), &file)
+            .unwrap()
+            .unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 3_000_001);
+    }
+}

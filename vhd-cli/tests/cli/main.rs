@@ -1,0 +1,13 @@
+//! The command as scripts see it: grammar, exit codes, JSON, messages, pipes, sudden death.
+#![forbid(unsafe_code)]
+
+mod chains;
+mod check;
+mod convert;
+mod create;
+mod failures;
+mod kill;
+mod pages;
+mod reports;
+mod streams;
+mod support;

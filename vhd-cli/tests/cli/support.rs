@@ -1,0 +1,141 @@
+//! A directory with images, and the command run in it.
+
+use std::fs;
+use std::path::PathBuf;
+
+use assert_cmd::Command;
+use assert_cmd::assert::Assert;
+use serde_json::Value;
+use tempfile::TempDir;
+use vhd_core::chain::OpenOptions;
+use vhd_core::image::{create_dynamic, create_fixed};
+use vhd_core::storage::StagedFile;
+
+pub(crate) const MIB: u64 = 1 << 20;
+
+/// The command that reads images, each with the arguments that make it read `image`.
+pub(crate) fn reading_commands(image: &str) -> Vec<Vec<String>> {
+    let commands = [
+        vec!["info", image],
+        vec!["map", image],
+        vec!["check", image],
+        vec!["hash", image],
+        vec!["convert", image, "out.img", "--to", "raw"],
+        vec!["convert", image, "-", "--to", "fixed"],
+        vec!["compare", image, "other.raw"],
+        vec!["compare", "other.raw", image],
+        vec!["create", "child.avhd", "--parent", image],
+    ];
+    let owned = |words: Vec<&str>| words.into_iter().map(str::to_owned).collect();
+    commands.into_iter().map(owned).collect()
+}
+
+/// A directory of its own.
+pub(crate) struct Lab {
+    dir: TempDir,
+}
+
+impl Lab {
+    pub(crate) fn new() -> Self {
+        let lab = Self {
+            dir: tempfile::tempdir().unwrap(),
+        };
+        fs::write(lab.path("other.raw"), vec![0; 4096]).unwrap();
+        lab
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub(crate) fn exists(&self, name: &str) -> bool {
+        self.path(name).symlink_metadata().is_ok()
+    }
+
+    /// All names in the directory.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let entries = self.dir.path().read_dir().unwrap();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// The command, to be run in the directory.
+    pub(crate) fn vhd(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vhd"));
+        command.args(args).current_dir(self.dir.path());
+        command
+    }
+
+    /// Runs the command and expects an exit code.
+    pub(crate) fn run(&self, args: &[&str], code: i32) -> Assert {
+        self.vhd(args).assert().code(code)
+    }
+
+    /// Runs the command with `--json` and expects an exit code and one object of the right version.
+    pub(crate) fn json(&self, args: &[&str], code: i32) -> Value {
+        let mut args = args.to_vec();
+        args.push("--json");
+        let value: Value = serde_json::from_slice(&self.run(&args, code).get_output().stdout).unwrap();
+        assert_eq!(value["version"], 1);
+        assert_eq!(value["command"], args[0]);
+        value
+    }
+
+    /// An empty dynamic image.
+    pub(crate) fn dynamic(&self, name: &str, size: u64) {
+        let staged = StagedFile::create_beside(&self.path(name)).unwrap();
+        create_dynamic(&*staged.storage(), size, 2 * MIB).unwrap();
+        staged.publish(false, false).unwrap();
+    }
+
+    /// An empty fixed image.
+    pub(crate) fn fixed(&self, name: &str, size: u64) {
+        let staged = StagedFile::create_beside(&self.path(name)).unwrap();
+        create_fixed(&*staged.storage(), size, vhd_core::image::Preallocate::Off).unwrap();
+        staged.publish(false, false).unwrap();
+    }
+
+    /// Writes to the disk in an image.
+    pub(crate) fn write(&self, name: &str, offset: u64, bytes: &[u8]) {
+        let opened = OpenOptions::new().write(true).open(&self.path(name)).unwrap();
+        opened.disk().write_at(bytes, offset).unwrap();
+        opened.close().unwrap();
+    }
+
+    /// A parent with something in it, and a child with something else.
+    pub(crate) fn chain(&self) {
+        self.dynamic("parent.vhd", 8 * MIB);
+        self.write("parent.vhd", MIB, &[1; 4096]);
+        self.run(&["create", "leaf.avhd", "--parent", "parent.vhd"], 0);
+        self.write("leaf.avhd", 3 * MIB, &[2; 512]);
+    }
+
+    /// Changes bytes of a file; a negative offset counts from the end.
+    pub(crate) fn damage(&self, name: &str, offset: i64, bytes: &[u8]) {
+        let mut content = fs::read(self.path(name)).unwrap();
+        let start = match usize::try_from(offset) {
+            Ok(start) => start,
+            Err(_) => content.len() - usize::try_from(-offset).unwrap(),
+        };
+        content[start..start + bytes.len()].copy_from_slice(bytes);
+        fs::write(self.path(name), content).unwrap();
+    }
+
+    /// The length of a file.
+    pub(crate) fn len(&self, name: &str) -> u64 {
+        self.path(name).metadata().unwrap().len()
+    }
+}
+
+/// What a run wrote to standard error.
+pub(crate) fn stderr(assert: &Assert) -> String {
+    String::from_utf8(assert.get_output().stderr.clone()).unwrap()
+}
+
+/// What a run wrote to standard output.
+pub(crate) fn stdout(assert: &Assert) -> String {
+    String::from_utf8(assert.get_output().stdout.clone()).unwrap()
+}
