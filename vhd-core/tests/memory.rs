@@ -9,7 +9,7 @@ use std::process::Command;
 use common::build::{Parent, Sparse, id};
 use common::disk::open;
 use common::temp_dir;
-use vhd_core::chain::OpenOptions;
+use vhd_core::chain::{OpenOptions, create_child};
 use vhd_core::image::{create_dynamic, create_fixed};
 use vhd_core::storage::HostFile;
 
@@ -103,6 +103,26 @@ fn writing_to_a_dynamic_image_of_2040_gib() {
         opened.close().unwrap();
     });
     assert_below(peak, 32);
+}
+
+/// A child takes a table of its own and what is remembered of its parents.
+#[test]
+fn opening_a_child_of_2040_gib() {
+    let dir = temp_dir();
+    let (parent, path) = (dir.path().join("large.vhd"), dir.path().join("child.vhd"));
+    if std::env::var_os(SUBJECT).is_none() {
+        create_dynamic(&new_file(&parent), SIZE, BLOCK).unwrap();
+        create_child(&path, &parent, None, &OpenOptions::new()).unwrap();
+    }
+    let peak = measured("opening_a_child_of_2040_gib", &path, |path| {
+        let opened = open(path, true);
+        for place in (0..64).map(|part| part * (SIZE / 64)) {
+            opened.disk().read_at(&mut [1; 4096], place).unwrap();
+            opened.disk().write_at(&[1; 4096], place).unwrap();
+        }
+        opened.close().unwrap();
+    });
+    assert_below(peak, 64);
 }
 
 #[test]
