@@ -17,7 +17,7 @@ pub(crate) fn have(programs: &[&str], untested: &str) -> bool {
         std::env::var_os("CI").is_none(),
         "{missing:?} must be installed to test {untested}"
     );
-    eprintln!("NOT TESTED: {untested}: {missing:?} not installed");
+    super::announce(&format!("NOT TESTED: {untested}: {missing:?} not installed"));
     false
 }
 

@@ -13,6 +13,7 @@ mod mutations;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use common::announce;
 use common::build::{FOOTER, HEADER, Locator, Parent, SECTOR, Sparse, fixed, id, utf16le};
 use common::disk::{assert_same, read_all};
 use common::rng::{random_bytes, seeded};
@@ -84,12 +85,12 @@ fn run(subject: &Subject, family: &str, mutations: impl Iterator<Item = Mutation
         );
         most = most.max(memory);
     }
-    println!(
+    announce(&format!(
         "{} image, {family}: {} mutations, {opened} of them opened, {refused} refused; at most {} KiB of memory",
         subject.name,
         opened + refused,
         most >> 10
-    );
+    ));
     assert!(opened + refused > 0);
 }
 
@@ -184,9 +185,9 @@ fn damaged_ways_to_the_parent() {
             }
         }
     }
-    println!(
+    announce(&format!(
         "ways to the parent: {} mutations, {opened} of them opened, {refused} refused",
         opened + refused
-    );
+    ));
     assert!(opened > 0 && refused > 0);
 }
