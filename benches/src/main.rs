@@ -45,12 +45,8 @@ fn reads(dir: &std::path::Path, rounds: usize) -> Result<()> {
         let mut other = vec![0; REQUEST];
         let pairs = measure(
             rounds,
-            || {
-                Ok(time_each(&offsets, |offset| {
-                    Ok(raw.read_exact_at(&mut buffer, offset)?)
-                })?)
-            },
-            || Ok(time_each(&offsets, |offset| Ok(disk.read_at(&mut other, offset)?))?),
+            || time_each(&offsets, |offset| Ok(raw.read_exact_at(&mut buffer, offset)?)),
+            || time_each(&offsets, |offset| Ok(disk.read_at(&mut other, offset)?)),
         )?;
         let name = if depth == 0 {
             "read, dynamic".to_owned()

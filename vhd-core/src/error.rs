@@ -124,6 +124,50 @@ impl ErrorKind {
         Self::FenceLost,
         Self::InvalidArgument,
     ];
+
+    /// The stable name, for scripts and reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::FooterMissing => "footer-missing",
+            Self::FooterChecksum => "footer-checksum",
+            Self::FooterVersion => "footer-version",
+            Self::DiskType => "disk-type",
+            Self::DiskSize => "disk-size",
+            Self::HeaderLocation => "header-location",
+            Self::HeaderMissing => "header-missing",
+            Self::HeaderChecksum => "header-checksum",
+            Self::HeaderVersion => "header-version",
+            Self::BlockSize => "block-size",
+            Self::TableTooShort => "table-too-short",
+            Self::TableLocation => "table-location",
+            Self::BlockInMetadata => "block-in-metadata",
+            Self::BlockPastEnd => "block-past-end",
+            Self::BlockOverlap => "block-overlap",
+            Self::FileTooShort => "file-too-short",
+            Self::JournalPending => "journal-pending",
+            Self::Ambiguous => "format-ambiguous",
+            Self::ParentMissing => "parent-missing",
+            Self::ParentMismatch => "parent-mismatch",
+            Self::ChainCycle => "chain-cycle",
+            Self::ChainTooDeep => "chain-too-deep",
+            Self::SizeMismatch => "size-mismatch",
+            Self::Io => "io",
+            Self::NotFound => "not-found",
+            Self::NoSpace => "no-space",
+            Self::Locked => "locked",
+            Self::Exists => "exists",
+            Self::OutOfRange => "out-of-range",
+            Self::Misaligned => "misaligned",
+            Self::ReadOnly => "read-only",
+            Self::Unsupported => "unsupported",
+            Self::NotFast => "not-fast",
+            Self::ImageFull => "image-full",
+            Self::Poisoned => "poisoned",
+            Self::FenceLost => "fence-lost",
+            Self::InvalidArgument => "invalid-argument",
+        }
+    }
 }
 
 #[cfg(test)]

@@ -39,6 +39,8 @@ pub(super) struct Candidate {
     pub(super) reason: String,
     /// The user named it, or the directory it is in.
     pub(super) explicit: bool,
+    /// The user named this very file: it may be a raw one, which has no identity to tell it by.
+    pub(super) named: bool,
 }
 
 /// The most places that are tried for one parent.
@@ -53,7 +55,7 @@ pub(super) fn candidates(
 ) -> Vec<Candidate> {
     let mut found = Candidates::default();
     for path in parents {
-        found.push(path.clone(), "named explicitly", true);
+        found.push_named(path.clone());
     }
     let paths: Vec<(String, String)> = named
         .iter()
@@ -82,13 +84,27 @@ struct Candidates {
 }
 
 impl Candidates {
+    fn push_named(&mut self, path: PathBuf) {
+        self.add(Candidate {
+            path,
+            reason: "named explicitly".to_owned(),
+            explicit: true,
+            named: true,
+        });
+    }
+
     fn push(&mut self, path: PathBuf, reason: &str, explicit: bool) {
-        if self.list.len() < MAX_CANDIDATES && self.seen.insert(path.clone()) {
-            self.list.push(Candidate {
-                path,
-                reason: reason.to_owned(),
-                explicit,
-            });
+        self.add(Candidate {
+            path,
+            reason: reason.to_owned(),
+            explicit,
+            named: false,
+        });
+    }
+
+    fn add(&mut self, candidate: Candidate) {
+        if self.list.len() < MAX_CANDIDATES && self.seen.insert(candidate.path.clone()) {
+            self.list.push(candidate);
         }
     }
 

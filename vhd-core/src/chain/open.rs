@@ -13,7 +13,7 @@ use super::locate::{AllowAll, Candidate, ParentGate, candidates};
 use crate::device::{BlockDevice, DeviceError, Disk, Layer, LayeredDevice, RawDevice};
 use crate::format::{Timestamp, UniqueId};
 use crate::image::{FooterSource, Footers, Image, OpenError, OpenMode, PublishFence};
-use crate::storage::{Access, FileIdentity, HostFile, Sharing, StorageFile};
+use crate::storage::{Access, FileIdentity, HostFile, Sharing, StorageError, StorageFile};
 
 /// The most layers a chain may have. Hyper-V stops at 50 snapshots; the limit is there so that a directory
 /// of hostile images ends in an error and not in all file descriptors taken.
@@ -373,15 +373,26 @@ impl<'a> ChainBuilder<'a> {
         match Footers::read(&file) {
             Ok(footers) if footers.footer.unique_id == wanted && !wanted.is_nil() => Ok(Examined::Vhd),
             Ok(footers) => Err(ParentOutcome::OtherDisk(footers.footer.unique_id)),
-            Err(OpenError::NoFooter { .. }) if candidate.explicit && wanted.is_nil() => Ok(Examined::Raw),
+            Err(OpenError::NoFooter { .. }) if candidate.named && wanted.is_nil() => Ok(Examined::Raw),
             Err(OpenError::NoFooter { .. }) => Err(ParentOutcome::NotVhd),
             Err(error) => Err(unreadable(&error)),
         }
     }
 
+    /// Opens the file that is to be the parent, under the lock.
+    fn open_parent(&mut self, child: &Path, path: &Path) -> Result<Arc<HostFile>, ChainError> {
+        let opened = HostFile::open(path, Access::ReadOnly, self.options.sharing);
+        if let Err(StorageError::Locked { .. }) = &opened {
+            // A writable leaf that is its own ancestor is kept away by its own lock: that is a circle.
+            self.enter(child, path, &HostFile::open(path, Access::ReadOnly, Sharing::Unlocked)?)?;
+        }
+        let file = Arc::new(opened?);
+        self.enter(child, path, &file)?;
+        Ok(file)
+    }
+
     fn take_vhd(&mut self, child: &Path, path: PathBuf) -> Result<Found, ChainError> {
-        let file = Arc::new(HostFile::open(&path, Access::ReadOnly, self.options.sharing)?);
-        self.enter(child, &path, &file)?;
+        let file = self.open_parent(child, &path)?;
         let image = self.open_image(&path, Arc::clone(&file), &OpenMode::ancestor())?;
         Ok(Found {
             path,
@@ -391,8 +402,7 @@ impl<'a> ChainBuilder<'a> {
     }
 
     fn take_raw(&mut self, child: &Path, path: PathBuf) -> Result<Found, ChainError> {
-        let file = Arc::new(HostFile::open(&path, Access::ReadOnly, self.options.sharing)?);
-        self.enter(child, &path, &file)?;
+        let file = self.open_parent(child, &path)?;
         let layer = Layer::raw(Arc::clone(&file) as _).map_err(|source| ChainError::Read {
             path: path.clone(),
             source,

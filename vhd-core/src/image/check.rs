@@ -61,7 +61,7 @@ impl FindingCode {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Broken(kind) => broken_rule_name(kind),
+            Self::Broken(kind) => kind.name(),
             Self::FooterDamaged => "footer-damaged",
             Self::FooterCopyDamaged => "footer-copy-damaged",
             Self::FootersDiffer => "footers-differ",
@@ -80,33 +80,6 @@ impl FindingCode {
 impl fmt::Display for FindingCode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
-    }
-}
-
-fn broken_rule_name(kind: ErrorKind) -> &'static str {
-    match kind {
-        ErrorKind::FooterMissing => "footer-missing",
-        ErrorKind::FooterChecksum => "footer-checksum",
-        ErrorKind::FooterVersion => "footer-version",
-        ErrorKind::DiskType => "disk-type",
-        ErrorKind::DiskSize => "disk-size",
-        ErrorKind::HeaderLocation => "header-location",
-        ErrorKind::HeaderMissing => "header-missing",
-        ErrorKind::HeaderChecksum => "header-checksum",
-        ErrorKind::HeaderVersion => "header-version",
-        ErrorKind::BlockSize => "block-size",
-        ErrorKind::TableTooShort => "table-too-short",
-        ErrorKind::TableLocation => "table-location",
-        ErrorKind::BlockInMetadata => "block-in-metadata",
-        ErrorKind::BlockPastEnd => "block-past-end",
-        ErrorKind::BlockOverlap => "block-overlap",
-        ErrorKind::FileTooShort => "file-too-short",
-        ErrorKind::JournalPending => "journal-pending",
-        ErrorKind::ParentMissing => "parent-missing",
-        ErrorKind::ParentMismatch => "parent-mismatch",
-        ErrorKind::ChainCycle => "chain-cycle",
-        ErrorKind::ChainTooDeep => "chain-too-deep",
-        _ => "unusable",
     }
 }
 
@@ -351,7 +324,11 @@ fn placed_blocks(entries: &[TableEntry]) -> Vec<(FileOffset, BlockIndex)> {
 /// that could hold a whole block was one.
 fn check_space(space: &Space<'_>, blocks: &[(FileOffset, BlockIndex)], report: &mut CheckReport) {
     let stored = space.layout.stored_bytes();
-    for (offset, block) in blocks.iter().filter(|(offset, _)| offset.0 + stored > space.end) {
+    // A block of which bytes of the disk are missing is another matter, and was reported before.
+    let cut_short = |&&(offset, block): &&(FileOffset, BlockIndex)| {
+        offset.0 + stored > space.end && space.end_of(block, offset) <= space.end
+    };
+    for (offset, block) in blocks.iter().filter(cut_short) {
         let message = format!(
             "block {block} needs {stored} bytes, of which the file has {}",
             space.end - offset.0

@@ -237,23 +237,30 @@ impl Image {
     }
 
     /// Where the image says its parent is: each locator's path as written, best first, then the name in the
-    /// header. Empty for an image without a parent.
+    /// header. Locators that are not inside the file are left out. Empty for an image without a parent.
     pub fn parent_paths(&self) -> Result<Vec<ParentPath>, OpenError> {
         let (Some(header), true) = (self.header(), self.is_differencing()) else {
             return Ok(Vec::new());
         };
+        let read_error = |structure, offset| {
+            move |source| OpenError::Read {
+                structure,
+                offset,
+                source,
+            }
+        };
+        let file_len = self.file.len().map_err(read_error("file length", 0))?;
         let mut paths = Vec::new();
         for locator in header.locators.iter().flatten() {
-            let len = locator.length.min(MAX_LOCATOR_LENGTH);
-            let mut data = vec![0; usize_from(u64::from(len))];
-            let offset = locator.offset;
+            let (offset, len) = (locator.offset, u64::from(locator.length.min(MAX_LOCATOR_LENGTH)));
+            // A resize by VirtualBox leaves entries full of ones. They lead nowhere; the others may be good.
+            if offset.checked_add(len).is_none_or(|end| end > file_len) {
+                continue;
+            }
+            let mut data = vec![0; usize_from(len)];
             self.file
                 .read_exact_at(&mut data, offset)
-                .map_err(|source| OpenError::Read {
-                    structure: "parent locator",
-                    offset,
-                    source,
-                })?;
+                .map_err(read_error("parent locator", offset))?;
             if let Some(path) = decode_locator(locator.code, &data).filter(|path| !path.is_empty()) {
                 paths.push(ParentPath {
                     source: PathSource::Locator(locator.code),

@@ -10,7 +10,7 @@ use super::footers::{FooterSource, Footers};
 use super::sector_maps::SectorMaps;
 use super::sparse::Sparse;
 use super::table::{BlockTable, Slot};
-use super::validate::{Space, metadata_regions};
+use super::validate::{Region, Space, metadata_regions};
 use super::{Body, Image};
 use crate::format::{
     BlockLayout, DiskType, DynamicHeader, FOOTER_SIZE, Footer, HEADER_SIZE, LEGACY_FOOTER_SIZE, TABLE_ENTRY_SIZE,
@@ -18,7 +18,7 @@ use crate::format::{
 };
 use crate::storage::StorageFile;
 use crate::sync::{AtomicBool, Mutex};
-use crate::units::{FileOffset, u64_from, usize_from};
+use crate::units::{FileOffset, SECTOR_SIZE, u64_from, usize_from};
 
 /// The most blocks an image may have: its table then takes 64 MiB in the file and twice that in memory.
 /// 2040 GiB in blocks of 128 KiB stay below it; Microsoft's smallest block is 512 KiB.
@@ -129,16 +129,17 @@ fn open_sparse(
     let footer = &footers.footer;
     let (header_offset, header) = read_header(&**file, footer, file_len)?;
     let entries = read_table(&**file, &header, footer, header_offset, file_len)?;
+    let regions = metadata_regions(&header, header_offset);
     let space = Space {
         layout: header.layout,
         disk_size: footer.current_size,
-        regions: &metadata_regions(&header, header_offset),
+        regions: &regions,
         end: space_end(footers, file_len),
     };
     space.check(&entries)?;
     let blocks = u64_from(entries.len());
     let writer = match mode.writable {
-        true => Some(open_writer(file, footers, header.layout, file_len, mode)?),
+        true => Some(open_writer(file, footers, header.layout, &regions, file_len, mode)?),
         false => None,
     };
     Ok(Sparse {
@@ -232,14 +233,13 @@ fn open_writer(
     file: &Arc<dyn StorageFile>,
     footers: &Footers,
     layout: BlockLayout,
+    regions: &[Region],
     file_len: u64,
     mode: &OpenMode,
 ) -> Result<Writer, OpenError> {
     let tail = footers.restore(&**file, file_len)?;
-    let used = match tail {
-        Some(FileOffset(offset)) => (offset + u64_from(FOOTER_SIZE)).max(file_len),
-        None => file_len,
-    };
+    let footer_end = tail.map_or(0, |FileOffset(offset)| offset + u64_from(FOOTER_SIZE));
+    let used = file_len.max(footer_end).max(claimed_end(regions));
     Ok(Writer {
         allocator: Allocator::new(Arc::clone(file), layout, footers.raw, used, tail),
         stripes: (0..STRIPES).map(|_| Mutex::new(())).collect(),
@@ -247,4 +247,16 @@ fn open_writer(
         poisoned: AtomicBool::new(false),
         fence: mode.fence.clone(),
     })
+}
+
+/// Where the last region ends that a block could come to lie over. A header may claim space behind the end of
+/// the file (a surplus of the table, a stale locator): a block there would not be accepted by the next open.
+fn claimed_end(regions: &[Region]) -> u64 {
+    let reachable = |region: &&Region| region.start / SECTOR_SIZE < u64::from(u32::MAX);
+    regions
+        .iter()
+        .filter(reachable)
+        .map(|region| region.end)
+        .max()
+        .unwrap_or(0)
 }

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Installs the Debian packages that the tests run against: real peers, no stand-ins. Does nothing where all
+# are there; without root it says which are missing, and the tests that need them say what they leave out.
+set -euo pipefail
+
+# command:package
+needed=(
+    qemu-img:qemu-utils qemu-io:qemu-utils 7zz:7zip zstd:zstd strace:strace losetup:mount
+    mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs cc:gcc
+)
+
+missing=()
+for entry in "${needed[@]}"; do
+    command -v "${entry%%:*}" >/dev/null || PATH="$PATH:/usr/sbin:/sbin" command -v "${entry%%:*}" >/dev/null \
+        || missing+=("${entry##*:}")
+done
+[ ${#missing[@]} -eq 0 ] && exit 0
+
+mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
+if [ "$(id -u)" -ne 0 ]; then
+    echo "test-deps: not root, so these packages are not installed: ${missing[*]}" >&2
+    exit 0
+fi
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
+apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null

@@ -1,0 +1,193 @@
+//! Every small damage to small images: cut at every byte, every byte of the metadata changed, every field set to
+//! extremes, and random combinations, with the checksums left wrong and repaired.
+//!
+//! For each of them: nothing panics, hangs or takes memory by an unchecked number; a checksum that does not match
+//! never gives wrong data; what opens can be read to the end; what opens for writing keeps what is written to it,
+//! and nothing else changes; and the checker finds a broken rule exactly where opening does.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod exercise;
+mod memory_use;
+mod mutations;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use common::announce;
+use common::build::{FOOTER, HEADER, Locator, Parent, SECTOR, Sparse, fixed, id, utf16le};
+use common::disk::{assert_same, read_all};
+use common::rng::{random_bytes, seeded};
+use exercise::{Outcome, Watchdog, exercise};
+use mutations::{Mutation, Subject};
+use vhd_core::ErrorKind;
+use vhd_core::chain::OpenOptions;
+use vhd_core::units::u64_from;
+
+const BLOCK: usize = 4096;
+const SIZE: usize = 6 * BLOCK - 3 * SECTOR;
+
+/// What one image takes at most, whatever it claims.
+const MEMORY_LIMIT: isize = 4 << 20;
+
+fn dynamic() -> Subject {
+    let mut rng = seeded(1, "dynamic");
+    let spec = Sparse::new(u64_from(SIZE), BLOCK);
+    let spec = spec
+        .store_whole(&mut rng, 4)
+        .store_whole(&mut rng, 1)
+        .fill_randomly(&mut rng, 0);
+    let spec = spec.store_sector(5 * 8 + 2, &random_bytes(&mut rng, SECTOR));
+    Subject::sparse("dynamic", &spec, None)
+}
+
+fn differencing() -> Subject {
+    let mut rng = seeded(2, "differencing");
+    let parent_content = random_bytes(&mut rng, SIZE);
+    let mut parent = Parent::named(id(9), "base.vhd");
+    let absolute = Locator::new(1, b"W2ku", utf16le("C:\\vm\\base.vhd"));
+    parent.locators.push(absolute);
+    let spec = Sparse::child(u64_from(SIZE), BLOCK, id(1), parent);
+    let spec = spec
+        .store_whole(&mut rng, 3)
+        .store_sector(8 + 5, &random_bytes(&mut rng, SECTOR));
+    let spec = spec.store_sector(5 * 8, &random_bytes(&mut rng, SECTOR));
+    Subject::sparse("differencing", &spec, Some(fixed(&parent_content, id(9))))
+}
+
+/// Without blocks an image can claim to be of any size.
+fn empty() -> Subject {
+    Subject::sparse("empty", &Sparse::new(u64_from(SIZE), BLOCK), None)
+}
+
+fn fixed_image() -> Subject {
+    let content = random_bytes(&mut seeded(3, "fixed"), 8 * SECTOR);
+    Subject::fixed("fixed", &content)
+}
+
+/// Applies the mutations one after the other and says how many there were.
+fn run(subject: &Subject, family: &str, mutations: impl Iterator<Item = Mutation>) {
+    let watchdog = Watchdog::start();
+    let (mut opened, mut refused, mut most) = (0_u64, 0_u64, 0);
+    for mutation in mutations {
+        let Some(bytes) = mutation.apply(subject) else { continue };
+        watchdog.begin(mutation);
+        let work = || exercise(subject, &bytes, mutation.expected(subject));
+        let (outcome, memory) = memory_use::measure(|| catch_unwind(AssertUnwindSafe(work)));
+        match outcome {
+            Ok(Outcome::Opened) => opened += 1,
+            Ok(Outcome::Refused) => refused += 1,
+            Err(_) => panic!("{} image, {mutation:x?}", subject.name),
+        }
+        assert!(
+            memory < MEMORY_LIMIT,
+            "{} image, {mutation:x?}: {memory} bytes",
+            subject.name
+        );
+        most = most.max(memory);
+    }
+    announce(&format!(
+        "{} image, {family}: {} mutations, {opened} of them opened, {refused} refused; at most {} KiB of memory",
+        subject.name,
+        opened + refused,
+        most >> 10
+    ));
+    assert!(opened + refused > 0);
+}
+
+fn cut(subject: &Subject) {
+    run(subject, "cut", (0..=subject.bytes.len()).map(Mutation::Cut));
+    let grown = (1..1100).map(|more| Mutation::Cut(subject.bytes.len() + more));
+    run(subject, "extended", grown);
+}
+
+fn bytes(subject: &Subject) {
+    run(subject, "bytes", subject.metadata().flat_map(Mutation::all_of_byte));
+}
+
+fn sealed_bytes(subject: &Subject) {
+    let places = subject.metadata();
+    let mutations = places.flat_map(Mutation::all_of_byte).filter_map(Mutation::sealed);
+    run(subject, "bytes with repaired checksums", mutations);
+}
+
+fn fields(subject: &Subject) {
+    run(subject, "single fields", mutations::single_fields(subject));
+    run(subject, "several fields", (0..12_000).map(Mutation::Fields));
+}
+
+fn noise(subject: &Subject) {
+    run(subject, "noise", (0..6000).map(Mutation::Noise));
+}
+
+/// The tests of one subject; they run side by side.
+macro_rules! mutations_of {
+    ($($subject:ident),*) => {$(
+        mod $subject {
+            #[test]
+            fn cut() {
+                super::cut(&super::$subject());
+            }
+
+            #[test]
+            fn bytes() {
+                super::bytes(&super::$subject());
+            }
+
+            #[test]
+            fn sealed_bytes() {
+                super::sealed_bytes(&super::$subject());
+            }
+
+            #[test]
+            fn fields() {
+                super::fields(&super::$subject());
+            }
+
+            #[test]
+            fn noise() {
+                super::noise(&super::$subject());
+            }
+        }
+    )*};
+}
+
+mutations_of!(dynamic, differencing, empty, fixed_image);
+
+/// Whatever becomes of the places where a child says its parent is: the parent is found, or the child refused.
+#[test]
+fn damaged_ways_to_the_parent() {
+    let (subject, dir) = (differencing(), common::temp_dir());
+    let child = dir.path().join("child.vhd");
+    std::fs::write(dir.path().join("base.vhd"), subject.parent.as_ref().unwrap()).unwrap();
+    let (mut opened, mut refused) = (0, 0);
+    for at in subject.ways_to_the_parent() {
+        let mutations =
+            Mutation::all_of_byte(at).map(|plain| plain.sealed().filter(|_| at < FOOTER + HEADER).unwrap_or(plain));
+        for mutation in mutations {
+            let Some(bytes) = mutation.apply(&subject) else {
+                continue;
+            };
+            std::fs::write(&child, bytes).unwrap();
+            match OpenOptions::new().open(&child) {
+                Ok(disk) => {
+                    assert_same(&read_all(&disk.disk()), &subject.content, &format!("{mutation:x?}"));
+                    opened += 1;
+                }
+                Err(error) => {
+                    let expected = [
+                        ErrorKind::ParentMissing,
+                        ErrorKind::ParentMismatch,
+                        ErrorKind::BlockInMetadata,
+                    ];
+                    assert!(expected.contains(&error.kind()), "{mutation:x?}: {error:?}");
+                    refused += 1;
+                }
+            }
+        }
+    }
+    announce(&format!(
+        "ways to the parent: {} mutations, {opened} of them opened, {refused} refused",
+        opened + refused
+    ));
+    assert!(opened > 0 && refused > 0);
+}
