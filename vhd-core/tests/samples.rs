@@ -2,6 +2,8 @@
 //!
 //! The images are no part of the repository: where they are not beside it, this test says so and checks nothing.
 
+mod common;
+
 use std::path::Path;
 use std::process::Command;
 
@@ -64,7 +66,7 @@ const NEGATIVE: &[&str] = &["dfvfs/image.vhd", "dfvfs/image-differential.vhd"];
 fn samples() -> Option<tempfile::TempDir> {
     let packed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/samples");
     if !packed.is_dir() {
-        eprintln!("NOT TESTED: no sample images beside the repository; their golden hashes were not checked");
+        common::announce("NOT TESTED: no sample images beside the repository; their golden hashes were not checked");
         return None;
     }
     let dir = tempfile::tempdir().unwrap();

@@ -4,8 +4,8 @@
 //! word per block of the leaf that lies in one piece in one file (or reads zero), a list of runs where a block
 //! is in several pieces. A read then costs the same at every depth: the word, and at most one list.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwapOption;
 
@@ -15,6 +15,9 @@ use crate::units::{FileOffset, SECTOR_SIZE, VirtualOffset, u64_from, usize_from}
 
 /// Bytes of run lists that one disk keeps; beyond that the ones that were learned first are learned again.
 const LIST_BYTES: u64 = 64 << 20;
+
+/// Blocks per lazily allocated group of run lists.
+const GROUP: usize = 512;
 
 /// A place in the file of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +91,7 @@ struct Run {
 }
 
 type Runs = Box<[Run]>;
+type Group = Box<[ArcSwapOption<Runs>]>;
 
 /// Remembers where the ancestors have each block of the leaf.
 pub(super) struct ParentIndex {
@@ -152,7 +156,8 @@ impl ParentIndex {
 
 /// The run lists that are kept, within a bound on their bytes.
 struct RunLists {
-    lists: Box<[ArcSwapOption<Runs>]>,
+    /// In groups that are allocated when a block of theirs is in pieces.
+    groups: Box<[OnceLock<Group>]>,
     bytes: AtomicU64,
     /// Where the search for a list to drop goes on.
     hand: AtomicUsize,
@@ -161,26 +166,36 @@ struct RunLists {
 impl RunLists {
     fn new(blocks: u64) -> Self {
         Self {
-            lists: (0..blocks).map(|_| ArcSwapOption::empty()).collect(),
+            groups: (0..usize_from(blocks).div_ceil(GROUP))
+                .map(|_| OnceLock::new())
+                .collect(),
             bytes: AtomicU64::new(0),
             hand: AtomicUsize::new(0),
         }
     }
 
     fn get(&self, block: usize) -> arc_swap::Guard<Option<Arc<Runs>>> {
-        self.lists[block].load()
+        self.list(block).load()
+    }
+
+    fn list(&self, block: usize) -> &ArcSwapOption<Runs> {
+        let group = self.groups[block / GROUP].get_or_init(|| (0..GROUP).map(|_| ArcSwapOption::empty()).collect());
+        &group[block % GROUP]
     }
 
     fn insert(&self, block: usize, runs: Runs) {
         self.bytes.fetch_add(bytes_of(&runs), Ordering::Relaxed);
-        self.forget(self.lists[block].swap(Some(Arc::new(runs))));
-        for _ in 0..self.lists.len() {
+        self.forget(self.list(block).swap(Some(Arc::new(runs))));
+        let blocks = self.groups.len() * GROUP;
+        for _ in 0..blocks {
             if self.bytes.load(Ordering::Relaxed) <= LIST_BYTES {
                 break;
             }
-            let victim = self.hand.fetch_add(1, Ordering::Relaxed) % self.lists.len();
-            if victim != block {
-                self.forget(self.lists[victim].swap(None));
+            let victim = self.hand.fetch_add(1, Ordering::Relaxed) % blocks;
+            if victim != block
+                && let Some(group) = self.groups[victim / GROUP].get()
+            {
+                self.forget(group[victim % GROUP].swap(None));
             }
         }
     }

@@ -20,6 +20,12 @@ pub const HEADER_SIZE: usize = 1024;
 pub const LOCATOR_COUNT: usize = 8;
 
 const COOKIE: [u8; 8] = *b"cxsparse";
+
+/// Whether `bytes` begin like a dynamic header; the checksum is not looked at.
+#[must_use]
+pub fn has_header_cookie(bytes: &[u8]) -> bool {
+    bytes.starts_with(&COOKIE)
+}
 const VERSION: u32 = 0x0001_0000;
 /// The unused offset to a next structure. The specification names 32 bits of ones, but every Microsoft
 /// program writes 64, and several readers insist on them.

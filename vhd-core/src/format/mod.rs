@@ -42,7 +42,7 @@ pub use disk_type::DiskType;
 pub use error::FormatError;
 pub use footer::{COOKIE, FOOTER_SIZE, Footer, LEGACY_FOOTER_SIZE, MAX_DISK_SIZE, has_footer_cookie};
 pub use geometry::Geometry;
-pub use header::{DynamicHeader, HEADER_SIZE, LOCATOR_COUNT, check_table_covers};
+pub use header::{DynamicHeader, HEADER_SIZE, LOCATOR_COUNT, check_table_covers, has_header_cookie};
 pub use locator::{LocatorEntry, MAX_LOCATOR_LENGTH, PlatformCode, decode_locator, encode_locator_utf16le};
 pub use oddity::{FormatOddity, OdditySeverity};
 pub use parent_name::{PARENT_NAME_UNITS, ParentName};
