@@ -27,6 +27,13 @@ impl Forge {
         Self::new(DiskType::Differencing, size, block_size)
     }
 
+    /// A fixed image of zeroes.
+    pub(crate) fn fixed(size: u64) -> Self {
+        let mut forge = Self::new(DiskType::Fixed, size, 512);
+        forge.bytes = vec![0; usize_from(size)];
+        forge
+    }
+
     fn new(disk_type: DiskType, size: u64, block_size: u32) -> Self {
         let footer = Footer::new(disk_type, size, UniqueId([0x5A; 16]), Timestamp::UNSET);
         let layout = BlockLayout::new(block_size).expect("a block size of the format");
@@ -43,6 +50,10 @@ impl Forge {
 
     pub(crate) fn footer(&self) -> &Footer {
         &self.footer
+    }
+
+    pub(crate) fn block_size(&self) -> u64 {
+        self.header.layout.block_size()
     }
 
     /// Gives `block` space right behind what is there, the way old programs do: `sectors` says which of its
@@ -66,6 +77,11 @@ impl Forge {
     /// The file.
     pub(crate) fn build(&self) -> Vec<u8> {
         [&self.bytes[..], &self.footer.encode()].concat()
+    }
+
+    /// The file without the footer at its end.
+    pub(crate) fn build_truncated(&self) -> Vec<u8> {
+        self.bytes.clone()
     }
 
     /// The file with a footer of 511 bytes, as Virtual PC wrote them before 2004.

@@ -1,7 +1,10 @@
 //! What the tests of the image engine share: images written by hand, and disks over them.
 #![allow(dead_code, reason = "each test uses its own part of this")]
 
+pub(crate) mod crashing;
 pub(crate) mod forge;
+pub(crate) mod subject;
+pub(crate) mod view;
 
 use std::sync::Arc;
 
