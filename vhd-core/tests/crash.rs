@@ -233,6 +233,10 @@ fn inv_03_footers_are_restored_before_the_file_grows() {
         ("no footer at the end", forge.build_truncated()),
         ("a damaged copy", damage_copy(forge.build())),
         ("a footer of 511 bytes", forge.build_legacy()),
+        (
+            "a footer of 511 bytes and a damaged copy",
+            damage_copy(forge.build_legacy()),
+        ),
     ];
     let subjects = files.map(|(name, file)| Subject::new(name, &forge).with_file(file));
     let script = [

@@ -109,19 +109,17 @@ impl Footers {
                 source,
             })
         };
-        match (self.source, &self.copy) {
-            (FooterSource::Copy, _) => {
+        if self.source != FooterSource::Copy && matches!(self.copy, Some(Err(_))) {
+            write("footer copy", 0)?;
+        }
+        match self.source {
+            FooterSource::Copy => {
                 let end = file_len.next_multiple_of(SECTOR_SIZE);
                 write("footer", end)?;
                 Ok(Some(FileOffset(end)))
             }
-            (FooterSource::Tail(offset), copy) => {
-                if matches!(copy, Some(Err(_))) {
-                    write("footer copy", 0)?;
-                }
-                Ok(Some(offset))
-            }
-            (FooterSource::LegacyTail(_), _) => Ok(None),
+            FooterSource::Tail(offset) => Ok(Some(offset)),
+            FooterSource::LegacyTail(_) => Ok(None),
         }
     }
 }
