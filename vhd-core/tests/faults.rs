@@ -630,6 +630,22 @@ fn inv_06_nothing_is_published_without_the_lease() {
     }
 }
 
+/// The end of the file may be the next owner's: a close without the lease does not cut it off.
+#[test]
+fn inv_06_nothing_is_cut_off_without_the_lease() {
+    let (bench, lease) = leased(&dynamic());
+    bench.write(0, &pattern(0, 512, 1)).unwrap();
+    bench.device.flush().unwrap();
+    let Bench {
+        device, file, recorder, ..
+    } = bench;
+    let length = file.len().unwrap();
+    recorder.clear();
+    lease.lost.store(true, Ordering::Relaxed);
+    assert!(matches!(device.close(), Err(DeviceError::FenceLost { .. })));
+    assert_eq!((recorder.changes(), file.len().unwrap()), (vec![Sync], length));
+}
+
 /// What a file system without holes gets instead, and what it costs nothing to promise.
 #[test]
 fn new_blocks_need_no_zeroes() {

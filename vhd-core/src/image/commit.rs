@@ -79,6 +79,15 @@ pub(super) struct Durable<'a>(Staged<'a>);
 /// The table entries and bits have been written.
 pub(super) struct Published<'a>(Staged<'a>);
 
+impl Writer {
+    /// INV-06: whoever lost the lease changes no metadata.
+    pub(super) fn check_fence(&self) -> Result<(), DeviceError> {
+        let held = self.fence.as_ref().map_or(Ok(()), |fence| fence.check());
+        self.poison
+            .on_error(held.map_err(|reason| DeviceError::FenceLost { reason }))
+    }
+}
+
 /// One whole flush of an image of blocks.
 pub(super) fn commit(sparse: &Sparse, writer: &Writer, file: &dyn StorageFile) -> Result<(), DeviceError> {
     writer.poison.check()?;
@@ -178,11 +187,7 @@ impl<'a> Durable<'a> {
     /// Writes what refers to durable data.
     fn publish(self) -> Result<Published<'a>, DeviceError> {
         let Self(staged) = self;
-        if let Some(fence) = &staged.writer.fence {
-            // INV-06: whoever lost the lease changes no metadata.
-            let held = fence.check().map_err(|reason| DeviceError::FenceLost { reason });
-            staged.writer.poison.on_error(held)?;
-        }
+        staged.writer.check_fence()?;
         let written = staged
             .write_table()
             .and_then(|()| staged.write_bits())

@@ -252,7 +252,7 @@ impl Image {
         self.flush()?;
         match self.writer() {
             None => Ok(()),
-            Some((_, writer)) => writer.allocator.trim(),
+            Some((_, writer)) => writer.allocator.trim(|| writer.check_fence()),
         }
     }
 
