@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vhd_core::image::{FooterSource, OpenMode};
+use vhd_core::storage::StorageFile;
 use vhd_testkit::conformance::read_all;
 use vhd_testkit::rng::mix;
 use vhd_testkit::{CrashFile, CrashLimits, CrashModel, CrashSnapshot, CrashState, Op, Workload};
@@ -236,12 +237,23 @@ impl Running {
 
     fn look(&self, snapshot: &CrashSnapshot, limits: CrashLimits) {
         let model = self.model();
+        let durable = snapshot.durable();
+        let tail_is_durable = self.crasher.subject.check_footers(&durable) != FooterSource::Copy;
+        let durable_len = durable.len().expect("a file in memory");
         for state in snapshot.crash_states(&limits) {
             let _context = Context {
                 crasher: &self.crasher,
                 state: &state,
             };
             let found = self.crasher.check(&state, &model);
+            if tail_is_durable && state.file_len() == durable_len {
+                let source = self.crasher.subject.check_footers(&state.file());
+                assert_ne!(
+                    source,
+                    FooterSource::Copy,
+                    "INV-03: the tail is lost though the file did not grow"
+                );
+            }
             let number = self.looked_at.fetch_add(1, Ordering::Relaxed) + 1;
             if self.crasher.depth > 0 && number.is_multiple_of(self.crasher.continue_every) {
                 self.crasher.go_on(&state, &model, &found, number);
