@@ -352,6 +352,18 @@ fn inv_02_no_bit_of_a_new_block_is_lost_beside_a_flush() {
     });
 }
 
+/// INV-02: a writer that finds the bits of its block pending already counts on the flush that follows.
+#[test]
+fn inv_02_a_flush_has_the_bits_of_both_writers_of_a_block() {
+    let second = |disk: &Disk| {
+        disk.write(2, b'c');
+        disk.flush_and_expect(2, b'c');
+    };
+    race(5, one_block, [|disk| disk.write(1, b'b'), second], |disk| {
+        disk.flush_and_expect(1, b'b');
+    });
+}
+
 /// INV-01: a block that is allocated while a flush publishes its neighbour in the table.
 #[test]
 fn inv_01_an_unpublished_entry_never_reaches_the_file() {

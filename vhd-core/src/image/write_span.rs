@@ -188,8 +188,10 @@ fn note_new_bits(sparse: &Sparse, writer: &Writer, map: &SectorMap, block: Block
     if map.is_full() {
         sparse.table.mark_full(block);
     }
+    // One critical section: whoever finds the map dirty and then flushes must find it pending too.
+    let mut pending = lock(&writer.pending);
     if map.mark_dirty() {
-        lock(&writer.pending).dirty_maps.push(block);
+        pending.dirty_maps.push(block);
     }
 }
 
