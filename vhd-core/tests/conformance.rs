@@ -12,7 +12,7 @@ use vhd_core::device::{BlockDevice, LayeredDevice, RawDevice};
 use vhd_core::image::{Image, OpenMode, Preallocate, create_differencing, create_dynamic, create_fixed};
 use vhd_core::storage::{HostFile, MemoryFile, StorageFile};
 use vhd_core::units::{BlockIndex, u64_from, usize_from};
-use vhd_testkit::Conformance;
+use vhd_testkit::{Conformance, CrashFile, Support};
 
 const SECTOR: usize = 512;
 const KIB: u64 = 1 << 10;
@@ -221,4 +221,14 @@ fn a_parent_that_is_smaller_than_its_child() {
         write(&device, 99_840, &content[99_840..]);
         Arc::new(device)
     });
+}
+
+/// A file system that has neither holes nor quick zeroes.
+#[test]
+fn a_file_system_without_holes() {
+    fn plain() -> Arc<dyn StorageFile> {
+        Arc::new(CrashFile::new().with_support(Support::NONE))
+    }
+    conforms(plain, false, &[Kind::Blocks(512 * KIB)]);
+    conforms(plain, false, &[Kind::Raw, Kind::Blocks(512 * KIB)]);
 }

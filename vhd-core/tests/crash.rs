@@ -26,7 +26,7 @@ use vhd_core::check::FindingCode;
 use vhd_core::device::{BlockDevice, ByteRange, ZeroOptions};
 use vhd_core::format::UniqueId;
 use vhd_core::image::OpenMode;
-use vhd_core::storage::StorageFile;
+use vhd_core::storage::{MemoryFile, StorageFile};
 use vhd_core::units::BlockIndex;
 use vhd_testkit::bytes::pattern;
 use vhd_testkit::conformance::read_all;
@@ -51,6 +51,21 @@ fn differencing(name: &'static str, size: usize, block_size: u32) -> Subject {
     Subject::new(name, &forge).over_raw(parent_content(size))
 }
 
+fn legacy(name: &'static str) -> Subject {
+    let forge = Forge::dynamic(40 << 10, 4 << 10).with_block(BlockIndex(1), |_| true, &pattern(4 << 10, 4 << 10, 9));
+    Subject::new(name, &forge).with_file(forge.build_legacy())
+}
+
+/// A leaf over a child of other blocks over a dynamic image, each with some sectors of its own.
+fn over_a_chain(name: &'static str) -> Subject {
+    let middle = Forge::differencing(40 << 10, 8 << 10);
+    let middle = middle.with_block(BlockIndex(1), |sector| sector % 5 < 2, &pattern(8 << 10, 8 << 10, 0xE));
+    let base = Forge::dynamic(30 << 10, 16 << 10);
+    let base = base.with_block(BlockIndex(0), |sector| sector % 7 != 3, &pattern(0, 16 << 10, 0xB));
+    let parents = [middle, base].map(|forge| Arc::new(MemoryFile::from_bytes(forge.build())) as Arc<dyn StorageFile>);
+    Subject::new(name, &Forge::differencing(40 << 10, 4 << 10)).over(parents.into())
+}
+
 fn random_subjects() -> Vec<Subject> {
     [
         dynamic("dynamic, 4 KiB blocks", 40 << 10, 4 << 10),
@@ -60,6 +75,8 @@ fn random_subjects() -> Vec<Subject> {
         differencing("differencing, 64 KiB blocks", 200 << 10, 64 << 10),
         differencing("differencing, one-sector blocks", 150 << 10, 512),
         foreign("foreign bitmaps"),
+        legacy("a footer of 511 bytes"),
+        over_a_chain("over a chain"),
     ]
     .into_iter()
     .chain(large_blocks())
@@ -231,6 +248,10 @@ fn inv_03_footers_are_restored_before_the_file_grows() {
     let files = [
         ("a damaged footer", damage_tail(forge.build())),
         ("no footer at the end", forge.build_truncated()),
+        (
+            "no footer, and an end inside a sector",
+            [&forge.build_truncated()[..], &[0xEE; 100]].concat(),
+        ),
         ("a damaged copy", damage_copy(forge.build())),
         ("a footer of 511 bytes", forge.build_legacy()),
         (

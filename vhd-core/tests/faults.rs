@@ -646,6 +646,39 @@ fn inv_06_nothing_is_cut_off_without_the_lease() {
     assert_eq!((recorder.changes(), file.len().unwrap()), (vec![Sync], length));
 }
 
+/// Past what a table entry can address no block fits: the write is refused, and all else goes on.
+#[test]
+fn an_image_that_is_full() {
+    /// The highest place of a bitmap.
+    const LAST: u64 = 0xFFFF_FFFE * SECTOR;
+    let forge = Forge::dynamic(10 * BLOCK, 4096);
+    let subject = Subject::new("almost full", &forge);
+    let file = MemoryFile::from_bytes(forge.build_truncated());
+    // Room for two blocks: each takes 8 KiB here.
+    file.write_all_at(&forge.footer().encode(), LAST - 3 * 8192).unwrap();
+    let file = Arc::new(file);
+    let open = || subject.try_open(file.clone(), &OpenMode::read_write()).unwrap();
+    let device = open();
+    let mut model = subject.model();
+    let mut refused = 0;
+    for block in 0..10 {
+        let content = pattern(block * BLOCK, 512, 1);
+        match device.write_vectored_at(&[IoSlice::new(&content)], block * BLOCK, block % 2 == 0) {
+            Ok(()) => model.write(block * BLOCK, &content),
+            Err(DeviceError::ImageFull { offset }) => {
+                assert!(offset > LAST, "{offset:#x}");
+                refused += 1;
+            }
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+    assert!((7..10).contains(&refused), "{refused} blocks were refused");
+    model.check_now(&read_all(&device)).unwrap();
+    device.close().unwrap();
+    subject.check_opened(&*file);
+    model.check_now(&read_all(&open())).unwrap();
+}
+
 /// What a file system without holes gets instead, and what it costs nothing to promise.
 #[test]
 fn new_blocks_need_no_zeroes() {

@@ -236,6 +236,10 @@ impl Running {
     }
 
     fn look(&self, snapshot: &CrashSnapshot, limits: CrashLimits) {
+        if std::thread::panicking() {
+            // What a disk writes while a failed test drops it: a second panic would hide the first.
+            return;
+        }
         let model = self.model();
         let durable = snapshot.durable();
         let tail_is_durable = self.crasher.subject.check_footers(&durable) != FooterSource::Copy;
