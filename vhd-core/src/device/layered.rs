@@ -85,7 +85,8 @@ impl fmt::Debug for LayeredDevice {
 
 impl LayeredDevice {
     /// The disk of `leaf` over `ancestors`, nearest first. That they belong together is the business of
-    /// [`chain`](crate::chain); a differencing image needs its ancestors down to one that is not.
+    /// [`chain`](crate::chain); a differencing image needs its ancestors down to one that is not: what it leaves to a parent
+    /// that is not there is [`DeviceError::NoParent`], never zeroes.
     #[must_use]
     pub fn new(leaf: Image, ancestors: Vec<Layer>) -> Self {
         let size = leaf.disk_size();
@@ -151,7 +152,7 @@ impl LayeredDevice {
     fn locate_in_parents(&self, offset: u64, len: u64) -> Result<Located, DeviceError> {
         match &self.parents {
             Some(parents) => parents.locate(&self.layers, offset, len),
-            None => Ok(Located { place: None, len }),
+            None => Err(DeviceError::NoParent),
         }
     }
 
