@@ -10,6 +10,7 @@ pub(crate) mod info;
 pub(crate) mod man;
 pub(crate) mod map;
 pub(crate) mod tour;
+pub(crate) mod tree;
 
 use crate::cli::Command;
 use crate::exit::Exit;
@@ -34,6 +35,7 @@ fn dispatch(command: &Command) -> Result<Exit, Failure> {
         Command::Hash(args) => hash::run(args),
         Command::Convert(args) => convert::run(args),
         Command::Compare(args) => compare::run(args),
+        Command::Tree(args) => tree::run(args),
         Command::Tour(args) => tour::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(args),
@@ -50,6 +52,7 @@ fn identity(command: &Command) -> (&'static str, bool) {
         Command::Hash(args) => (hash::NAME, args.report.json),
         Command::Convert(args) => (convert::NAME, args.report.json && !args.to_stdout()),
         Command::Compare(args) => (compare::NAME, args.report.json),
+        Command::Tree(args) => (tree::NAME, args.report.json),
         Command::Tour(_) => ("tour", false),
         Command::Completions(_) => ("completions", false),
         Command::Man(_) => ("man", false),

@@ -11,3 +11,4 @@ mod pages;
 mod reports;
 mod streams;
 mod support;
+mod tree;

@@ -12,6 +12,7 @@ const COMMANDS: &[&str] = &[
     "hash",
     "convert",
     "compare",
+    "tree",
     "tour",
     "completions",
     "man",

@@ -7,7 +7,10 @@
 
 mod create;
 mod detect;
+mod disagree;
 mod error;
+mod examine;
+pub mod forest;
 mod locate;
 mod open;
 
