@@ -2,7 +2,7 @@
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-use crate::commands::{check, compare, completions, convert, create, hash, info, man, map, tour, tree};
+use crate::commands::{check, compare, completions, convert, create, diff, hash, info, man, map, tour, tree};
 use crate::exit;
 
 const ABOUT: &str = "Create, inspect, check, convert and compare VHD images";
@@ -67,6 +67,8 @@ pub(crate) enum Command {
     Convert(convert::ConvertArgs),
     /// Compare the contents of two disks
     Compare(compare::CompareArgs),
+    /// Show where two disks differ, reading only what their chains do not share
+    Diff(diff::DiffArgs),
     /// Show the images below a directory: which is whose child, and what is broken
     Tree(tree::TreeArgs),
     /// Walk through the main jobs in a temporary directory, checking each step

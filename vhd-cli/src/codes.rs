@@ -61,6 +61,7 @@ const TABLE: &[Code] = &[
     library(ErrorKind::FileTooShort,    "VHD-E0116", Exit::Corrupt),
     library(ErrorKind::JournalPending,  "VHD-E0117", Exit::Corrupt),
     library(ErrorKind::Ambiguous,       "VHD-E0118", Exit::Refused),
+    library(ErrorKind::PartitionTable,  "VHD-E0119", Exit::Refused),
 
     library(ErrorKind::ParentMissing,   "VHD-E0201", Exit::Parent),
     library(ErrorKind::ParentMismatch,  "VHD-E0202", Exit::Parent),

@@ -41,6 +41,9 @@ pub enum ErrorKind {
     /// The file's content does not tell whether it is a VHD or raw.
     Ambiguous,
 
+    /// The disk says that it has a partition table that is not usable, or can't be moved.
+    PartitionTable,
+
     /// No file with the parent's identity was found.
     ParentMissing,
     /// A file was found in the parent's place, but it is another disk.
@@ -104,6 +107,7 @@ impl ErrorKind {
         Self::FileTooShort,
         Self::JournalPending,
         Self::Ambiguous,
+        Self::PartitionTable,
         Self::ParentMissing,
         Self::ParentMismatch,
         Self::ChainCycle,
@@ -147,6 +151,7 @@ impl ErrorKind {
             Self::FileTooShort => "file-too-short",
             Self::JournalPending => "journal-pending",
             Self::Ambiguous => "format-ambiguous",
+            Self::PartitionTable => "partition-table",
             Self::ParentMissing => "parent-missing",
             Self::ParentMismatch => "parent-mismatch",
             Self::ChainCycle => "chain-cycle",

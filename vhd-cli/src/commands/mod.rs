@@ -5,10 +5,13 @@ pub(crate) mod compare;
 pub(crate) mod completions;
 pub(crate) mod convert;
 pub(crate) mod create;
+pub(crate) mod diff;
 pub(crate) mod hash;
 pub(crate) mod info;
 pub(crate) mod man;
 pub(crate) mod map;
+mod pair;
+mod ranges;
 pub(crate) mod tour;
 pub(crate) mod tree;
 
@@ -35,6 +38,7 @@ fn dispatch(command: &Command) -> Result<Exit, Failure> {
         Command::Hash(args) => hash::run(args),
         Command::Convert(args) => convert::run(args),
         Command::Compare(args) => compare::run(args),
+        Command::Diff(args) => diff::run(args),
         Command::Tree(args) => tree::run(args),
         Command::Tour(args) => tour::run(args),
         Command::Completions(args) => completions::run(args),
@@ -52,6 +56,7 @@ fn identity(command: &Command) -> (&'static str, bool) {
         Command::Hash(args) => (hash::NAME, args.report.json),
         Command::Convert(args) => (convert::NAME, args.report.json && !args.to_stdout()),
         Command::Compare(args) => (compare::NAME, args.report.json),
+        Command::Diff(args) => (diff::NAME, args.report.json),
         Command::Tree(args) => (tree::NAME, args.report.json),
         Command::Tour(_) => ("tour", false),
         Command::Completions(_) => ("completions", false),

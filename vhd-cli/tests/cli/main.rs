@@ -5,6 +5,7 @@ mod chains;
 mod check;
 mod convert;
 mod create;
+mod diff;
 mod failures;
 mod kill;
 mod pages;

@@ -12,6 +12,7 @@ const COMMANDS: &[&str] = &[
     "hash",
     "convert",
     "compare",
+    "diff",
     "tree",
     "tour",
     "completions",
