@@ -145,12 +145,14 @@ impl Allocator {
         lock(&self.tail).retired.extend(footers);
     }
 
-    /// Cuts the unused end of the last chunk off. Nothing is pending any more when this is called.
-    pub(super) fn trim(&self) -> Result<(), DeviceError> {
+    /// Cuts the unused end of the last chunk off, if `check_fence` allows it: without the lease that end may be
+    /// another owner's by now. Nothing is pending any more when this is called.
+    pub(super) fn trim(&self, check_fence: impl FnOnce() -> Result<(), DeviceError>) -> Result<(), DeviceError> {
         let mut tail = lock(&self.tail);
         if !tail.grown || tail.next == tail.limit {
             return Ok(());
         }
+        check_fence()?;
         let end = tail.next;
         // INV-03: the footer at the new end is durable before the one at the old end goes.
         self.file

@@ -166,8 +166,8 @@ impl<'a> WriteSpan<'a> {
                 map,
                 piece,
             } => {
-                if map.set(piece.first, piece.count) {
-                    note_new_bits(sparse, writer, map, piece.block);
+                if map.run(piece.first, piece.count) != (true, piece.count) {
+                    set_bits(sparse, writer, map, piece);
                 }
                 Ok(())
             }
@@ -184,12 +184,17 @@ impl<'a> WriteSpan<'a> {
     }
 }
 
-fn note_new_bits(sparse: &Sparse, writer: &Writer, map: &SectorMap, block: BlockIndex) {
+fn set_bits(sparse: &Sparse, writer: &Writer, map: &SectorMap, piece: Piece) {
+    // One critical section: whoever finds a bit set, or the map dirty, and then flushes must find it pending too.
+    let mut pending = lock(&writer.pending);
+    if !map.set(piece.first, piece.count) {
+        return;
+    }
     if map.is_full() {
-        sparse.table.mark_full(block);
+        sparse.table.mark_full(piece.block);
     }
     if map.mark_dirty() {
-        lock(&writer.pending).dirty_maps.push(block);
+        pending.dirty_maps.push(piece.block);
     }
 }
 

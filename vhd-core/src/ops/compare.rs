@@ -66,10 +66,11 @@ pub(super) fn compare_candidates(
     while let Some(range) = candidates.next(position)? {
         let end = range.end().min(range.start + THREADS * CHUNK);
         found.comparison.compared_bytes += end - range.start;
-        if found.add(&compare_window(a, b, range.start, end)?).is_break() {
+        let stop = found.add(&compare_window(a, b, range.start, end)?).is_break();
+        progress.advance(end - position);
+        if stop {
             return Ok(found.finish());
         }
-        progress.advance(end - position);
         position = end;
     }
     progress.advance(size - position);
