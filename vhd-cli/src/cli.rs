@@ -2,7 +2,7 @@
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-use crate::commands::{check, compare, completions, convert, create, diff, hash, info, man, map, tour, tree};
+use crate::commands::{azure, check, compare, completions, convert, create, diff, hash, info, man, map, tour, tree};
 use crate::exit;
 
 const ABOUT: &str = "Create, inspect, check, convert and compare VHD images";
@@ -71,6 +71,8 @@ pub(crate) enum Command {
     Diff(diff::DiffArgs),
     /// Show the images below a directory: which is whose child, and what is broken
     Tree(tree::TreeArgs),
+    /// Prepare or check an image for Azure
+    Azure(azure::AzureArgs),
     /// Walk through the main jobs in a temporary directory, checking each step
     Tour(tour::TourArgs),
     /// Print a script that completes the command line in a shell

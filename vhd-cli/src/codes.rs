@@ -83,6 +83,7 @@ const TABLE: &[Code] = &[
     library(ErrorKind::Poisoned,        "VHD-E0407", Exit::Failed),
     library(ErrorKind::FenceLost,       "VHD-E0408", Exit::Failed),
     library(ErrorKind::InvalidArgument, "VHD-E0409", Exit::Refused),
+    library(ErrorKind::Verification,    "VHD-E0410", Exit::Failed),
 
     own(Kind::SameFile,                 "VHD-E0501", "same-file",         Exit::Refused),
     own(Kind::Terminal,                 "VHD-E0502", "terminal",          Exit::Refused),

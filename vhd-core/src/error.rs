@@ -82,6 +82,8 @@ pub enum ErrorKind {
     FenceLost,
     /// An argument that no image can have (size, block size, name).
     InvalidArgument,
+    /// What was written does not read as it must.
+    Verification,
 }
 
 impl ErrorKind {
@@ -124,6 +126,7 @@ impl ErrorKind {
         Self::Poisoned,
         Self::FenceLost,
         Self::InvalidArgument,
+        Self::Verification,
     ];
 
     /// The stable name, for scripts and reports.
@@ -167,6 +170,7 @@ impl ErrorKind {
             Self::Poisoned => "poisoned",
             Self::FenceLost => "fence-lost",
             Self::InvalidArgument => "invalid-argument",
+            Self::Verification => "verification",
         }
     }
 }

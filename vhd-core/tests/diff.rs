@@ -129,6 +129,23 @@ fn disks_that_share_nothing_and_differ_in_size() {
     assert!(usize_from(difference.comparison.compared_bytes) <= longest);
 }
 
+/// The longer disk goes on for more than is compared at once.
+#[test]
+fn a_disk_reads_zero_far_behind_its_end() {
+    let dir = temp_dir();
+    let paths = ["short.raw", "long.raw"].map(|name| dir.path().join(name));
+    std::fs::write(&paths[0], vec![0; 4096]).unwrap();
+    let mut long = vec![0; 11 << 20];
+    long[10 << 20] = 1;
+    std::fs::write(&paths[1], long).unwrap();
+    let expected = [ByteRange::new(10 << 20, 512)];
+    assert_eq!(ranges(&paths[0], &paths[1], DiffMode::Content).1, expected);
+    assert_eq!(ranges(&paths[1], &paths[0], DiffMode::Content).1, expected);
+    let (short, long) = (open(&paths[0], false), open(&paths[1], false));
+    let compared = compare(&short.disk(), &long.disk(), &(), &mut |_| ControlFlow::Continue(()));
+    assert_eq!(compared.unwrap().different_bytes, 512);
+}
+
 #[test]
 fn a_visitor_that_has_seen_enough_is_not_asked_again() {
     let dir = temp_dir();

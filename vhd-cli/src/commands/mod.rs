@@ -1,10 +1,12 @@
 //! One file per command. Each has its arguments, its report and `run`.
 
+pub(crate) mod azure;
 pub(crate) mod check;
 pub(crate) mod compare;
 pub(crate) mod completions;
 pub(crate) mod convert;
 pub(crate) mod create;
+mod destination;
 pub(crate) mod diff;
 pub(crate) mod hash;
 pub(crate) mod info;
@@ -39,6 +41,7 @@ fn dispatch(command: &Command) -> Result<Exit, Failure> {
         Command::Convert(args) => convert::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Diff(args) => diff::run(args),
+        Command::Azure(args) => azure::run(args),
         Command::Tree(args) => tree::run(args),
         Command::Tour(args) => tour::run(args),
         Command::Completions(args) => completions::run(args),
@@ -57,6 +60,7 @@ fn identity(command: &Command) -> (&'static str, bool) {
         Command::Convert(args) => (convert::NAME, args.report.json && !args.to_stdout()),
         Command::Compare(args) => (compare::NAME, args.report.json),
         Command::Diff(args) => (diff::NAME, args.report.json),
+        Command::Azure(args) => azure::identity(args),
         Command::Tree(args) => (tree::NAME, args.report.json),
         Command::Tour(_) => ("tour", false),
         Command::Completions(_) => ("completions", false),

@@ -1,6 +1,7 @@
 //! The command as scripts see it: grammar, exit codes, JSON, messages, pipes, sudden death.
 #![forbid(unsafe_code)]
 
+mod azure;
 mod chains;
 mod check;
 mod convert;

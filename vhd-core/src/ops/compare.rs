@@ -159,6 +159,9 @@ fn compare_chunk(a: &Disk, b: &Disk, start: u64, end: u64) -> Result<Differences
 /// Reads a range of which a part may lie behind the disk's end.
 fn read_padded(disk: &Disk, buffer: &mut [u8], offset: u64) -> Result<(), DeviceError> {
     let inside = usize_from(disk.size().saturating_sub(offset)).min(buffer.len());
+    if inside == 0 {
+        return Ok(());
+    }
     disk.read_at(&mut buffer[..inside], offset)
 }
 

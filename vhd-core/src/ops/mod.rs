@@ -1,5 +1,6 @@
 //! Long operations on whole disks: convert, stream, compare, diff, hash.
 
+pub mod azure;
 mod compare;
 mod convert;
 mod data_ranges;

@@ -90,6 +90,19 @@ fn entries(sector: &[u8; SECTOR]) -> [Entry; ENTRIES] {
     })
 }
 
+/// The first sector with the protective partition reaching to the end of a disk of `sectors` sectors.
+pub(super) fn grown_protective(sector: &[u8; SECTOR], sectors: u64) -> [u8; SECTOR] {
+    let mut grown = *sector;
+    for (index, entry) in entries(sector).iter().enumerate() {
+        if entry.kind == PROTECTIVE {
+            let count = u32::try_from(sectors.saturating_sub(entry.first)).unwrap_or(u32::MAX);
+            let at = TABLE + index * ENTRY + 12;
+            grown[at..at + 4].copy_from_slice(&count.to_le_bytes());
+        }
+    }
+    grown
+}
+
 /// The partitions of a table, logical ones included.
 pub(super) fn partitions(disk: &Disk, boot: &[u8; SECTOR]) -> Result<Vec<Partition>, PartitionError> {
     let mut partitions = Vec::new();

@@ -7,10 +7,12 @@
 mod error;
 mod gpt;
 mod mbr;
+mod relocate;
 
 pub use error::PartitionError;
 pub use gpt::{Gpt, GptHeader};
 pub use mbr::is_protective;
+pub(crate) use relocate::{Relocated, relocate};
 
 use crate::device::{ByteRange, Disk};
 use crate::units::SECTOR_SIZE;
