@@ -61,12 +61,14 @@ const TABLE: &[Code] = &[
     library(ErrorKind::JournalPending,  "VHD-E0117", Exit::Corrupt),
     library(ErrorKind::Ambiguous,       "VHD-E0118", Exit::Refused),
     library(ErrorKind::PartitionTable,  "VHD-E0119", Exit::Refused),
+    library(ErrorKind::DigestMissing,   "VHD-E0120", Exit::Refused),
 
     library(ErrorKind::ParentMissing,   "VHD-E0201", Exit::Parent),
     library(ErrorKind::ParentMismatch,  "VHD-E0202", Exit::Parent),
     library(ErrorKind::ChainCycle,      "VHD-E0203", Exit::Parent),
     library(ErrorKind::ChainTooDeep,    "VHD-E0204", Exit::Parent),
     library(ErrorKind::SizeMismatch,    "VHD-E0205", Exit::Refused),
+    library(ErrorKind::DigestMismatch,  "VHD-E0206", Exit::Refused),
 
     library(ErrorKind::Io,              "VHD-E0301", Exit::Failed),
     library(ErrorKind::NotFound,        "VHD-E0302", Exit::Failed),

@@ -42,6 +42,9 @@ pub enum ErrorKind {
     /// The disk says that it has a partition table that is not usable, or can't be moved.
     PartitionTable,
 
+    /// An image that is to be put on another has no digests to verify that by.
+    DigestMissing,
+
     /// No file with the parent's identity was found.
     ParentMissing,
     /// A file was found in the parent's place, but it is another disk.
@@ -52,6 +55,8 @@ pub enum ErrorKind {
     ChainTooDeep,
     /// A child of another size than its parent can't be written.
     SizeMismatch,
+    /// A disk is not the one that its digest says.
+    DigestMismatch,
 
     /// The host file system failed.
     Io,
@@ -107,11 +112,13 @@ impl ErrorKind {
         Self::JournalPending,
         Self::Ambiguous,
         Self::PartitionTable,
+        Self::DigestMissing,
         Self::ParentMissing,
         Self::ParentMismatch,
         Self::ChainCycle,
         Self::ChainTooDeep,
         Self::SizeMismatch,
+        Self::DigestMismatch,
         Self::Io,
         Self::NotFound,
         Self::NoSpace,
@@ -151,11 +158,13 @@ impl ErrorKind {
             Self::JournalPending => "journal-pending",
             Self::Ambiguous => "format-ambiguous",
             Self::PartitionTable => "partition-table",
+            Self::DigestMissing => "digest-missing",
             Self::ParentMissing => "parent-missing",
             Self::ParentMismatch => "parent-mismatch",
             Self::ChainCycle => "chain-cycle",
             Self::ChainTooDeep => "chain-too-deep",
             Self::SizeMismatch => "size-mismatch",
+            Self::DigestMismatch => "digest-mismatch",
             Self::Io => "io",
             Self::NotFound => "not-found",
             Self::NoSpace => "no-space",

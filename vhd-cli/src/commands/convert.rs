@@ -164,7 +164,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<Exit, Failure> {
     } else {
         convert(args)?
     };
-    tell(args, &report)?;
+    output::report_beside(args.report, NAME, &report, args.to_stdout())?;
     Ok(Exit::Ok)
 }
 
@@ -238,17 +238,5 @@ fn report(args: &ConvertArgs, source: Source, opened: &OpenedDisk, done: Convert
         shared_bytes: done.shared_bytes,
         zero_bytes: done.zero_bytes,
         warnings: opened.warnings().iter().map(ToString::to_string).collect(),
-    }
-}
-
-/// The report goes to standard output unless that is the destination. Into a pipe, people get none.
-fn tell(args: &ConvertArgs, report: &ConvertJson) -> Result<(), Failure> {
-    match (args.to_stdout(), args.report.json) {
-        (false, _) => output::report(args.report, NAME, report),
-        (true, true) => {
-            output::eprint(&output::json(NAME, report));
-            Ok(())
-        }
-        (true, false) => Ok(()),
     }
 }

@@ -8,7 +8,9 @@ pub(crate) mod convert;
 pub(crate) mod create;
 mod destination;
 pub(crate) mod diff;
+pub(crate) mod export_delta;
 pub(crate) mod hash;
+pub(crate) mod import_delta;
 pub(crate) mod info;
 pub(crate) mod man;
 pub(crate) mod map;
@@ -41,6 +43,8 @@ fn dispatch(command: &Command) -> Result<Exit, Failure> {
         Command::Convert(args) => convert::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Diff(args) => diff::run(args),
+        Command::ExportDelta(args) => export_delta::run(args),
+        Command::ImportDelta(args) => import_delta::run(args),
         Command::Azure(args) => azure::run(args),
         Command::Tree(args) => tree::run(args),
         Command::Tour(args) => tour::run(args),
@@ -60,6 +64,8 @@ fn identity(command: &Command) -> (&'static str, bool) {
         Command::Convert(args) => (convert::NAME, args.report.json && !args.to_stdout()),
         Command::Compare(args) => (compare::NAME, args.report.json),
         Command::Diff(args) => (diff::NAME, args.report.json),
+        Command::ExportDelta(args) => (export_delta::NAME, args.report.json && !args.to_stdout()),
+        Command::ImportDelta(args) => (import_delta::NAME, args.report.json),
         Command::Azure(args) => azure::identity(args),
         Command::Tree(args) => (tree::NAME, args.report.json),
         Command::Tour(_) => ("tour", false),

@@ -6,6 +6,7 @@ mod chains;
 mod check;
 mod convert;
 mod create;
+mod delta;
 mod diff;
 mod failures;
 mod kill;

@@ -13,6 +13,8 @@ const COMMANDS: &[&str] = &[
     "convert",
     "compare",
     "diff",
+    "export-delta",
+    "import-delta",
     "tree",
     "azure",
     "tour",

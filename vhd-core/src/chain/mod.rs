@@ -14,7 +14,7 @@ pub mod forest;
 mod locate;
 mod open;
 
-pub use create::{CreateChildError, create_child};
+pub use create::{CreateChildError, create_child, parent_link};
 pub use detect::ImageFormat;
 pub use error::{ChainError, ChainWarning, ParentOutcome, TriedParent};
 pub use locate::{AllowAll, ExplicitOnly, ParentGate};

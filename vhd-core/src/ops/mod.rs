@@ -4,6 +4,7 @@ pub mod azure;
 mod compare;
 mod convert;
 mod data_ranges;
+pub mod delta;
 mod diff;
 mod error;
 mod hash;
