@@ -5,7 +5,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::sync::Arc;
 
 use super::extents::{Coalescer, Extent, ExtentKind, ExtentVisitor, push_stored};
-use super::parents::{Located, ParentIndex, Place};
+use super::places::{Located, Place, PlaceIndex};
 use super::raw::discard_file_range;
 use super::scatter;
 use super::{BlockDevice, ByteRange, Capabilities, DeviceError, DeviceInfo, LOGICAL_BLOCK, ZeroOptions, check_range};
@@ -72,7 +72,7 @@ impl Layer {
 /// A disk made of a leaf and its ancestors. Only the leaf is ever written.
 pub struct LayeredDevice {
     layers: Vec<Layer>,
-    parents: Option<ParentIndex>,
+    parents: Option<PlaceIndex>,
     info: DeviceInfo,
     size: u64,
 }
@@ -85,13 +85,16 @@ impl fmt::Debug for LayeredDevice {
 
 impl LayeredDevice {
     /// The disk of `leaf` over `ancestors`, nearest first. That they belong together is the business of
-    /// [`chain`](crate::chain); a differencing image needs its ancestors down to one that is not.
+    /// [`chain`](crate::chain); a differencing image needs its ancestors down to one that is not: what it leaves to a parent
+    /// that is not there is [`DeviceError::NoParent`], never zeroes.
     #[must_use]
     pub fn new(leaf: Image, ancestors: Vec<Layer>) -> Self {
         let size = leaf.disk_size();
         let block_size = leaf.header().map(|header| header.layout.block_size());
-        let parents = (!ancestors.is_empty()).then(|| ParentIndex::new(size, block_size.unwrap_or(size)));
         let writable = leaf.is_writable();
+        let first_unchanging = usize::from(writable);
+        let parents =
+            (!ancestors.is_empty()).then(|| PlaceIndex::new(first_unchanging, size, block_size.unwrap_or(size)));
         let capabilities = Capabilities {
             write: writable,
             discard: writable,
@@ -131,6 +134,10 @@ impl LayeredDevice {
     }
 
     fn locate(&self, offset: u64, len: u64) -> Result<Located, DeviceError> {
+        if let (false, Some(parents)) = (self.info.capabilities.write, &self.parents) {
+            // Nothing changes: the index answers for the leaf too.
+            return parents.locate(&self.layers, offset, len);
+        }
         match self.leaf_span(offset, len)? {
             ReadSpan::Data {
                 file_offset: offset,
@@ -151,7 +158,7 @@ impl LayeredDevice {
     fn locate_in_parents(&self, offset: u64, len: u64) -> Result<Located, DeviceError> {
         match &self.parents {
             Some(parents) => parents.locate(&self.layers, offset, len),
-            None => Ok(Located { place: None, len }),
+            None => Err(DeviceError::NoParent),
         }
     }
 

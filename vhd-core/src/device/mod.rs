@@ -7,7 +7,7 @@ mod disk;
 mod error;
 mod extents;
 mod layered;
-mod parents;
+mod places;
 mod poison;
 mod raw;
 mod scatter;

@@ -24,7 +24,7 @@ use crate::storage::StorageFile;
 use crate::sync::{Mutex, lock};
 use crate::units::{BlockIndex, FileOffset, SECTOR_SIZE, u64_from, usize_from};
 
-/// Blocks that may be unpublished at once (INV-07): a crash loses at most these, and a flush handles no more.
+/// Blocks that may be unpublished, or have unpublished sectors, at once (INV-07): a crash loses at most these, and a flush handles no more.
 pub(super) const MAX_UNPUBLISHED: usize = 1 << 16;
 
 /// Asked before metadata is published: a lease says here whether this process still owns the image (INV-06).

@@ -238,6 +238,9 @@ fn open_writer(
     file_len: u64,
     mode: &OpenMode,
 ) -> Result<Writer, OpenError> {
+    if let (Some(fence), false) = (&mode.fence, footers.agree()) {
+        fence.check().map_err(|reason| OpenError::FenceLost { reason })?;
+    }
     let tail = footers.restore(&**file, file_len)?;
     let footer_end = tail.map_or(0, |FileOffset(offset)| offset + u64_from(FOOTER_SIZE));
     let used = file_len.max(footer_end).max(claimed_end(regions));

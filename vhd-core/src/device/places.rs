@@ -1,8 +1,9 @@
-//! The ancestors of a leaf, as one: where in their files a range is.
+//! The layers of a chain that do not change, as one: where in their files a range is.
 //!
-//! Ancestors do not change while the leaf is open, so what a walk down the chain finds is remembered: one
-//! word per block of the leaf that lies in one piece in one file (or reads zero), a list of runs where a block
-//! is in several pieces. A read then costs the same at every depth: the word, and at most one list.
+//! Ancestors do not change while the leaf is open, nor does a leaf that is open for reading. So what a walk
+//! down the chain finds is remembered: one word per block of the leaf that lies in one piece in one file (or
+//! reads zero), a list of runs where a block is in several pieces. A read then costs the same at every depth:
+//! the word, and at most one list.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -82,30 +83,69 @@ impl Summary {
     }
 }
 
+/// A piece of a block; small, because a search touches several of them, and memory is what it waits for.
 #[derive(Clone, Copy, Debug)]
 struct Run {
+    /// Where the run ends, in sectors from the start of the block.
+    end_sector: u32,
+    /// [`Run::NOWHERE`] for a run that reads zero.
+    layer: u32,
+    /// Where the run starts in the layer's file, in sectors.
+    file_sector: u64,
+}
+
+impl Run {
+    const NOWHERE: u32 = u32::MAX;
+
+    fn new(end: u64, place: Option<Place>) -> Self {
+        let end_sector = u32::try_from(end / SECTOR_SIZE).expect("a block has at most 2^32 sectors");
+        match place {
+            Some(Place { layer, offset }) => Self {
+                end_sector,
+                layer,
+                file_sector: offset.0 / SECTOR_SIZE,
+            },
+            None => Self {
+                end_sector,
+                layer: Self::NOWHERE,
+                file_sector: 0,
+            },
+        }
+    }
+
     /// Where the run ends, in bytes from the start of the block.
-    end: u64,
-    /// Where it starts in a file.
-    place: Option<Place>,
+    fn end(self) -> u64 {
+        u64::from(self.end_sector) * SECTOR_SIZE
+    }
+
+    fn place(self) -> Option<Place> {
+        let offset = FileOffset(self.file_sector * SECTOR_SIZE);
+        (self.layer != Self::NOWHERE).then_some(Place {
+            layer: self.layer,
+            offset,
+        })
+    }
 }
 
 type Runs = Box<[Run]>;
 type Group = Box<[ArcSwapOption<Runs>]>;
 
-/// Remembers where the ancestors have each block of the leaf.
-pub(super) struct ParentIndex {
+/// Remembers where the unchanging layers have each block of the leaf.
+pub(super) struct PlaceIndex {
+    /// The first layer that does not change: 0 for a leaf that is open for reading, else 1.
+    first: usize,
     block_size: u64,
     disk_size: u64,
     summaries: Box<[AtomicU64]>,
     lists: RunLists,
 }
 
-impl ParentIndex {
-    /// For a leaf of `disk_size` bytes in blocks of `block_size` bytes.
-    pub(super) fn new(disk_size: u64, block_size: u64) -> Self {
+impl PlaceIndex {
+    /// For a leaf of `disk_size` bytes in blocks of `block_size` bytes; the layers from `first` on do not change.
+    pub(super) fn new(first: usize, disk_size: u64, block_size: u64) -> Self {
         let blocks = disk_size.div_ceil(block_size);
         Self {
+            first,
             block_size,
             disk_size,
             summaries: (0..blocks)
@@ -115,7 +155,7 @@ impl ParentIndex {
         }
     }
 
-    /// Where the first bytes of the range are; `layers[0]` is the leaf and is not asked.
+    /// Where the unchanging layers have the first bytes of the range.
     pub(super) fn locate(&self, layers: &[Layer], offset: u64, len: u64) -> Result<Located, DeviceError> {
         let block = usize_from(offset / self.block_size);
         let within = offset % self.block_size;
@@ -138,17 +178,17 @@ impl ParentIndex {
     fn learn(&self, layers: &[Layer], block: usize, within: u64, len: u64) -> Result<Located, DeviceError> {
         let start = u64_from(block) * self.block_size;
         let end = self.disk_size.min(start + self.block_size);
-        let runs = walk(layers, start, end)?;
+        let runs = walk(layers, self.first, start, end)?;
         let located = locate_in(&runs, within, len);
-        let summary = match &*runs {
-            [Run { place: None, .. }] => Summary::Zero,
-            [Run { place: Some(place), .. }] => Summary::Whole(*place),
+        let summary = match (&*runs, runs[0].place()) {
+            ([_], None) => Summary::Zero,
+            ([_], Some(place)) => Summary::Whole(place),
             _ => {
                 self.lists.insert(block, runs);
                 Summary::Pieces
             }
         };
-        // The ancestors do not change: whoever learns the same block learns the same.
+        // The layers do not change: whoever learns the same block learns the same.
         self.summaries[block].store(summary.to_word(), Ordering::Relaxed);
         Ok(located)
     }
@@ -213,12 +253,12 @@ fn bytes_of(runs: &Runs) -> u64 {
 
 /// Looks byte `within` of a block up in its runs.
 fn locate_in(runs: &[Run], within: u64, len: u64) -> Located {
-    let index = runs.partition_point(|run| run.end <= within);
+    let index = runs.partition_point(|run| run.end() <= within);
     let run = runs[index];
-    let start = if index == 0 { 0 } else { runs[index - 1].end };
+    let start = if index == 0 { 0 } else { runs[index - 1].end() };
     Located {
-        place: run.place.map(|place| place.advanced(within - start)),
-        len: len.min(run.end - within),
+        place: run.place().map(|place| place.advanced(within - start)),
+        len: len.min(run.end() - within),
     }
 }
 
@@ -230,11 +270,11 @@ struct Found {
     place: Option<Place>,
 }
 
-/// The runs of `start..end`, each layer asked for what the ones above it left open.
-fn walk(layers: &[Layer], start: u64, end: u64) -> Result<Runs, DeviceError> {
+/// The runs of `start..end`, each layer from `first` on asked for what the ones above it left open.
+fn walk(layers: &[Layer], first: usize, start: u64, end: u64) -> Result<Runs, DeviceError> {
     let mut found = Vec::new();
     let mut open = vec![(start, end)];
-    for (layer, number) in layers.iter().zip(0..).skip(1) {
+    for (layer, number) in layers.iter().zip(0..).skip(first) {
         let mut passed_on = Vec::new();
         for (from, to) in open {
             ask(layer, number, from, to, &mut found, &mut passed_on)?;
@@ -244,34 +284,27 @@ fn walk(layers: &[Layer], start: u64, end: u64) -> Result<Runs, DeviceError> {
             break;
         }
     }
-    found.extend(open.into_iter().map(|(start, end)| Found {
-        start,
-        end,
-        place: None,
-    }));
+    if !open.is_empty() {
+        return Err(DeviceError::NoParent);
+    }
     found.sort_unstable_by_key(|found| found.start);
     Ok(join(&found, start))
 }
 
 /// Makes maximal runs of what was found for the block at `start`.
 fn join(found: &[Found], start: u64) -> Runs {
-    let mut runs: Vec<Run> = Vec::new();
-    let mut run_start = start;
+    let mut runs: Vec<Found> = Vec::new();
     for next in found {
         match runs.last_mut() {
-            Some(last) if last.place.map(|place| place.advanced(next.start - run_start)) == next.place => {
-                last.end = next.end - start;
+            Some(last) if last.place.map(|place| place.advanced(next.start - last.start)) == next.place => {
+                last.end = next.end;
             }
-            _ => {
-                run_start = next.start;
-                runs.push(Run {
-                    end: next.end - start,
-                    place: next.place,
-                });
-            }
+            _ => runs.push(*next),
         }
     }
-    runs.into_boxed_slice()
+    runs.into_iter()
+        .map(|run| Run::new(run.end - start, run.place))
+        .collect()
 }
 
 /// Asks one layer about `from..to`: what it has goes to `found`, what it leaves to its parent to `passed_on`.
@@ -379,7 +412,7 @@ mod tests {
             },
         ];
         let runs = join(&found, 4096);
-        assert_eq!(runs.iter().map(|run| run.end).collect::<Vec<_>>(), [1024, 1536, 2560]);
+        assert_eq!(runs.iter().map(|run| run.end()).collect::<Vec<_>>(), [1024, 1536, 2560]);
         assert_eq!(
             locate_in(&runs, 512, 4096),
             Located {
@@ -393,8 +426,7 @@ mod tests {
     #[test]
     fn lists_are_dropped_past_the_bound() {
         let lists = RunLists::new(64);
-        let big =
-            || vec![Run { end: 1, place: None }; usize_from(LIST_BYTES) / 8 / size_of::<Run>()].into_boxed_slice();
+        let big = || vec![Run::new(512, None); usize_from(LIST_BYTES) / 8 / size_of::<Run>()].into_boxed_slice();
         for block in 0..32 {
             lists.insert(block, big());
             assert!(lists.bytes.load(Ordering::Relaxed) <= LIST_BYTES);
