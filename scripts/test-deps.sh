@@ -6,7 +6,7 @@ set -euo pipefail
 # command:package
 needed=(
     qemu-img:qemu-utils qemu-io:qemu-utils 7zz:7zip zstd:zstd strace:strace losetup:mount
-    mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs cc:gcc
+    mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs cc:gcc sgdisk:gdisk sfdisk:fdisk
 )
 
 missing=()

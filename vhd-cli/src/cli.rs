@@ -2,7 +2,10 @@
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-use crate::commands::{check, compare, completions, convert, create, hash, info, man, map, tour};
+use crate::commands::{
+    azure, check, compare, completions, convert, create, diff, export_delta, hash, import_delta, info, man, map, tour,
+    tree,
+};
 use crate::exit;
 
 const ABOUT: &str = "Create, inspect, check, convert and compare VHD images";
@@ -67,6 +70,16 @@ pub(crate) enum Command {
     Convert(convert::ConvertArgs),
     /// Compare the contents of two disks
     Compare(compare::CompareArgs),
+    /// Show where two disks differ, reading only what their chains do not share
+    Diff(diff::DiffArgs),
+    /// Write what a disk has that an older one has not, as a differencing image over that
+    ExportDelta(export_delta::ExportDeltaArgs),
+    /// Write the disk that a delta makes of its base, and verify both
+    ImportDelta(import_delta::ImportDeltaArgs),
+    /// Show the images below a directory: which is whose child, and what is broken
+    Tree(tree::TreeArgs),
+    /// Prepare or check an image for Azure
+    Azure(azure::AzureArgs),
     /// Walk through the main jobs in a temporary directory, checking each step
     Tour(tour::TourArgs),
     /// Print a script that completes the command line in a shell

@@ -56,12 +56,12 @@ impl Exit {
 
     fn meaning(self) -> &'static str {
         match self {
-            Self::Ok => "done; check: clean or notes alone; compare: identical",
+            Self::Ok => "done; check: clean or notes alone; compare, diff: identical",
             Self::Failed => "could not run: a file is missing or unreadable, no space left, ...",
             Self::Usage => "the command line is wrong",
             Self::Corrupt => "an image is corrupt, or no VHD where one is needed",
             Self::Repairable => "check: only leaked space or repairable findings",
-            Self::Differ => "compare: the contents differ",
+            Self::Differ => "compare, diff: the contents differ",
             Self::Parent => "a parent is missing, another disk, or its own ancestor (check: 3)",
             Self::Locked => "another program uses the image",
             Self::Refused => "refused, nothing changed: destination exists, sizes differ, format ambiguous, ...",

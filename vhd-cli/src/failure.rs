@@ -157,6 +157,9 @@ from_library!(
     vhd_core::image::CreateError,
     vhd_core::image::OpenError,
     vhd_core::ops::OpsError,
+    vhd_core::ops::azure::AzureError,
+    vhd_core::ops::delta::DeltaError,
+    vhd_core::partition::PartitionError,
     vhd_core::storage::StorageError,
 );
 

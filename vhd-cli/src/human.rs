@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+use jiff::Timestamp as UtcTime;
+use vhd_core::format::Timestamp;
+
 /// Bytes in the largest binary unit that leaves a number of at least one: `1.50 GiB`.
 pub(crate) fn binary(bytes: u64) -> String {
     const UNITS: &[&str] = &["KiB", "MiB", "GiB", "TiB"];
@@ -38,6 +41,12 @@ pub(crate) fn count(count: u64, one: &str) -> String {
     } else {
         format!("{count} {one}s")
     }
+}
+
+/// A time stamp in ISO 8601; `None` where it was not set.
+pub(crate) fn utc(timestamp: Timestamp) -> Option<String> {
+    let time = UtcTime::from_second(timestamp.to_unix_seconds()).ok()?;
+    (timestamp != Timestamp::UNSET).then(|| time.to_string())
 }
 
 /// A text with every control character but line ends made harmless: images choose names of parents, and a

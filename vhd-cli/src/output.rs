@@ -46,6 +46,24 @@ pub(crate) fn report<R: Display + Serialize>(args: ReportArgs, command: &str, re
     out.finish()
 }
 
+/// Writes a report to standard output unless that is where the image goes: then the object goes to standard error, and
+/// people get none.
+pub(crate) fn report_beside<R: Display + Serialize>(
+    args: ReportArgs,
+    command: &str,
+    report: &R,
+    image_to_stdout: bool,
+) -> Result<(), Failure> {
+    match (image_to_stdout, args.json) {
+        (false, _) => self::report(args, command, report),
+        (true, true) => {
+            eprint(&json(command, report));
+            Ok(())
+        }
+        (true, false) => Ok(()),
+    }
+}
+
 /// A report as one JSON object and a line end.
 pub(crate) fn json<R: Serialize>(command: &str, report: &R) -> String {
     let envelope = Envelope {

@@ -39,6 +39,12 @@ pub enum ErrorKind {
     /// The file's content does not tell whether it is a VHD or raw.
     Ambiguous,
 
+    /// The disk says that it has a partition table that is not usable, or can't be moved.
+    PartitionTable,
+
+    /// An image that is to be put on another has no digests to verify that by.
+    DigestMissing,
+
     /// No file with the parent's identity was found.
     ParentMissing,
     /// A file was found in the parent's place, but it is another disk.
@@ -49,6 +55,8 @@ pub enum ErrorKind {
     ChainTooDeep,
     /// A child of another size than its parent can't be written.
     SizeMismatch,
+    /// A disk is not the one that its digest says.
+    DigestMismatch,
 
     /// The host file system failed.
     Io,
@@ -79,6 +87,8 @@ pub enum ErrorKind {
     FenceLost,
     /// An argument that no image can have (size, block size, name).
     InvalidArgument,
+    /// What was written does not read as it must.
+    Verification,
 }
 
 impl ErrorKind {
@@ -101,11 +111,14 @@ impl ErrorKind {
         Self::FileTooShort,
         Self::JournalPending,
         Self::Ambiguous,
+        Self::PartitionTable,
+        Self::DigestMissing,
         Self::ParentMissing,
         Self::ParentMismatch,
         Self::ChainCycle,
         Self::ChainTooDeep,
         Self::SizeMismatch,
+        Self::DigestMismatch,
         Self::Io,
         Self::NotFound,
         Self::NoSpace,
@@ -120,6 +133,7 @@ impl ErrorKind {
         Self::Poisoned,
         Self::FenceLost,
         Self::InvalidArgument,
+        Self::Verification,
     ];
 
     /// The stable name, for scripts and reports.
@@ -143,11 +157,14 @@ impl ErrorKind {
             Self::FileTooShort => "file-too-short",
             Self::JournalPending => "journal-pending",
             Self::Ambiguous => "format-ambiguous",
+            Self::PartitionTable => "partition-table",
+            Self::DigestMissing => "digest-missing",
             Self::ParentMissing => "parent-missing",
             Self::ParentMismatch => "parent-mismatch",
             Self::ChainCycle => "chain-cycle",
             Self::ChainTooDeep => "chain-too-deep",
             Self::SizeMismatch => "size-mismatch",
+            Self::DigestMismatch => "digest-mismatch",
             Self::Io => "io",
             Self::NotFound => "not-found",
             Self::NoSpace => "no-space",
@@ -162,6 +179,7 @@ impl ErrorKind {
             Self::Poisoned => "poisoned",
             Self::FenceLost => "fence-lost",
             Self::InvalidArgument => "invalid-argument",
+            Self::Verification => "verification",
         }
     }
 }

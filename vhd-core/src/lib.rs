@@ -113,6 +113,7 @@ pub mod error;
 pub mod format;
 pub mod image;
 pub mod ops;
+pub mod partition;
 pub mod storage;
 mod sync;
 pub mod units;

@@ -1,15 +1,23 @@
 //! One file per command. Each has its arguments, its report and `run`.
 
+pub(crate) mod azure;
 pub(crate) mod check;
 pub(crate) mod compare;
 pub(crate) mod completions;
 pub(crate) mod convert;
 pub(crate) mod create;
+mod destination;
+pub(crate) mod diff;
+pub(crate) mod export_delta;
 pub(crate) mod hash;
+pub(crate) mod import_delta;
 pub(crate) mod info;
 pub(crate) mod man;
 pub(crate) mod map;
+mod pair;
+mod ranges;
 pub(crate) mod tour;
+pub(crate) mod tree;
 
 use crate::cli::Command;
 use crate::exit::Exit;
@@ -34,6 +42,11 @@ fn dispatch(command: &Command) -> Result<Exit, Failure> {
         Command::Hash(args) => hash::run(args),
         Command::Convert(args) => convert::run(args),
         Command::Compare(args) => compare::run(args),
+        Command::Diff(args) => diff::run(args),
+        Command::ExportDelta(args) => export_delta::run(args),
+        Command::ImportDelta(args) => import_delta::run(args),
+        Command::Azure(args) => azure::run(args),
+        Command::Tree(args) => tree::run(args),
         Command::Tour(args) => tour::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(args),
@@ -50,6 +63,11 @@ fn identity(command: &Command) -> (&'static str, bool) {
         Command::Hash(args) => (hash::NAME, args.report.json),
         Command::Convert(args) => (convert::NAME, args.report.json && !args.to_stdout()),
         Command::Compare(args) => (compare::NAME, args.report.json),
+        Command::Diff(args) => (diff::NAME, args.report.json),
+        Command::ExportDelta(args) => (export_delta::NAME, args.report.json && !args.to_stdout()),
+        Command::ImportDelta(args) => (import_delta::NAME, args.report.json),
+        Command::Azure(args) => azure::identity(args),
+        Command::Tree(args) => (tree::NAME, args.report.json),
         Command::Tour(_) => ("tour", false),
         Command::Completions(_) => ("completions", false),
         Command::Man(_) => ("man", false),

@@ -24,6 +24,8 @@ pub(crate) fn reading_commands(image: &str) -> Vec<Vec<String>> {
         vec!["convert", image, "-", "--to", "fixed"],
         vec!["compare", image, "other.raw"],
         vec!["compare", "other.raw", image],
+        vec!["diff", image, "other.raw"],
+        vec!["diff", "other.raw", image],
         vec!["create", "child.avhd", "--parent", image],
     ];
     let owned = |words: Vec<&str>| words.into_iter().map(str::to_owned).collect();

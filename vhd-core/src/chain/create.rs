@@ -2,10 +2,10 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use super::{ChainError, OpenOptions};
+use super::{ChainError, OpenOptions, OpenedDisk};
 use crate::ErrorKind;
 use crate::format::{DEFAULT_BLOCK_SIZE, MAX_BLOCK_SIZE, MIN_CREATE_BLOCK_SIZE, Timestamp, UniqueId};
-use crate::image::{CreateError, ParentLink, create_differencing};
+use crate::image::{CreateError, Image, ParentLink, create_differencing};
 use crate::storage::{StagedFile, StorageError};
 
 /// Why a child can't be created.
@@ -62,13 +62,24 @@ pub fn create_child(
         path: child.to_owned(),
         source,
     };
-    let mut link = parent_names(child, parent)?.map_err(failed)?;
-    link.id = image.map_or(UniqueId::NIL, |image| image.unique_id());
-    link.modified = modified(parent)?;
+    let link = parent_link(child, parent, &opened)?;
     let staged = StagedFile::create_beside(child)?;
     let id = create_differencing(&*staged.storage(), opened.disk().size(), block_size, &link).map_err(failed)?;
     staged.publish(false, true)?;
     Ok(id)
+}
+
+/// What an image at `child` has to say of the disk at `parent`, which is open as `opened`.
+pub fn parent_link(child: &Path, parent: &Path, opened: &OpenedDisk) -> Result<ParentLink, CreateChildError> {
+    let names = parent_names(child, parent)?;
+    let mut link = names.map_err(|source| CreateChildError::Create {
+        path: child.to_owned(),
+        source,
+    })?;
+    let image = opened.layers().next().and_then(|leaf| leaf.layer.image());
+    link.id = image.map_or(UniqueId::NIL, Image::unique_id);
+    link.modified = modified(parent)?;
+    Ok(link)
 }
 
 fn modified(path: &Path) -> Result<Timestamp, ChainError> {

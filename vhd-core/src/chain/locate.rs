@@ -138,7 +138,8 @@ impl Candidates {
     }
 }
 
-fn is_image(path: &Path) -> bool {
+/// Whether a file has the name of an image.
+pub(super) fn is_image(path: &Path) -> bool {
     let extension = path
         .extension()
         .map(|extension| extension.to_string_lossy().to_lowercase());

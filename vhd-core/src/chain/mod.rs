@@ -7,11 +7,14 @@
 
 mod create;
 mod detect;
+mod disagree;
 mod error;
+mod examine;
+pub mod forest;
 mod locate;
 mod open;
 
-pub use create::{CreateChildError, create_child};
+pub use create::{CreateChildError, create_child, parent_link};
 pub use detect::ImageFormat;
 pub use error::{ChainError, ChainWarning, ParentOutcome, TriedParent};
 pub use locate::{AllowAll, ExplicitOnly, ParentGate};

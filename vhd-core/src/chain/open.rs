@@ -2,25 +2,22 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::fs;
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::ImageFormat;
+use super::disagree::{Actual, Recorded, disagreements};
 use super::error::{ChainError, ChainWarning, ParentOutcome, TriedParent};
-use super::locate::{AllowAll, Candidate, ParentGate, candidates};
+use super::examine::{Examined, examine};
+use super::locate::{AllowAll, ParentGate, candidates};
 use crate::device::{BlockDevice, DeviceError, Disk, Layer, LayeredDevice, RawDevice};
 use crate::format::{Timestamp, UniqueId};
-use crate::image::{FooterSource, Footers, Image, OpenError, OpenMode, PublishFence};
+use crate::image::{FooterSource, Footers, Image, OpenMode, PublishFence};
 use crate::storage::{Access, FileIdentity, HostFile, Sharing, StorageError, StorageFile};
 
 /// The most layers a chain may have. Hyper-V stops at 50 snapshots; the limit is there so that a directory
 /// of hostile images ends in an error and not in all file descriptors taken.
 pub const MAX_DEPTH: usize = 4096;
-
-/// Seconds by which two time stamps of one file may differ: FAT keeps every second one only.
-const TIMESTAMP_TOLERANCE: u32 = 2;
 
 /// How a disk is opened.
 #[derive(Clone)]
@@ -272,11 +269,6 @@ struct Found {
     layer: Layer,
 }
 
-enum Examined {
-    Vhd,
-    Raw,
-}
-
 impl<'a> ChainBuilder<'a> {
     fn new(options: &'a OpenOptions, leaf: &Path) -> Self {
         Self {
@@ -342,7 +334,7 @@ impl<'a> ChainBuilder<'a> {
         let wanted = child.header().map_or(UniqueId::NIL, |header| header.parent_id);
         let mut tried = Vec::new();
         for candidate in candidates(child_path, &named, &self.options.parents, &self.options.parent_dirs) {
-            match self.examine(child_path, &candidate, wanted) {
+            match examine(child_path, &candidate, wanted, &*self.options.gate) {
                 Ok(Examined::Vhd) => return self.take_vhd(child_path, candidate.path),
                 Ok(Examined::Raw) => return self.take_raw(child_path, candidate.path),
                 Err(outcome) => tried.push(TriedParent {
@@ -360,30 +352,6 @@ impl<'a> ChainBuilder<'a> {
             true => ChainError::ParentMismatch { child, wanted, tried },
             false => ChainError::ParentMissing { child, wanted, tried },
         })
-    }
-
-    /// Whether the file at a candidate's path is the parent. No lock is taken for a look.
-    fn examine(&self, child: &Path, candidate: &Candidate, wanted: UniqueId) -> Result<Examined, ParentOutcome> {
-        let path = &candidate.path;
-        if !candidate.explicit && !self.options.gate.allows(child, path) {
-            return Err(ParentOutcome::Denied);
-        }
-        // An image may name a pipe or a terminal: opening one can block or worse.
-        match fs::metadata(path) {
-            Ok(metadata) if metadata.is_file() || metadata.file_type().is_block_device() => {}
-            Ok(_) => return Err(ParentOutcome::NotAFile),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(ParentOutcome::NotFound),
-            Err(error) => return Err(ParentOutcome::Unreadable(error.to_string())),
-        }
-        let unreadable = |error: &dyn std::error::Error| ParentOutcome::Unreadable(error.to_string());
-        let file = HostFile::open(path, Access::ReadOnly, Sharing::Unlocked).map_err(|error| unreadable(&error))?;
-        match Footers::read(&file) {
-            Ok(footers) if footers.footer.unique_id == wanted && !wanted.is_nil() => Ok(Examined::Vhd),
-            Ok(footers) => Err(ParentOutcome::OtherDisk(footers.footer.unique_id)),
-            Err(OpenError::NoFooter { .. }) if candidate.named && wanted.is_nil() => Ok(Examined::Raw),
-            Err(OpenError::NoFooter { .. }) => Err(ParentOutcome::NotVhd),
-            Err(error) => Err(unreadable(&error)),
-        }
     }
 
     /// Opens the file that is to be the parent, under the lock.
@@ -420,44 +388,29 @@ impl<'a> ChainBuilder<'a> {
     /// Compares what a child recorded of its parent with the parent found.
     fn compare(&mut self, child_path: &Path, child: &Image, parent: &Found) -> Result<(), ChainError> {
         let (child_size, parent_size) = (child.disk_size(), parent.layer.disk_size());
-        if child_size != parent_size {
-            let (child_path, parent) = (child_path.to_owned(), parent.path.clone());
-            // Guests and other software disagree about such a child: it is shown, but not written.
-            if child.is_writable() {
-                return Err(ChainError::SizeMismatch {
-                    child: child_path,
-                    child_size,
-                    parent,
-                    parent_size,
-                });
-            }
-            self.warnings.push(ChainWarning::ParentSize {
-                child: child_path,
+        // Guests and other software disagree about such a child: it is shown, but not written.
+        if child_size != parent_size && child.is_writable() {
+            return Err(ChainError::SizeMismatch {
+                child: child_path.to_owned(),
                 child_size,
-                parent,
+                parent: parent.path.clone(),
                 parent_size,
             });
         }
-        self.warnings.extend(timestamp_warning(child_path, child, parent));
+        let recorded = Recorded {
+            path: child_path,
+            disk_size: child_size,
+            parent_timestamp: child.header().map(|header| header.parent_timestamp),
+        };
+        let actual = Actual {
+            path: &parent.path,
+            disk_size: parent_size,
+            modified: parent.file.modified().ok().map(Timestamp::from_system_time),
+            in_footer: parent.layer.image().map(|image| image.footer().timestamp),
+        };
+        self.warnings.extend(disagreements(&recorded, &actual));
         Ok(())
     }
-}
-
-/// Three conventions are in use for the time stamp: not set, the parent file's modification time, and the time
-/// stamp in the parent's footer. A mismatch is worth a warning only, since copying a file changes its time.
-fn timestamp_warning(child_path: &Path, child: &Image, parent: &Found) -> Option<ChainWarning> {
-    let recorded = child.header()?.parent_timestamp;
-    let found = Timestamp::from_system_time(parent.file.modified().ok()?);
-    let in_footer = parent.layer.image().map(|image| image.footer().timestamp);
-    let matches = recorded == Timestamp::UNSET
-        || recorded.0.abs_diff(found.0) <= TIMESTAMP_TOLERANCE
-        || in_footer == Some(recorded);
-    (!matches).then(|| ChainWarning::ParentTimestamp {
-        child: child_path.to_owned(),
-        parent: parent.path.clone(),
-        recorded,
-        found,
-    })
 }
 
 fn footer_warnings(path: &Path, footers: &Footers) -> Option<ChainWarning> {

@@ -23,6 +23,7 @@
 mod bitmap;
 mod block;
 mod checksum;
+mod delta_record;
 mod disk_type;
 mod error;
 mod footer;
@@ -38,6 +39,7 @@ mod unique_id;
 pub use bitmap::{SECTORS_PER_WORD, mask, word_from_bytes, word_to_bytes};
 pub use block::{BlockLayout, DEFAULT_BLOCK_SIZE, MAX_BLOCK_SIZE, MIN_BLOCK_SIZE, MIN_CREATE_BLOCK_SIZE};
 pub use checksum::checksum;
+pub use delta_record::{DELTA_RECORD_SIZE, DeltaRecord};
 pub use disk_type::DiskType;
 pub use error::FormatError;
 pub use footer::{COOKIE, FOOTER_SIZE, Footer, LEGACY_FOOTER_SIZE, MAX_DISK_SIZE, has_footer_cookie};

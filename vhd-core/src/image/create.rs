@@ -70,6 +70,20 @@ pub fn create_differencing(
     block_size: u64,
     parent: &ParentLink,
 ) -> Result<UniqueId, CreateError> {
+    let (header, locators) = differencing_header(size, block_size, parent)?;
+    write_sparse(file, DiskType::Differencing, size, &header, &locators)
+}
+
+/// The data of parent locators, each with its place in the file.
+pub(crate) type LocatorData = Vec<(u64, Vec<u8>)>;
+
+/// The header of a differencing image over the parent of `size` bytes, and the data of its locators with their
+/// places in the file.
+pub(crate) fn differencing_header(
+    size: u64,
+    block_size: u64,
+    parent: &ParentLink,
+) -> Result<(DynamicHeader, LocatorData), CreateError> {
     check_size(size)?;
     let mut header = DynamicHeader::new_dynamic(size, check_block_size(block_size)?, TABLE_OFFSET);
     header.parent_id = parent.id;
@@ -98,7 +112,7 @@ pub fn create_differencing(
         locators.push((offset, data));
         offset += u64::from(space);
     }
-    write_sparse(file, DiskType::Differencing, size, &header, &locators)
+    Ok((header, locators))
 }
 
 /// Whether a disk can have `size` bytes.

@@ -35,7 +35,7 @@ pub use footers::{FooterSource, Footers};
 pub use open::{MAX_BLOCKS, OpenMode};
 pub use write_span::WriteSpan;
 
-pub(crate) use create::check_size;
+pub(crate) use create::{LocatorData, check_size, differencing_header};
 pub(crate) use error::IoContext;
 
 use crate::device::{DeviceError, Poison};

@@ -26,6 +26,14 @@ pub struct Comparison {
     pub first_difference: Option<u64>,
     /// Bytes in sectors that differ.
     pub different_bytes: u64,
+    /// Bytes of the disks that were looked at: the rest reads zero in both or is known to be the same.
+    pub compared_bytes: u64,
+}
+
+/// The ranges that may differ, ascending.
+pub(super) trait Candidates {
+    /// The first range at or behind `position`, or the rest of the one it is in.
+    fn next(&mut self, position: u64) -> Result<Option<ByteRange>, OpsError>;
 }
 
 /// Compares two disks and hands the ranges that differ, in sectors, ascending and coalesced, to `visitor`, until
@@ -36,6 +44,17 @@ pub fn compare(
     progress: &dyn Progress,
     visitor: &mut dyn FnMut(ByteRange) -> ControlFlow<()>,
 ) -> Result<Comparison, OpsError> {
+    compare_candidates(a, b, &mut Stored::new(a, b), progress, visitor)
+}
+
+/// Compares what two disks have in some ranges; outside them they are the same.
+pub(super) fn compare_candidates(
+    a: &Disk,
+    b: &Disk,
+    candidates: &mut dyn Candidates,
+    progress: &dyn Progress,
+    visitor: &mut dyn FnMut(ByteRange) -> ControlFlow<()>,
+) -> Result<Comparison, OpsError> {
     let size = a.size().max(b.size());
     progress.begin(size);
     let mut found = Found {
@@ -43,28 +62,52 @@ pub fn compare(
         last: None,
         visitor,
     };
-    let mut stored = [NextData::new(a), NextData::new(b)];
     let mut position = 0;
-    while position < size {
-        let mut next = size;
-        for data in &mut stored {
-            next = next.min(data.at_or_behind(position).map_err(OpsError::Source)?.unwrap_or(size));
-        }
-        let start = if next == size {
-            size
-        } else {
-            (next - next % CHUNK).max(position)
-        };
-        progress.advance(start - position);
-        let end = size.min(start + THREADS * CHUNK);
-        let stop = next < size && found.add(&compare_window(a, b, start, end)?).is_break();
-        progress.advance(end - start);
+    while let Some(range) = candidates.next(position)? {
+        let end = range.end().min(range.start + THREADS * CHUNK);
+        found.comparison.compared_bytes += end - range.start;
+        let stop = found.add(&compare_window(a, b, range.start, end)?).is_break();
+        progress.advance(end - position);
         if stop {
-            break;
+            return Ok(found.finish());
         }
         position = end;
     }
+    progress.advance(size - position);
     Ok(found.finish())
+}
+
+/// Both disks from where either stores something.
+struct Stored<'a> {
+    size: u64,
+    data: [NextData<'a>; 2],
+}
+
+impl<'a> Stored<'a> {
+    fn new(a: &'a Disk, b: &'a Disk) -> Self {
+        Self {
+            size: a.size().max(b.size()),
+            data: [NextData::new(a), NextData::new(b)],
+        }
+    }
+}
+
+impl Candidates for Stored<'_> {
+    fn next(&mut self, position: u64) -> Result<Option<ByteRange>, OpsError> {
+        let mut next = self.size;
+        for data in &mut self.data {
+            next = next.min(
+                data.at_or_behind(position)
+                    .map_err(OpsError::Source)?
+                    .unwrap_or(self.size),
+            );
+        }
+        if next >= self.size {
+            return Ok(None);
+        }
+        let start = (next - next % CHUNK).max(position);
+        Ok(Some(ByteRange::new(start, self.size - start)))
+    }
 }
 
 /// What differs in a chunk, and where the first differing byte is.
@@ -75,6 +118,10 @@ struct Differences {
 }
 
 fn compare_window(a: &Disk, b: &Disk, start: u64, end: u64) -> Result<Vec<Differences>, OpsError> {
+    if end - start <= CHUNK {
+        // A thread would cost more than it does.
+        return Ok(vec![compare_chunk(a, b, start, end).map_err(OpsError::Source)?]);
+    }
     let results: Result<Vec<Differences>, DeviceError> = thread::scope(|scope| {
         let chunks = (start..end).step_by(usize_from(CHUNK));
         let workers: Vec<_> = chunks
@@ -112,6 +159,9 @@ fn compare_chunk(a: &Disk, b: &Disk, start: u64, end: u64) -> Result<Differences
 /// Reads a range of which a part may lie behind the disk's end.
 fn read_padded(disk: &Disk, buffer: &mut [u8], offset: u64) -> Result<(), DeviceError> {
     let inside = usize_from(disk.size().saturating_sub(offset)).min(buffer.len());
+    if inside == 0 {
+        return Ok(());
+    }
     disk.read_at(&mut buffer[..inside], offset)
 }
 

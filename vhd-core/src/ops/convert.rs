@@ -80,10 +80,26 @@ pub fn convert(
     options: &ConvertOptions,
     progress: &dyn Progress,
 ) -> Result<ConvertReport, OpsError> {
+    let staged = StagedFile::create_beside(destination)?;
+    let size = source.disk().size();
+    let report = fill(source, staged.storage(), destination, size, options, progress)?;
+    staged.publish(options.replace, options.durable)?;
+    Ok(report)
+}
+
+/// Writes the content of `source` into `file`, which is to become `destination`, as a disk of `size` bytes: that of
+/// the source or more, which read zero.
+pub(super) fn fill(
+    source: &OpenedDisk,
+    file: Arc<dyn StorageFile>,
+    destination: &Path,
+    size: u64,
+    options: &ConvertOptions,
+    progress: &dyn Progress,
+) -> Result<ConvertReport, OpsError> {
     let disk = source.disk();
     progress.begin(disk.size());
-    let staged = StagedFile::create_beside(destination)?;
-    let sink = Sink::create(staged.storage(), destination, &options.target, disk.size())?;
+    let sink = Sink::create(file, destination, &options.target, size)?;
     let copier = Copier {
         source,
         disk: &disk,
@@ -102,13 +118,11 @@ pub fn convert(
         path: destination.to_owned(),
         source,
     })?;
-    staged.publish(options.replace, options.durable)?;
-    let zero_bytes = disk.size() - copied_bytes - shared_bytes;
     Ok(ConvertReport {
-        disk_bytes: disk.size(),
+        disk_bytes: size,
         copied_bytes,
         shared_bytes,
-        zero_bytes,
+        zero_bytes: size - copied_bytes - shared_bytes,
     })
 }
 

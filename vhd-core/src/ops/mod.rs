@@ -1,8 +1,11 @@
-//! Long operations on whole disks: convert, stream, compare, hash.
+//! Long operations on whole disks: convert, stream, compare, diff, hash.
 
+pub mod azure;
 mod compare;
 mod convert;
 mod data_ranges;
+pub mod delta;
+mod diff;
 mod error;
 mod hash;
 mod ordered;
@@ -10,6 +13,7 @@ mod zeroes;
 
 pub use compare::{Comparison, compare};
 pub use convert::{ConvertOptions, ConvertReport, Target, convert};
+pub use diff::{DiffMode, Difference, diff};
 pub use error::OpsError;
 pub use hash::sha256;
 pub use ordered::{StreamFormat, stream};

@@ -43,6 +43,15 @@ pub struct FileIdentity {
 }
 
 impl FileIdentity {
+    /// Which file a path leads to now.
+    ///
+    /// # Errors
+    ///
+    /// The system's error when it can't tell.
+    pub fn of_path(path: &Path) -> io::Result<Self> {
+        Ok(Self::of(&path.metadata()?))
+    }
+
     fn of(metadata: &Metadata) -> Self {
         Self {
             device: metadata.dev(),

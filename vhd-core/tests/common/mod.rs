@@ -7,6 +7,7 @@ pub(crate) mod build;
 pub(crate) mod disk;
 pub(crate) mod rng;
 pub(crate) mod tools;
+pub(crate) mod tree;
 
 /// A directory that goes with the test. It is below the build directory, because the usual one may be in memory.
 pub(crate) fn temp_dir() -> tempfile::TempDir {

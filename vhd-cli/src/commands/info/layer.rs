@@ -4,10 +4,9 @@ use std::fmt;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use jiff::Timestamp as UtcTime;
 use serde::Serialize;
 use vhd_core::ErrorKind;
-use vhd_core::format::{Geometry, Timestamp};
+use vhd_core::format::Geometry;
 use vhd_core::image::{FooterSource, Image, PathSource};
 use vhd_core::storage::StorageFile;
 
@@ -130,7 +129,7 @@ impl VhdReport {
             disk_type: footer.disk_type.to_string(),
             id: footer.unique_id.to_string(),
             creator: Creator::of(footer),
-            created: utc(footer.timestamp),
+            created: human::utc(footer.timestamp),
             original_size: footer.original_size,
             geometry: GeometryReport::of(footer.geometry),
             blocks: BlocksReport::of(image),
@@ -189,16 +188,10 @@ impl ParentReport {
         });
         Ok(Some(Self {
             id: header.parent_id.to_string(),
-            modified: utc(header.parent_timestamp),
+            modified: human::utc(header.parent_timestamp),
             paths: paths.collect(),
         }))
     }
-}
-
-/// A time stamp in ISO 8601; `None` where it was not set.
-fn utc(timestamp: Timestamp) -> Option<String> {
-    let time = UtcTime::from_second(timestamp.to_unix_seconds()).ok()?;
-    (timestamp != Timestamp::UNSET).then(|| time.to_string())
 }
 
 impl fmt::Display for LayerReport {

@@ -1,0 +1,119 @@
+//! Where a command writes an image: a file that must not be in the way, or standard output.
+
+use std::fs::File;
+use std::io::{self, IsTerminal as _, Write};
+use std::os::fd::AsFd as _;
+use std::path::Path;
+
+use rustix::fs::{Stat, fstat};
+use vhd_core::chain::OpenedDisk;
+use vhd_core::storage::{Access, HostFile, Sharing, StorageError};
+
+use crate::codes::Kind;
+use crate::failure::Failure;
+use crate::output;
+
+/// A destination with a name.
+pub(super) struct Destination<'a> {
+    path: &'a Path,
+    /// A file of that name is there, and is to be replaced.
+    exists: bool,
+}
+
+impl<'a> Destination<'a> {
+    /// The destination at `path`. Publishing refuses an existing one too where it is not to be replaced; this is to
+    /// know that before terabytes are written.
+    pub(super) fn new(path: &'a Path, force: bool) -> Result<Self, Failure> {
+        let exists = path.symlink_metadata().is_ok();
+        if exists && !force {
+            let path = path.to_owned();
+            return Err(StorageError::Exists { path }.into());
+        }
+        // A device or a pipe would be replaced by a file of its name, which nobody wants.
+        match path.metadata() {
+            Ok(metadata) if exists && !metadata.is_file() => {
+                let message = format!("{} is no regular file and is not replaced", path.display());
+                Err(Failure::new(Kind::NotReplaceable, message))
+            }
+            _ => Ok(Self { path, exists }),
+        }
+    }
+
+    /// The destination.
+    pub(super) fn path(&self) -> &Path {
+        self.path
+    }
+
+    /// The directory that it is in.
+    pub(super) fn directory(&self) -> Option<&Path> {
+        let parent = self.path.parent()?;
+        Some(if parent.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            parent
+        })
+    }
+
+    /// Refuses to replace a file that one of the sources is read from, and keeps everybody else away from what is
+    /// about to be replaced; while somebody uses it, it is not.
+    pub(super) fn guard<'b>(
+        &self,
+        sources: impl IntoIterator<Item = &'b OpenedDisk>,
+    ) -> Result<Option<HostFile>, Failure> {
+        if !self.exists {
+            return Ok(None);
+        }
+        for source in sources {
+            refuse_source(source, rustix::fs::stat(self.path), &self.path.display().to_string())?;
+        }
+        match HostFile::open(self.path, Access::ReadWrite, Sharing::Exclusive) {
+            Ok(file) => Ok(Some(file)),
+            Err(error @ StorageError::Locked { .. }) => Err(error.into()),
+            // Not writable, or a link to nowhere: its name can be given away all the same.
+            Err(_) => Ok(None),
+        }
+    }
+}
+
+/// Standard output as the destination of an image.
+pub(super) struct StandardOutput {
+    file: File,
+}
+
+impl StandardOutput {
+    /// Standard output, if it is no terminal.
+    pub(super) fn open() -> Result<Self, Failure> {
+        let stdout = io::stdout();
+        if stdout.is_terminal() {
+            let message = "a terminal is no place for a disk: redirect standard output";
+            return Err(Failure::new(Kind::Terminal, message));
+        }
+        let owned = stdout.as_fd().try_clone_to_owned();
+        Ok(Self {
+            file: File::from(owned.map_err(|error| output::write_failed(&error))?),
+        })
+    }
+
+    /// Refuses to overwrite what is read.
+    pub(super) fn refuse_source(&self, opened: &OpenedDisk) -> Result<(), Failure> {
+        refuse_source(opened, fstat(&self.file), "standard output")
+    }
+
+    /// Where to write.
+    pub(super) fn writer(&mut self) -> &mut dyn Write {
+        &mut self.file
+    }
+}
+
+/// Refuses a destination that the source is read from, under whatever name.
+fn refuse_source(opened: &OpenedDisk, status: rustix::io::Result<Stat>, name: &str) -> Result<(), Failure> {
+    let Ok(destination) = status else { return Ok(()) };
+    for path in opened.paths() {
+        let Ok(layer) = rustix::fs::stat(path) else { continue };
+        if (layer.st_dev, layer.st_ino) == (destination.st_dev, destination.st_ino) {
+            let message = format!("the destination {name} is {}, which is read", path.display());
+            return Err(Failure::new(Kind::SameFile, message));
+        }
+    }
+    Ok(())
+}

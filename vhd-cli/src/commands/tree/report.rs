@@ -1,0 +1,293 @@
+//! What is told of a forest and of each file in it.
+
+use std::path::Path;
+
+use serde::Serialize;
+use vhd_core::chain::forest::{Facts, Forest, Link, Member, Skipped};
+use vhd_core::chain::{ChainError, TriedParent};
+use vhd_core::units::u64_from;
+
+use super::draw::{Branch, branches};
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::human;
+use crate::output::path_text;
+
+/// The whole forest.
+#[derive(Serialize)]
+pub(super) struct TreeReport {
+    directory: String,
+    pub(super) summary: Summary,
+    pub(super) files: Vec<FileReport>,
+    pub(super) unreadable: Vec<UnreadableReport>,
+    pub(super) truncated: bool,
+    /// The files in the order in which they are drawn.
+    #[serde(skip)]
+    pub(super) branches: Vec<Branch>,
+}
+
+/// How many of what there are.
+#[derive(Default, Serialize)]
+pub(super) struct Summary {
+    pub(super) files: u64,
+    pub(super) trees: u64,
+    pub(super) damaged: u64,
+    pub(super) orphans: u64,
+    pub(super) broken_links: u64,
+    pub(super) cyclic: u64,
+    pub(super) copies: u64,
+    pub(super) unreadable: u64,
+}
+
+/// A file.
+#[derive(Serialize)]
+pub(super) struct FileReport {
+    pub(super) path: String,
+    pub(super) aliases: Vec<String>,
+    pub(super) outside: bool,
+    pub(super) file_size: u64,
+    pub(super) modified: Option<String>,
+    #[serde(flatten)]
+    pub(super) facts: Option<FactsReport>,
+    pub(super) damage: Option<DamageReport>,
+    pub(super) parent: Option<ParentReport>,
+    pub(super) children: Vec<String>,
+    /// The other files that are the same disk.
+    pub(super) copies: Vec<String>,
+    pub(super) cyclic: bool,
+    pub(super) warnings: Vec<String>,
+}
+
+/// What an image says of itself.
+#[derive(Serialize)]
+pub(super) struct FactsReport {
+    #[serde(rename = "type")]
+    pub(super) disk_type: String,
+    pub(super) id: String,
+    pub(super) virtual_size: u64,
+    pub(super) allocated_bytes: u64,
+    pub(super) block_size: Option<u64>,
+    pub(super) created: Option<String>,
+    pub(super) footer_recovered: bool,
+}
+
+/// Why a file can't be opened.
+#[derive(Serialize)]
+pub(super) struct DamageReport {
+    pub(super) code: &'static str,
+    kind: &'static str,
+    pub(super) message: String,
+    #[serde(skip)]
+    exit: Exit,
+}
+
+/// How a child is tied to its parent.
+#[derive(Serialize)]
+pub(super) struct ParentReport {
+    pub(super) id: String,
+    pub(super) state: ParentState,
+    /// The file that opening the child would use.
+    pub(super) path: Option<String>,
+    /// What in the child leads to it.
+    place: Option<String>,
+    /// Files that are the parent although the child does not lead to them.
+    pub(super) holders: Vec<String>,
+    pub(super) tried: Vec<TriedReport>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum ParentState {
+    /// Opening the child finds it.
+    Found,
+    /// It is there, but opening the child does not find it.
+    BrokenLink,
+    /// It is nowhere to be seen.
+    Orphan,
+    /// It is a raw file, which only the user can name.
+    Raw,
+}
+
+/// A place where a parent was looked for.
+#[derive(Serialize)]
+pub(super) struct TriedReport {
+    pub(super) path: String,
+    place: String,
+    pub(super) outcome: String,
+}
+
+/// A directory that can't be read.
+#[derive(Serialize)]
+pub(super) struct UnreadableReport {
+    pub(super) path: String,
+    pub(super) message: String,
+}
+
+impl TreeReport {
+    pub(super) fn of(directory: &Path, forest: &Forest) -> Self {
+        let files: Vec<FileReport> = (0..forest.members().len())
+            .map(|member| FileReport::of(forest, member, directory))
+            .collect();
+        Self {
+            directory: path_text(directory),
+            summary: Summary::of(&files, forest),
+            unreadable: unreadable(forest.skipped()),
+            truncated: forest.skipped().truncated,
+            branches: branches(forest),
+            files,
+        }
+    }
+
+    /// What the process returns.
+    pub(super) fn exit(&self) -> Exit {
+        let damaged = |exit| self.damages().any(|damage| damage.exit == exit);
+        let summary = &self.summary;
+        if damaged(Exit::Corrupt) {
+            Exit::Corrupt
+        } else if summary.orphans + summary.broken_links + summary.cyclic > 0 {
+            Exit::Parent
+        } else if self.damages().next().is_some() || !self.unreadable.is_empty() || self.truncated {
+            Exit::Failed
+        } else {
+            Exit::Ok
+        }
+    }
+
+    fn damages(&self) -> impl Iterator<Item = &DamageReport> {
+        self.files.iter().filter_map(|file| file.damage.as_ref())
+    }
+}
+
+impl Summary {
+    fn of(files: &[FileReport], forest: &Forest) -> Self {
+        let count = |wanted: &dyn Fn(&FileReport) -> bool| u64_from(files.iter().filter(|file| wanted(file)).count());
+        let state = |file: &FileReport| file.parent.as_ref().map(|parent| parent.state);
+        let corrupt = |file: &FileReport| file.damage.as_ref().map(|damage| damage.exit == Exit::Corrupt);
+        Self {
+            files: u64_from(files.len()),
+            trees: u64_from(forest.roots().len()),
+            damaged: count(&|file| corrupt(file) == Some(true)),
+            orphans: count(&|file| matches!(state(file), Some(ParentState::Orphan | ParentState::Raw))),
+            broken_links: count(&|file| state(file) == Some(ParentState::BrokenLink)),
+            cyclic: count(&|file| file.cyclic),
+            copies: count(&|file| !file.copies.is_empty()),
+            unreadable: count(&|file| corrupt(file) == Some(false)) + u64_from(forest.skipped().unreadable.len()),
+        }
+    }
+}
+
+impl FileReport {
+    fn of(forest: &Forest, index: usize, directory: &Path) -> Self {
+        let member = &forest.members()[index];
+        let path_of = |index: &usize| shown(&forest.members()[*index], directory);
+        let copies = forest.copies(index).iter().filter(|&&copy| copy != index);
+        Self {
+            path: shown(member, directory),
+            aliases: member.aliases.iter().map(|path| below(path, directory)).collect(),
+            outside: member.outside,
+            file_size: member.file_size,
+            modified: member.modified.and_then(human::utc),
+            facts: member.state.as_ref().ok().map(FactsReport::of),
+            damage: member.state.as_ref().err().map(DamageReport::of),
+            parent: ParentReport::of(forest, index, directory),
+            children: forest.children(index).iter().map(path_of).collect(),
+            copies: copies.map(path_of).collect(),
+            cyclic: forest.is_cyclic(index),
+            warnings: forest.warnings(index).iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+impl FactsReport {
+    fn of(facts: &Facts) -> Self {
+        Self {
+            disk_type: facts.disk_type.to_string(),
+            id: facts.id.to_string(),
+            virtual_size: facts.disk_size,
+            allocated_bytes: facts.allocated_bytes,
+            block_size: facts.block_size,
+            created: human::utc(facts.created),
+            footer_recovered: facts.footer_recovered,
+        }
+    }
+}
+
+impl DamageReport {
+    fn of(error: &ChainError) -> Self {
+        let failure = Failure::library(error.kind(), error);
+        let code = failure.kind().map(|kind| kind.code());
+        Self {
+            code: code.map_or("", |code| code.code),
+            kind: error.kind().name(),
+            message: failure.message().to_owned(),
+            exit: failure.exit(),
+        }
+    }
+}
+
+impl ParentReport {
+    fn of(forest: &Forest, index: usize, directory: &Path) -> Option<Self> {
+        let facts = forest.members()[index].state.as_ref().ok()?;
+        let id = facts.parent.as_ref()?.id;
+        let path_of = |index: &usize| shown(&forest.members()[*index], directory);
+        let report = Self {
+            id: id.to_string(),
+            state: ParentState::Found,
+            path: None,
+            place: None,
+            holders: Vec::new(),
+            tried: Vec::new(),
+        };
+        match forest.link(index) {
+            Link::Base | Link::Unknown => None,
+            Link::Found { parent, place } => Some(Self {
+                path: Some(path_of(parent)),
+                place: Some(place.clone()),
+                ..report
+            }),
+            Link::Broken { holders, tried, .. } => Some(Self {
+                state: match holders.is_empty() {
+                    _ if id.is_nil() => ParentState::Raw,
+                    true => ParentState::Orphan,
+                    false => ParentState::BrokenLink,
+                },
+                holders: holders.iter().map(path_of).collect(),
+                tried: tried.iter().map(TriedReport::of).collect(),
+                ..report
+            }),
+        }
+    }
+}
+
+impl TriedReport {
+    fn of(tried: &TriedParent) -> Self {
+        Self {
+            path: path_text(&tried.path),
+            place: tried.reason.clone(),
+            outcome: tried.outcome.to_string(),
+        }
+    }
+}
+
+fn unreadable(skipped: &Skipped) -> Vec<UnreadableReport> {
+    let paths = skipped.unreadable.iter();
+    paths
+        .map(|unreadable| UnreadableReport {
+            path: path_text(&unreadable.path),
+            message: unreadable.source.to_string(),
+        })
+        .collect()
+}
+
+/// A member's path as it is told: below the directory where it is.
+fn shown(member: &Member, directory: &Path) -> String {
+    if member.outside {
+        path_text(&member.path)
+    } else {
+        below(&member.path, directory)
+    }
+}
+
+fn below(path: &Path, directory: &Path) -> String {
+    path_text(path.strip_prefix(directory).unwrap_or(path))
+}
