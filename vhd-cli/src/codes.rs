@@ -61,12 +61,15 @@ const TABLE: &[Code] = &[
     library(ErrorKind::FileTooShort,    "VHD-E0116", Exit::Corrupt),
     library(ErrorKind::JournalPending,  "VHD-E0117", Exit::Corrupt),
     library(ErrorKind::Ambiguous,       "VHD-E0118", Exit::Refused),
+    library(ErrorKind::SavedState,      "VHD-E0119", Exit::Refused),
+    library(ErrorKind::ForeignMetadata, "VHD-E0120", Exit::Refused),
 
     library(ErrorKind::ParentMissing,   "VHD-E0201", Exit::Parent),
     library(ErrorKind::ParentMismatch,  "VHD-E0202", Exit::Parent),
     library(ErrorKind::ChainCycle,      "VHD-E0203", Exit::Parent),
     library(ErrorKind::ChainTooDeep,    "VHD-E0204", Exit::Parent),
     library(ErrorKind::SizeMismatch,    "VHD-E0205", Exit::Refused),
+    library(ErrorKind::HasChildren,     "VHD-E0206", Exit::Refused),
 
     library(ErrorKind::Io,              "VHD-E0301", Exit::Failed),
     library(ErrorKind::NotFound,        "VHD-E0302", Exit::Failed),
@@ -83,6 +86,8 @@ const TABLE: &[Code] = &[
     library(ErrorKind::Poisoned,        "VHD-E0407", Exit::Failed),
     library(ErrorKind::FenceLost,       "VHD-E0408", Exit::Failed),
     library(ErrorKind::InvalidArgument, "VHD-E0409", Exit::Refused),
+    library(ErrorKind::NoBlocks,        "VHD-E0410", Exit::Refused),
+    library(ErrorKind::Cancelled,       "VHD-E0411", Exit::Failed),
 
     own(Kind::SameFile,                 "VHD-E0501", "same-file",         Exit::Refused),
     own(Kind::Terminal,                 "VHD-E0502", "terminal",          Exit::Refused),

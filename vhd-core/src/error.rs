@@ -38,6 +38,10 @@ pub enum ErrorKind {
     FileTooShort,
     /// Another program left an unfinished journaled operation (cookie `v_poison`).
     JournalPending,
+    /// A virtual machine is saved with the disk: the format forbids to rearrange it.
+    SavedState,
+    /// Metadata of another program, which would not be true any more.
+    ForeignMetadata,
     /// The file's content does not tell whether it is a VHD or raw.
     Ambiguous,
 
@@ -51,6 +55,9 @@ pub enum ErrorKind {
     ChainTooDeep,
     /// A child of another size than its parent can't be written.
     SizeMismatch,
+
+    /// Other images are known to be based on the disk, whose content would change.
+    HasChildren,
 
     /// The host file system failed.
     Io,
@@ -81,6 +88,10 @@ pub enum ErrorKind {
     FenceLost,
     /// An argument that no image can have (size, block size, name).
     InvalidArgument,
+    /// A disk without blocks: a fixed or raw one.
+    NoBlocks,
+    /// It was told to stop.
+    Cancelled,
 }
 
 impl ErrorKind {
@@ -103,12 +114,15 @@ impl ErrorKind {
         Self::BlockOverlap,
         Self::FileTooShort,
         Self::JournalPending,
+        Self::SavedState,
+        Self::ForeignMetadata,
         Self::Ambiguous,
         Self::ParentMissing,
         Self::ParentMismatch,
         Self::ChainCycle,
         Self::ChainTooDeep,
         Self::SizeMismatch,
+        Self::HasChildren,
         Self::Io,
         Self::NotFound,
         Self::NoSpace,
@@ -123,6 +137,8 @@ impl ErrorKind {
         Self::Poisoned,
         Self::FenceLost,
         Self::InvalidArgument,
+        Self::NoBlocks,
+        Self::Cancelled,
     ];
 
     /// The stable name, for scripts and reports.
@@ -146,12 +162,15 @@ impl ErrorKind {
             Self::BlockOverlap => "block-overlap",
             Self::FileTooShort => "file-too-short",
             Self::JournalPending => "journal-pending",
+            Self::SavedState => "saved-state",
+            Self::ForeignMetadata => "foreign-metadata",
             Self::Ambiguous => "format-ambiguous",
             Self::ParentMissing => "parent-missing",
             Self::ParentMismatch => "parent-mismatch",
             Self::ChainCycle => "chain-cycle",
             Self::ChainTooDeep => "chain-too-deep",
             Self::SizeMismatch => "size-mismatch",
+            Self::HasChildren => "has-children",
             Self::Io => "io",
             Self::NotFound => "not-found",
             Self::NoSpace => "no-space",
@@ -166,6 +185,8 @@ impl ErrorKind {
             Self::Poisoned => "poisoned",
             Self::FenceLost => "fence-lost",
             Self::InvalidArgument => "invalid-argument",
+            Self::NoBlocks => "no-blocks",
+            Self::Cancelled => "cancelled",
         }
     }
 }

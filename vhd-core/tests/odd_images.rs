@@ -335,7 +335,11 @@ fn damaged_footers_are_refused() {
     laid.bytes[..FOOTER].fill(0);
     assert_refused(&laid.bytes, ErrorKind::FooterMissing, "no footer at all");
     let detected = ImageFormat::detect(&*memory(&laid.bytes), Path::new("x")).unwrap();
-    assert_eq!(detected, ImageFormat::Vhd, "its header alone tells that it is no raw disk");
+    assert_eq!(
+        detected,
+        ImageFormat::Vhd,
+        "its header alone tells that it is no raw disk"
+    );
     assert_refused(&[], ErrorKind::FooterMissing, "an empty file");
     assert_refused(&[0; 511], ErrorKind::FooterMissing, "511 zeroes");
 

@@ -1,5 +1,6 @@
-//! Long operations on whole disks: convert, stream, compare, hash.
+//! Long operations on whole disks: convert, stream, compare, hash, compact.
 
+pub mod compact;
 mod compare;
 mod convert;
 mod data_ranges;
@@ -21,6 +22,14 @@ pub trait Progress: Sync {
 
     /// `bytes` more are done.
     fn advance(&self, bytes: u64);
+}
+
+/// One thread reads while another writes; more than four only wait for one another at the file.
+fn useful_threads(asked: usize) -> usize {
+    match asked {
+        0 => std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 4)),
+        n => n,
+    }
 }
 
 /// Progress that no one looks at.
