@@ -2,13 +2,13 @@
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-use crate::commands::{check, compare, completions, convert, create, hash, info, man, map, tour};
+use crate::commands::{check, compact, compare, completions, convert, create, hash, info, man, map, measure, tour};
 use crate::exit;
 
-const ABOUT: &str = "Create, inspect, check, convert and compare VHD images";
+const ABOUT: &str = "Create, inspect, check, convert, compare and compact VHD images";
 
 const LONG_ABOUT: &str = "\
-Create, inspect, check, convert and compare VHD images (.vhd, .avhd): fixed, dynamic and differencing ones, with \
+Create, inspect, check, convert, compare and compact VHD images (.vhd, .avhd): fixed, dynamic and differencing ones, with \
 chains of any depth.
 
 An image's format is told by its content; --from says it where that is not possible. The parents of a differencing \
@@ -33,7 +33,7 @@ Examples:
   vhd convert snap.avhd disk.raw --to raw           the chain's content as a flat file
   vhd check disk.vhd && echo fine";
 
-/// Create, inspect, check, convert and compare VHD images
+/// Create, inspect, check, convert, compare and compact VHD images
 #[derive(Debug, Parser)]
 #[command(
     name = "vhd",
@@ -67,6 +67,10 @@ pub(crate) enum Command {
     Convert(convert::ConvertArgs),
     /// Compare the contents of two disks
     Compare(compare::CompareArgs),
+    /// Make an image's file shorter in place; its content stays
+    Compact(compact::CompactArgs),
+    /// Say what compaction would gain, and why the rest stays; changes nothing
+    Measure(measure::MeasureArgs),
     /// Walk through the main jobs in a temporary directory, checking each step
     Tour(tour::TourArgs),
     /// Print a script that completes the command line in a shell

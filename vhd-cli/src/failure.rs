@@ -157,6 +157,7 @@ from_library!(
     vhd_core::image::CreateError,
     vhd_core::image::OpenError,
     vhd_core::ops::OpsError,
+    vhd_core::ops::compact::CompactError,
     vhd_core::storage::StorageError,
 );
 

@@ -18,13 +18,16 @@ use vhd_core::check::{FindingCode, Severity, check};
 use vhd_core::device::{ByteRange, Disk, LayeredDevice};
 use vhd_core::image::{FooterSource, Footers, Image, OpenMode};
 use vhd_core::ops::compact::{
-    BlockCause, CompactError, CompactOptions, CompactPlan, CompactReport, FreeSpace, compact,
+    BlockCause, CompactError, CompactOptions, CompactPlan, CompactReport, FreeSpace, Survey, compact,
 };
 use vhd_core::storage::{MemoryFile, Segment, StorageFile};
 use vhd_core::units::{u64_from, usize_from};
 use vhd_testkit::{CrashFile, CrashLimits, CrashSnapshot, Fault, FaultError, FaultFile, each_operation_fails};
 
 static GO_ON: AtomicBool = AtomicBool::new(false);
+
+/// Checks what a disk reads.
+type Reads = Arc<dyn Fn(&[u8]) + Send + Sync>;
 
 /// An image, what is below it, and what it must read.
 #[derive(Clone)]
@@ -142,7 +145,7 @@ fn run(
     options: &CompactOptions<'_>,
 ) -> Result<CompactReport, CompactError> {
     let device = subject.open(file, &OpenMode::read_write());
-    let plan = CompactPlan::new(&device, options, &())?;
+    let plan = CompactPlan::new(&Survey::new(&device, options, &())?, true);
     compact(device, &plan, options, &())
 }
 
@@ -208,7 +211,7 @@ fn crash_everywhere(
     subject: &Subject,
     file: CrashFile,
     free: Arc<dyn FreeSpace + Send>,
-    reads: Arc<dyn Fn(&[u8]) + Send + Sync>,
+    reads: Reads,
     depth: u32,
     states: &Arc<AtomicU64>,
 ) -> u64 {
@@ -238,7 +241,7 @@ fn crash_everywhere(
     file.len().unwrap()
 }
 
-fn unchanged(subject: &Subject) -> Arc<dyn Fn(&[u8]) + Send + Sync> {
+fn unchanged(subject: &Subject) -> Reads {
     let (flat, layout) = (subject.flat.clone(), subject.layout.clone());
     Arc::new(move |read| assert_same(read, &flat, &layout))
 }
@@ -427,8 +430,9 @@ fn inv_12_zeroes_over_a_parent_that_is_not_zero_stay() {
     let subject = Subject::new(&image, Some(parent), "zeroes".to_owned());
     let file = memory(&subject.laid.bytes);
     let device = subject.open(Arc::clone(&file) as _, &OpenMode::read_write());
-    let plan = CompactPlan::new(&device, &options(&()), &()).unwrap();
-    let causes: Vec<BlockCause> = plan.findings().iter().map(|finding| finding.cause).collect();
+    let survey = Survey::new(&device, &options(&()), &()).unwrap();
+    let plan = CompactPlan::new(&survey, false);
+    let causes: Vec<BlockCause> = survey.findings().iter().map(|finding| finding.cause).collect();
     assert_eq!(causes, [BlockCause::Zero, BlockCause::ParentNotZero, BlockCause::Used]);
     compact(device, &plan, &options(&()), &()).unwrap();
     assert_same(&subject.read(file), &subject.flat, "zeroes");
@@ -458,7 +462,7 @@ fn inv_14_images_that_must_not_be_compacted_are_refused_untouched() {
         let file = memory(&bytes);
         let image = Image::open(Arc::clone(&file) as _, &OpenMode::read_write()).unwrap();
         let device = LayeredDevice::new(image, Vec::new());
-        let error = CompactPlan::new(&device, &options(&()), &()).unwrap_err();
+        let error = Survey::new(&device, &options(&()), &()).unwrap_err();
         assert_eq!(error.kind(), kind);
         drop(device);
         assert_same(&file.to_vec(), &bytes, "refused");
@@ -489,7 +493,7 @@ fn holes_stay_holes_and_barriers_are_few() {
         batch_bytes: 8 * (BLOCK + 512),
         ..options(&())
     };
-    let plan = CompactPlan::new(&device, &options, &()).unwrap();
+    let plan = CompactPlan::new(&Survey::new(&device, &options, &()).unwrap(), false);
     assert_eq!(plan.summary().dropped_blocks, 32);
     let report = compact(device, &plan, &options, &()).unwrap();
     assert_eq!((report.moved_blocks, report.file_bytes), (16, crash.len().unwrap()));

@@ -1,6 +1,7 @@
 //! One file per command. Each has its arguments, its report and `run`.
 
 pub(crate) mod check;
+pub(crate) mod compact;
 pub(crate) mod compare;
 pub(crate) mod completions;
 pub(crate) mod convert;
@@ -9,6 +10,7 @@ pub(crate) mod hash;
 pub(crate) mod info;
 pub(crate) mod man;
 pub(crate) mod map;
+pub(crate) mod measure;
 pub(crate) mod tour;
 
 use crate::cli::Command;
@@ -34,6 +36,8 @@ fn dispatch(command: &Command) -> Result<Exit, Failure> {
         Command::Hash(args) => hash::run(args),
         Command::Convert(args) => convert::run(args),
         Command::Compare(args) => compare::run(args),
+        Command::Compact(args) => compact::run(args),
+        Command::Measure(args) => measure::run(args),
         Command::Tour(args) => tour::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(args),
@@ -50,6 +54,8 @@ fn identity(command: &Command) -> (&'static str, bool) {
         Command::Hash(args) => (hash::NAME, args.report.json),
         Command::Convert(args) => (convert::NAME, args.report.json && !args.to_stdout()),
         Command::Compare(args) => (compare::NAME, args.report.json),
+        Command::Compact(args) => (compact::NAME, args.report.json),
+        Command::Measure(args) => (measure::NAME, args.report.json),
         Command::Tour(_) => ("tour", false),
         Command::Completions(_) => ("completions", false),
         Command::Man(_) => ("man", false),

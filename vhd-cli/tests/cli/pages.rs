@@ -12,6 +12,8 @@ const COMMANDS: &[&str] = &[
     "hash",
     "convert",
     "compare",
+    "compact",
+    "measure",
     "tour",
     "completions",
     "man",

@@ -5,12 +5,14 @@
 //! place in a fixed order, takes the first file with the right identity, and lists all it tried when there is
 //! none: a differencing image is never opened without its parent.
 
+mod children;
 mod create;
 mod detect;
 mod error;
 mod locate;
 mod open;
 
+pub use children::children_beside;
 pub use create::{CreateChildError, create_child};
 pub use detect::ImageFormat;
 pub use error::{ChainError, ChainWarning, ParentOutcome, TriedParent};

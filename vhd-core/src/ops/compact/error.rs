@@ -7,8 +7,8 @@ use crate::device::DeviceError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CompactError {
-    /// A fixed image.
-    #[error("a fixed image has no blocks that could go: convert it to a dynamic one")]
+    /// A fixed or raw image.
+    #[error("a fixed or raw image has no blocks that could go: convert it to a dynamic one")]
     NoBlocks,
     /// The footer says that a virtual machine is saved with the disk.
     #[error("a virtual machine is saved with this disk (saved state), and the format forbids to compact it then")]

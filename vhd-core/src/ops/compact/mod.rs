@@ -63,7 +63,6 @@ impl CompactOptions<'_> {
 /// What a compaction is going to do, as data.
 #[derive(Debug)]
 pub struct CompactPlan {
-    findings: Vec<BlockFinding>,
     drops: Vec<BlockIndex>,
     /// Blocks of which a part is freed in place.
     trims: Vec<BlockIndex>,
@@ -111,8 +110,16 @@ pub struct CompactReport {
     pub cancelled: bool,
 }
 
-impl CompactPlan {
-    /// Looks at every block of the disk's leaf and plans. Nothing is changed.
+/// What every block of a disk's leaf holds.
+#[derive(Debug)]
+pub struct Survey {
+    findings: Vec<BlockFinding>,
+    arrangement: Arrangement,
+    file_bytes: u64,
+}
+
+impl Survey {
+    /// Looks at every block of the disk's leaf. Nothing is changed.
     ///
     /// # Errors
     /// [`CompactError`] if the image must not be compacted, or can't be read.
@@ -121,36 +128,58 @@ impl CompactPlan {
         options: &CompactOptions<'_>,
         progress: &dyn Progress,
     ) -> Result<Self, CompactError> {
-        let mut arrangement = check_compactable(device)?;
-        let findings = survey::survey(device, &arrangement, options, progress)?;
-        let file_bytes = device.leaf().file_len()?;
+        let arrangement = check_compactable(device)?;
+        Ok(Self {
+            findings: survey::survey(device, &arrangement, options, progress)?,
+            arrangement,
+            file_bytes: device.leaf().file_len()?,
+        })
+    }
+
+    /// What was found in each block that has space, in the order of the file.
+    #[must_use]
+    pub fn findings(&self) -> &[BlockFinding] {
+        &self.findings
+    }
+
+    /// Bytes on the disk that a block is for.
+    #[must_use]
+    pub fn block_size(&self) -> u64 {
+        self.arrangement.layout.block_size()
+    }
+}
+
+impl CompactPlan {
+    /// Plans by what was found; what is free in its file system goes only with `free_space`.
+    #[must_use]
+    pub fn new(survey: &Survey, free_space: bool) -> Self {
+        let mut arrangement = survey.arrangement.clone();
         let mut plan = Self {
             drops: Vec::new(),
             trims: Vec::new(),
             moves: Vec::new(),
             summary: CompactSummary {
-                file_bytes,
-                file_bytes_after: file_bytes,
-                blocks: u64_from(findings.len()),
+                file_bytes: survey.file_bytes,
+                file_bytes_after: survey.file_bytes,
+                blocks: u64_from(survey.findings.len()),
                 ..CompactSummary::default()
             },
-            findings,
         };
-        plan.choose();
+        plan.choose(&survey.findings, free_space);
         plan.drops.sort_unstable();
         arrangement
             .blocks
             .retain(|placed| plan.drops.binary_search(&placed.block).is_err());
         plan.moves = layout::plan_moves(&arrangement);
         plan.sum_up(arrangement);
-        Ok(plan)
+        plan
     }
 
-    fn choose(&mut self) {
-        for finding in &self.findings {
-            if finding.cause.can_go() {
+    fn choose(&mut self, findings: &[BlockFinding], free_space: bool) {
+        for finding in findings {
+            if finding.cause.can_go() && (free_space || finding.cause != BlockCause::Free) {
                 self.drops.push(finding.block);
-            } else if finding.trimmable_bytes > 0 {
+            } else if free_space && finding.trimmable_bytes > 0 {
                 self.trims.push(finding.block);
                 self.summary.trimmed_bytes += finding.trimmable_bytes;
             }
@@ -174,12 +203,6 @@ impl CompactPlan {
     #[must_use]
     pub fn summary(&self) -> CompactSummary {
         self.summary
-    }
-
-    /// What was found in each block that has space, in the order of the file.
-    #[must_use]
-    pub fn findings(&self) -> &[BlockFinding] {
-        &self.findings
     }
 
     /// The compaction would change nothing.
