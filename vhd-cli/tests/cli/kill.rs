@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::support::{Lab, MIB};
 
 /// Runs `vhd` and kills it after `delay`; whether it had ended before.
-fn killed(lab: &Lab, args: &[&str], delay: Duration) -> bool {
+pub(crate) fn killed(lab: &Lab, args: &[&str], delay: Duration) -> bool {
     let mut child = Command::new(env!("CARGO_BIN_EXE_vhd"))
         .args(args)
         .current_dir(lab.path(""))
