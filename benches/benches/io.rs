@@ -28,7 +28,7 @@ fn reads(criterion: &mut Criterion) {
     for depth in [0, 1, 4, 16, 64] {
         let disk = match depth {
             0 => bench.dynamic_full(),
-            _ => bench.chain(depth, &mut random),
+            _ => bench.chain(depth, &mut random).map(|opened| opened.disk()),
         };
         let disk = disk.expect("a disk");
         group.bench_function(format!("depth {depth}"), |bencher| {

@@ -3,12 +3,13 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use vhd_core::chain::{OpenOptions, create_child};
-use vhd_core::device::Disk;
+use vhd_core::chain::{OpenOptions, OpenedDisk, create_child};
+use vhd_core::device::{ByteRange, Disk};
 use vhd_core::image::create_dynamic;
 use vhd_core::storage::StagedFile;
 
@@ -90,7 +91,7 @@ impl Bench {
 
     /// A chain of `depth` children over a full dynamic image; each holds scattered 64 KiB pieces of a tenth of
     /// the disk. Open for reading.
-    pub fn chain(&self, depth: u32, random: &mut fastrand::Rng) -> Result<Disk> {
+    pub fn chain(&self, depth: u32, random: &mut fastrand::Rng) -> Result<OpenedDisk> {
         const PIECE: usize = 64 << 10;
         drop(self.dynamic_full()?);
         let mut leaf = self.path("full.vhd");
@@ -107,7 +108,7 @@ impl Bench {
             disk.flush()?;
             leaf = child;
         }
-        Ok(OpenOptions::new().open(&leaf)?.disk())
+        Ok(OpenOptions::new().open(&leaf)?)
     }
 
     fn create_dynamic(&self, name: &str) -> Result<()> {
@@ -137,6 +138,29 @@ fn fill(size: u64, mut write: impl FnMut(&[u8], u64) -> Result<()>) -> Result<()
         write(&bytes, offset)?;
     }
     Ok(())
+}
+
+/// Where the requests at `offsets` find their bytes: the layer and the offset in its file. Requests that lie in
+/// several places are left out, in `offsets` too.
+pub fn places(opened: &OpenedDisk, offsets: &mut Vec<u64>) -> Result<Vec<(u32, u64)>> {
+    let disk = opened.disk();
+    let request = u64::try_from(REQUEST)?;
+    let mut places = Vec::with_capacity(offsets.len());
+    let mut failed = None;
+    offsets.retain(|&offset| {
+        let mut found = None;
+        let walked = disk.extents(ByteRange::new(offset, request), &mut |extent| {
+            found = extent
+                .file_offset
+                .filter(|_| extent.range.len == request)
+                .map(|at| (extent.depth, at));
+            ControlFlow::Break(())
+        });
+        failed = failed.take().or(walked.err());
+        places.extend(found);
+        found.is_some()
+    });
+    failed.map_or(Ok(places), |error| Err(error.into()))
 }
 
 /// `count` request offsets all over a disk of `size` bytes.

@@ -4,14 +4,19 @@
 //! `vhd-benches DIR [ROUNDS]`: DIR should be on the file system to be measured.
 #![forbid(unsafe_code)]
 
+use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use vhd_benches::{Bench, REQUEST, one_offset_per_block, random_offsets};
+use vhd_benches::{Bench, REQUEST, one_offset_per_block, places, random_offsets};
+use vhd_core::device::Disk;
+use vhd_core::storage::StorageFile;
 
 const READ_DISK: u64 = 1 << 30;
+/// Small enough that the kernel does not slow the writers down to wait for the disk.
+const WRITE_DISK: u64 = 256 << 20;
 const ALLOCATION_DISK: u64 = 32 << 30;
 const REQUESTS: usize = 50_000;
 
@@ -29,41 +34,71 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn reads(dir: &std::path::Path, rounds: usize) -> Result<()> {
+fn reads(dir: &Path, rounds: usize) -> Result<()> {
     let mut random = fastrand::Rng::with_seed(2);
-    for depth in [0, 1, 4, 16, 64] {
-        let bench = Bench::new(dir, READ_DISK)?;
-        let raw = bench.raw_full()?;
-        let disk = if depth == 0 {
-            bench.dynamic_full()?
-        } else {
-            bench.chain(depth, &mut random)?
-        };
-        bench.warm()?;
-        let offsets = random_offsets(READ_DISK, REQUESTS, &mut random);
-        let mut buffer = vec![0; REQUEST];
-        let mut other = vec![0; REQUEST];
-        let pairs = measure(
-            rounds,
-            || time_each(&offsets, |offset| Ok(raw.read_exact_at(&mut buffer, offset)?)),
-            || time_each(&offsets, |offset| Ok(disk.read_at(&mut other, offset)?)),
-        )?;
-        let name = if depth == 0 {
-            "read, dynamic".to_owned()
-        } else {
-            format!("read, chain of depth {depth}")
-        };
-        report(&name, &pairs, offsets.len());
-    }
-    Ok(())
-}
-
-fn overwrites(dir: &std::path::Path, rounds: usize) -> Result<()> {
-    let mut random = fastrand::Rng::with_seed(3);
     let bench = Bench::new(dir, READ_DISK)?;
     let raw = bench.raw_full()?;
     let disk = bench.dynamic_full()?;
+    bench.warm()?;
     let offsets = random_offsets(READ_DISK, REQUESTS, &mut random);
+    let pairs = measure(rounds, || read_file(&raw, &offsets), || read_disk(&disk, &offsets))?;
+    report("read, dynamic", &pairs, offsets.len());
+    drop((bench, disk));
+    [1, 4, 16, 64]
+        .into_iter()
+        .try_for_each(|depth| chain_reads(dir, rounds, depth, &mut random))
+}
+
+/// A chain against a raw file of the same size, and against plain reads of the same places in the same files:
+/// scattered files cost the kernel more than one that is contiguous, whoever reads them.
+fn chain_reads(dir: &Path, rounds: usize, depth: u32, random: &mut fastrand::Rng) -> Result<()> {
+    let bench = Bench::new(dir, READ_DISK)?;
+    let raw = bench.raw_full()?;
+    let opened = bench.chain(depth, random)?;
+    let disk = opened.disk();
+    bench.warm()?;
+    let mut offsets = random_offsets(READ_DISK, REQUESTS, random);
+    let places = places(&opened, &mut offsets)?;
+    let files: Vec<Option<&File>> = (0..=depth)
+        .map(|depth| opened.file_at_depth(depth).and_then(StorageFile::host_file))
+        .collect();
+    let pairs = measure(rounds, || read_file(&raw, &offsets), || read_disk(&disk, &offsets))?;
+    report(&format!("read, chain of depth {depth}"), &pairs, offsets.len());
+    let mut buffer = vec![0; REQUEST];
+    let mut read_places = || {
+        let start = Instant::now();
+        for &(depth, offset) in &places {
+            let file = files[usize::try_from(depth)?].context("every layer is a file")?;
+            file.read_exact_at(&mut buffer, offset)?;
+        }
+        Ok(start.elapsed())
+    };
+    let pairs = measure(rounds, &mut read_places, || read_disk(&disk, &offsets))?;
+    report(
+        &format!("the same against preads of the same places, depth {depth}"),
+        &pairs,
+        places.len(),
+    );
+    Ok(())
+}
+
+fn read_file(file: &File, offsets: &[u64]) -> Result<Duration> {
+    let mut buffer = vec![0; REQUEST];
+    time_each(offsets, |offset| Ok(file.read_exact_at(&mut buffer, offset)?))
+}
+
+fn read_disk(disk: &Disk, offsets: &[u64]) -> Result<Duration> {
+    let mut buffer = vec![0; REQUEST];
+    time_each(offsets, |offset| Ok(disk.read_at(&mut buffer, offset)?))
+}
+
+fn overwrites(dir: &Path, rounds: usize) -> Result<()> {
+    let mut random = fastrand::Rng::with_seed(3);
+    let bench = Bench::new(dir, WRITE_DISK)?;
+    let raw = bench.raw_full()?;
+    let disk = bench.dynamic_full()?;
+    bench.warm()?;
+    let offsets = random_offsets(WRITE_DISK, REQUESTS, &mut random);
     let bytes = vec![7; REQUEST];
     let pairs = measure(
         rounds,
@@ -74,7 +109,7 @@ fn overwrites(dir: &std::path::Path, rounds: usize) -> Result<()> {
     Ok(())
 }
 
-fn allocations(dir: &std::path::Path, rounds: usize, flushed: bool) -> Result<()> {
+fn allocations(dir: &Path, rounds: usize, flushed: bool) -> Result<()> {
     let mut random = fastrand::Rng::with_seed(4);
     let bench = Bench::new(dir, ALLOCATION_DISK)?;
     let offsets = one_offset_per_block(ALLOCATION_DISK, &mut random);

@@ -45,7 +45,6 @@ const fn own(kind: Kind, code: &'static str, name: &'static str, exit: Exit) -> 
 const TABLE: &[Code] = &[
     library(ErrorKind::FooterMissing,   "VHD-E0101", Exit::Corrupt),
     library(ErrorKind::FooterChecksum,  "VHD-E0102", Exit::Corrupt),
-    library(ErrorKind::FooterVersion,   "VHD-E0103", Exit::Corrupt),
     library(ErrorKind::DiskType,        "VHD-E0104", Exit::Corrupt),
     library(ErrorKind::DiskSize,        "VHD-E0105", Exit::Corrupt),
     library(ErrorKind::HeaderLocation,  "VHD-E0106", Exit::Corrupt),

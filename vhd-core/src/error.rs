@@ -8,8 +8,6 @@ pub enum ErrorKind {
     FooterMissing,
     /// A footer whose checksum does not match, and no valid copy.
     FooterChecksum,
-    /// A footer of an unknown format version.
-    FooterVersion,
     /// A disk type other than fixed, dynamic or differencing.
     DiskType,
     /// A disk size that is zero, no multiple of 512, or too large.
@@ -99,7 +97,6 @@ impl ErrorKind {
     pub const ALL: &[Self] = &[
         Self::FooterMissing,
         Self::FooterChecksum,
-        Self::FooterVersion,
         Self::DiskType,
         Self::DiskSize,
         Self::HeaderLocation,
@@ -147,7 +144,6 @@ impl ErrorKind {
         match self {
             Self::FooterMissing => "footer-missing",
             Self::FooterChecksum => "footer-checksum",
-            Self::FooterVersion => "footer-version",
             Self::DiskType => "disk-type",
             Self::DiskSize => "disk-size",
             Self::HeaderLocation => "header-location",

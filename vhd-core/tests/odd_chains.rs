@@ -3,15 +3,20 @@
 
 mod common;
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use common::build::{FOOTER, HEADER, Laid, Locator, Parent, SECTOR, Space, Sparse, fixed, id, number, put, utf16le};
-use common::disk::{assert_reads, assert_same, open, random_operation, read_all};
+use common::disk::{assert_reads, assert_same, disk_of, open, random_operation, read_all};
 use common::rng::{Rng, chance, random_bytes, seeded};
 use common::temp_dir;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vhd_core::ErrorKind;
 use vhd_core::chain::{ChainError, ChainWarning, ExplicitOnly, OpenOptions, create_child};
+use vhd_core::device::{ByteRange, Layer};
+use vhd_core::image::{Image, OpenMode};
+use vhd_core::storage::MemoryFile;
 use vhd_core::units::u64_from;
 
 const KIB: usize = 1 << 10;
@@ -282,6 +287,31 @@ fn missing_and_wrong_parents_are_refused() {
     let strict = || OpenOptions::new().gate(std::sync::Arc::new(ExplicitOnly));
     assert_eq!(strict().open(&child).unwrap_err().kind(), ErrorKind::ParentMissing);
     assert!(strict().parents([family.path("base.vhd")]).open(&child).is_ok());
+}
+
+/// Whoever puts layers together without the chain's checks gets an error too, for exactly what is in the parent.
+#[test]
+fn a_leaf_without_ancestors_never_reads_zeroes_for_its_parent() {
+    let mut rng = seeded(31, "alone");
+    let child = Sparse::child(u64_from(SIZE), 8 * KIB, id(CHILD), nameless()).store_whole(&mut rng, 1);
+    let open = |bytes: &[u8]| {
+        let file = Arc::new(MemoryFile::from_bytes(bytes.to_vec()));
+        Image::open(file, &OpenMode::read_only()).unwrap()
+    };
+    let bytes = child.lay().bytes;
+    let below = Layer::Vhd(Box::new(open(&bytes)));
+    for ancestors in [Vec::new(), vec![below]] {
+        let disk = disk_of(open(&bytes), ancestors);
+        let mut sector = [0; SECTOR];
+        assert_eq!(
+            disk.read_at(&mut sector, 0).unwrap_err().kind(),
+            ErrorKind::ParentMissing
+        );
+        disk.read_at(&mut sector, u64_from(8 * KIB)).unwrap();
+        let all = ByteRange::new(0, disk.size());
+        let walked = disk.extents(all, &mut |_| ControlFlow::Continue(()));
+        assert_eq!(walked.unwrap_err().kind(), ErrorKind::ParentMissing);
+    }
 }
 
 #[test]

@@ -343,7 +343,7 @@ fn damaged_footers_are_refused() {
     assert_refused(&[], ErrorKind::FooterMissing, "an empty file");
     assert_refused(&[0; 511], ErrorKind::FooterMissing, "511 zeroes");
 
-    let changes: [(&str, ErrorKind, Change<'_>); 9] = [
+    let changes: [(&str, ErrorKind, Change<'_>); 8] = [
         ("poison", ErrorKind::JournalPending, &|footer| {
             put(footer, 0, b"v_poison")
         }),
@@ -364,9 +364,6 @@ fn damaged_footers_are_refused() {
         ("header elsewhere", ErrorKind::HeaderMissing, &|footer| {
             put(footer, 16, &1024_u64.to_be_bytes());
         }),
-        ("reverse bitmaps", ErrorKind::Unsupported, &|footer| {
-            put(footer, 28, b"tap\0\0\0\0\x01");
-        }),
     ];
     for (what, kind, change) in changes {
         let mut laid = laid_specimen(17).0;
@@ -378,6 +375,20 @@ fn damaged_footers_are_refused() {
         laid.change_footers(|footer| put(footer, 60, &disk_type.to_be_bytes()));
         assert_refused(&laid.bytes, ErrorKind::DiskType, "disk type");
     }
+}
+
+/// Early Xen images have their bitmaps in the other bit order. They may be sound: neither the opener nor the
+/// checker can say.
+#[test]
+fn reverse_bitmaps_are_not_supported() {
+    let mut laid = laid_specimen(17).0;
+    laid.change_footers(|footer| put(footer, 28, b"tap\0\0\0\0\x01"));
+    let error = Image::open(memory(&laid.bytes), &OpenMode::read_only()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert_eq!(
+        check(&*memory(&laid.bytes)).unwrap_err().kind(),
+        std::io::ErrorKind::Unsupported
+    );
 }
 
 #[test]

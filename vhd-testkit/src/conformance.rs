@@ -30,6 +30,8 @@ pub struct Conformance {
     pub read_only: bool,
     /// Run the checks with several threads.
     pub concurrency: bool,
+    /// A read beside a write may see a part of a sector old and a part new, as host file systems allow.
+    pub torn_reads: bool,
     /// Steps of each random check.
     pub steps: u32,
     /// The seed; the environment can replace it.
@@ -43,6 +45,7 @@ impl Default for Conformance {
             size: (5 << 20) + (12 << 10),
             read_only: false,
             concurrency: true,
+            torn_reads: false,
             steps: 300,
             seed: 0x7e57,
         }
@@ -122,6 +125,7 @@ struct Bench {
     /// The logical block size.
     block: u64,
     read_only: bool,
+    torn_reads: bool,
     steps: u32,
     random: fastrand::Rng,
     /// The generation of the next write; the initial content has 1.
@@ -140,6 +144,7 @@ impl Bench {
             shadow,
             block,
             read_only: options.read_only,
+            torn_reads: options.torn_reads,
             steps: options.steps,
             random,
             generation: 1,

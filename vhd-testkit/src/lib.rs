@@ -1,4 +1,4 @@
-//! Test tools of the workspace: files that crash, fail and record, models to compare with, a conformance suite.
+//! Test tools of the workspace: files that crash, fail, record and call back, models to compare with, a conformance suite.
 //!
 //! ```text
 //!   Workload / ops ---> the disk under test ---> RecordingFile ---> FaultFile ---> CrashFile
@@ -42,6 +42,7 @@ pub mod bytes;
 pub mod conformance;
 pub mod crash_file;
 pub mod fault_file;
+pub mod hook_file;
 pub mod model;
 mod operation;
 pub mod recording_file;
@@ -52,6 +53,7 @@ pub mod workload;
 pub use conformance::{Conformance, conformance};
 pub use crash_file::{CrashChoice, CrashFile, CrashLimits, CrashSnapshot, CrashState, CrashStates, Kept, Support};
 pub use fault_file::{Fault, FaultControl, FaultError, FaultFile, each_operation_fails};
+pub use hook_file::{HookFile, Hooks};
 pub use model::{CrashModel, FlushMark, ModelDisk, Violation};
 pub use operation::{Operation, OperationKind};
 pub use recording_file::{Recorder, RecordingFile};

@@ -20,13 +20,15 @@ Examples:
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct ManArgs {
-    /// An existing directory to write vhd.1, vhd-create.1 and so on to; without it vhd.1 goes to standard output
+    /// Directory to write vhd.1, vhd-create.1 and so on to; without it vhd.1 goes to standard output
     dir: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: &ManArgs) -> Result<Exit, Failure> {
     match &args.dir {
-        Some(dir) => clap_mangen::generate_to(Cli::definition(), dir).map_err(|error| failed(dir, &error))?,
+        Some(dir) => std::fs::create_dir_all(dir)
+            .and_then(|()| clap_mangen::generate_to(Cli::definition(), dir))
+            .map_err(|error| failed(dir, &error))?,
         None => print()?,
     }
     Ok(Exit::Ok)

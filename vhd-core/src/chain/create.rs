@@ -4,7 +4,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::{ChainError, OpenOptions};
 use crate::ErrorKind;
-use crate::format::{DEFAULT_BLOCK_SIZE, Timestamp, UniqueId};
+use crate::format::{DEFAULT_BLOCK_SIZE, MAX_BLOCK_SIZE, MIN_CREATE_BLOCK_SIZE, Timestamp, UniqueId};
 use crate::image::{CreateError, ParentLink, create_differencing};
 use crate::storage::{StagedFile, StorageError};
 
@@ -42,8 +42,8 @@ impl CreateChildError {
 }
 
 /// Creates a differencing image at `child` over the disk at `parent`, which `options` opens (with its own
-/// parents: a child of a broken chain would be broken too). Blocks are of `block_size` bytes, or of the
-/// parent's size. The image appears under its name complete and durable, or not at all.
+/// parents: a child of a broken chain would be broken too). Blocks are of `block_size` bytes, or as large as
+/// the parent's where an image can be created with such blocks. The image appears under its name complete and durable, or not at all.
 pub fn create_child(
     child: &Path,
     parent: &Path,
@@ -55,7 +55,9 @@ pub fn create_child(
     let parent_blocks = image
         .and_then(|image| image.header())
         .map(|header| header.layout.block_size());
-    let block_size = block_size.or(parent_blocks).unwrap_or(u64::from(DEFAULT_BLOCK_SIZE));
+    let creatable = u64::from(MIN_CREATE_BLOCK_SIZE)..=u64::from(MAX_BLOCK_SIZE);
+    let inherited = parent_blocks.filter(|size| creatable.contains(size));
+    let block_size = block_size.or(inherited).unwrap_or(u64::from(DEFAULT_BLOCK_SIZE));
     let failed = |source| CreateChildError::Create {
         path: child.to_owned(),
         source,

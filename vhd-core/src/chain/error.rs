@@ -77,7 +77,7 @@ pub enum ChainError {
         path: PathBuf,
     },
     /// More layers than are followed.
-    #[error("{} has more than {limit} ancestors", path.display())]
+    #[error("{} is a chain of more than {limit} layers", path.display())]
     TooDeep {
         /// The leaf.
         path: PathBuf,

@@ -121,12 +121,11 @@ impl OpenOptions {
                     path: path.to_owned(),
                     source,
                 })?;
-                let device = Device::Raw(Arc::new(device));
-                Ok(OpenedDisk {
-                    device,
-                    paths: vec![path.to_owned()],
-                    warnings: Vec::new(),
-                })
+                Ok(OpenedDisk::new(
+                    Device::Raw(Arc::new(device)),
+                    vec![path.to_owned()],
+                    Vec::new(),
+                ))
             }
             ImageFormat::Vhd => ChainBuilder::new(self, path).build(file),
         }
@@ -147,6 +146,8 @@ impl OpenOptions {
 /// An open disk and what is known of the files below it.
 pub struct OpenedDisk {
     device: Device,
+    /// One handle for all: what clones of it do to parts of sectors is in order.
+    disk: Disk,
     paths: Vec<PathBuf>,
     warnings: Vec<ChainWarning>,
 }
@@ -175,14 +176,23 @@ impl fmt::Debug for OpenedDisk {
 }
 
 impl OpenedDisk {
+    fn new(device: Device, paths: Vec<PathBuf>, warnings: Vec<ChainWarning>) -> Self {
+        let disk = Disk::new(match &device {
+            Device::Raw(device) => Arc::clone(device) as Arc<dyn BlockDevice>,
+            Device::Chain(device) => Arc::clone(device) as Arc<dyn BlockDevice>,
+        });
+        Self {
+            device,
+            disk,
+            paths,
+            warnings,
+        }
+    }
+
     /// A handle of the disk.
     #[must_use]
     pub fn disk(&self) -> Disk {
-        let device: Arc<dyn BlockDevice> = match &self.device {
-            Device::Raw(device) => Arc::clone(device) as _,
-            Device::Chain(device) => Arc::clone(device) as _,
-        };
-        Disk::new(device)
+        self.disk.clone()
     }
 
     /// Raw or VHD.
@@ -236,6 +246,7 @@ impl OpenedDisk {
     /// The disk of a VHD for a holder who has it to himself; `None` for a raw disk, or while other handles use it.
     #[must_use]
     pub fn into_device(self) -> Option<LayeredDevice> {
+        drop(self.disk);
         match self.device {
             Device::Raw(_) => None,
             Device::Chain(device) => Arc::try_unwrap(device).ok(),
@@ -245,6 +256,7 @@ impl OpenedDisk {
     /// Flushes and closes the disk and says whether that worked. A disk that other handles still use is only
     /// flushed; the last handle closes it.
     pub fn close(self) -> Result<(), DeviceError> {
+        drop(self.disk);
         match self.device {
             Device::Raw(device) => device.flush(),
             Device::Chain(device) => match Arc::try_unwrap(device) {
@@ -305,11 +317,7 @@ impl<'a> ChainBuilder<'a> {
             ancestors.push(found.layer);
         }
         let device = Device::Chain(Arc::new(LayeredDevice::new(leaf, ancestors)));
-        Ok(OpenedDisk {
-            device,
-            paths: self.paths,
-            warnings: self.warnings,
-        })
+        Ok(OpenedDisk::new(device, self.paths, self.warnings))
     }
 
     /// Notes that a file is part of the chain; it must not be already.

@@ -32,6 +32,9 @@ pub enum DeviceError {
     /// The device was opened for reading.
     #[error("the disk is open read-only")]
     ReadOnly,
+    /// A differencing image was opened without its parents, and the range is in them.
+    #[error("the range is in a parent, and the image was opened without it")]
+    NoParent,
     /// The device can't do this (its capabilities say so).
     #[error("the disk can't {0}")]
     Unsupported(&'static str),
@@ -74,6 +77,7 @@ impl DeviceError {
             Self::OutOfRange { .. } => ErrorKind::OutOfRange,
             Self::Misaligned { .. } => ErrorKind::Misaligned,
             Self::ReadOnly => ErrorKind::ReadOnly,
+            Self::NoParent => ErrorKind::ParentMissing,
             Self::Unsupported(_) => ErrorKind::Unsupported,
             Self::NotFast => ErrorKind::NotFast,
             Self::ImageFull { .. } => ErrorKind::ImageFull,

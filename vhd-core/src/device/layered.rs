@@ -92,7 +92,8 @@ impl fmt::Debug for LayeredDevice {
 
 impl LayeredDevice {
     /// The disk of `leaf` over `ancestors`, nearest first. That they belong together is the business of
-    /// [`chain`](crate::chain); a differencing image needs its ancestors down to one that is not.
+    /// [`chain`](crate::chain); a differencing image needs its ancestors down to one that is not: what it leaves to a parent
+    /// that is not there is [`DeviceError::NoParent`], never zeroes.
     #[must_use]
     pub fn new(leaf: Image, ancestors: Vec<Layer>) -> Self {
         let size = leaf.disk_size();
@@ -136,6 +137,9 @@ impl LayeredDevice {
 
     /// Whether the disk would read zero in the range if the leaf had nothing there.
     pub(crate) fn parents_read_zero(&self, range: ByteRange, buffer: &mut Vec<u8>) -> Result<bool, DeviceError> {
+        if !self.leaf().is_differencing() {
+            return Ok(true);
+        }
         let mut at = range.start;
         while at < range.end() {
             let Located { place, len } = self.locate_in_parents(at, range.end() - at)?;
@@ -178,7 +182,7 @@ impl LayeredDevice {
     fn locate_in_parents(&self, offset: u64, len: u64) -> Result<Located, DeviceError> {
         match &self.parents {
             Some(parents) => parents.locate(&self.layers, offset, len),
-            None => Ok(Located { place: None, len }),
+            None => Err(DeviceError::NoParent),
         }
     }
 

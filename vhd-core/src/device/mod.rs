@@ -8,6 +8,7 @@ mod error;
 mod extents;
 mod layered;
 mod parents;
+mod poison;
 mod raw;
 mod scatter;
 
@@ -17,6 +18,7 @@ pub use disk::{Disk, DiskStats};
 pub use error::DeviceError;
 pub use extents::{Extent, ExtentKind, ExtentVisitor};
 pub use layered::{Layer, LayeredDevice};
+pub(crate) use poison::Poison;
 pub use raw::RawDevice;
 pub(crate) use raw::zero_file_range;
 

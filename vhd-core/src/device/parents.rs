@@ -244,11 +244,9 @@ fn walk(layers: &[Layer], start: u64, end: u64) -> Result<Runs, DeviceError> {
             break;
         }
     }
-    found.extend(open.into_iter().map(|(start, end)| Found {
-        start,
-        end,
-        place: None,
-    }));
+    if !open.is_empty() {
+        return Err(DeviceError::NoParent);
+    }
     found.sort_unstable_by_key(|found| found.start);
     Ok(join(&found, start))
 }

@@ -4,7 +4,9 @@ use std::io::{IoSlice, IoSliceMut};
 use std::sync::Arc;
 
 use super::extents::{Coalescer, ExtentVisitor, push_stored};
-use super::{BlockDevice, ByteRange, Capabilities, DeviceError, DeviceInfo, LOGICAL_BLOCK, ZeroOptions, check_range};
+use super::{
+    BlockDevice, ByteRange, Capabilities, DeviceError, DeviceInfo, LOGICAL_BLOCK, Poison, ZeroOptions, check_range,
+};
 use crate::image::IoContext;
 use crate::storage::{PaddedFile, StorageFile, clear_range, zero_range_kept};
 
@@ -16,6 +18,7 @@ const PREFERRED_TRANSFER: u32 = 1 << 20;
 pub struct RawDevice {
     file: PaddedFile,
     info: DeviceInfo,
+    poison: Poison,
 }
 
 impl RawDevice {
@@ -31,6 +34,7 @@ impl RawDevice {
         Ok(Self {
             file: PaddedFile::new(file, u64::from(LOGICAL_BLOCK))?,
             info,
+            poison: Poison::new(),
         })
     }
 
@@ -44,6 +48,7 @@ impl RawDevice {
         if !self.info.capabilities.write {
             return Err(DeviceError::ReadOnly);
         }
+        self.poison.check()?;
         check_range(offset, len, self.file.padded_len())
     }
 
@@ -82,7 +87,8 @@ impl BlockDevice for RawDevice {
         if !self.info.capabilities.write {
             return Ok(());
         }
-        self.file.sync().io_context("sync", 0)
+        self.poison.check()?;
+        self.poison.on_error(self.file.sync().io_context("sync", 0))
     }
 
     fn write_zeroes(&self, range: ByteRange, options: ZeroOptions) -> Result<(), DeviceError> {

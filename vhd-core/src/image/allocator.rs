@@ -73,8 +73,11 @@ impl Allocator {
         }
     }
 
-    /// Space for one block, which reads zero.
-    pub(super) fn reserve(&self) -> Result<Reservation<'_>, DeviceError> {
+    /// Space for one block, which reads zero. The file grows only if `check_fence` allows it.
+    pub(super) fn reserve(
+        &self,
+        check_fence: impl FnOnce() -> Result<(), DeviceError>,
+    ) -> Result<Reservation<'_>, DeviceError> {
         let mut tail = lock(&self.tail);
         let bitmap = match tail.returned.last().copied() {
             Some(bitmap) => {
@@ -83,7 +86,7 @@ impl Allocator {
                 tail.returned.pop();
                 bitmap
             }
-            None => self.extend(&mut tail)?,
+            None => self.extend(&mut tail, check_fence)?,
         };
         Ok(Reservation {
             allocator: self,
@@ -92,7 +95,11 @@ impl Allocator {
         })
     }
 
-    fn extend(&self, tail: &mut Tail) -> Result<FileOffset, DeviceError> {
+    fn extend(
+        &self,
+        tail: &mut Tail,
+        check_fence: impl FnOnce() -> Result<(), DeviceError>,
+    ) -> Result<FileOffset, DeviceError> {
         let mut start = self.layout.aligned_start(tail.next);
         if start + self.layout.stored_bytes() > tail.limit {
             let behind_footer = if tail.grown {
@@ -101,6 +108,7 @@ impl Allocator {
                 tail.limit
             };
             start = self.layout.aligned_start(behind_footer);
+            check_fence()?;
             self.grow(tail, start)?;
         }
         tail.next = start + self.layout.stored_bytes();
@@ -145,12 +153,14 @@ impl Allocator {
         lock(&self.tail).retired.extend(footers);
     }
 
-    /// Cuts the unused end of the last chunk off. Nothing is pending any more when this is called.
-    pub(super) fn trim(&self) -> Result<(), DeviceError> {
+    /// Cuts the unused end of the last chunk off, if `check_fence` allows it: without the lease that end may be
+    /// another owner's by now. Nothing is pending any more when this is called.
+    pub(super) fn trim(&self, check_fence: impl FnOnce() -> Result<(), DeviceError>) -> Result<(), DeviceError> {
         let mut tail = lock(&self.tail);
         if !tail.grown || tail.next == tail.limit {
             return Ok(());
         }
+        check_fence()?;
         let end = tail.next;
         // INV-03: the footer at the new end is durable before the one at the old end goes.
         self.file

@@ -132,10 +132,14 @@ impl CheckReport {
         });
     }
 
-    /// Adds what kept a structure from being used; a failure to read is no finding.
+    /// Adds what kept a structure from being used; what keeps the check from being made is no finding.
     fn push_broken(&mut self, error: OpenError) -> Result<(), io::Error> {
         if let OpenError::Read { source, .. } | OpenError::Restore { source, .. } = error {
             return Err(source);
+        }
+        if error.kind() == ErrorKind::Unsupported {
+            // The image may be sound: that can't be told, which is not a finding.
+            return Err(io::Error::new(io::ErrorKind::Unsupported, error));
         }
         let message = match std::error::Error::source(&error) {
             Some(rule) => format!("{error}: {rule}"),

@@ -18,13 +18,13 @@ use super::allocator::Allocator;
 use super::error::IoContext;
 use super::sparse::Sparse;
 use super::table::table_sector_of;
-use crate::device::DeviceError;
+use crate::device::{DeviceError, Poison};
 use crate::format::FOOTER_SIZE;
 use crate::storage::StorageFile;
-use crate::sync::{AtomicBool, Mutex, Ordering, lock};
+use crate::sync::{Mutex, lock};
 use crate::units::{BlockIndex, FileOffset, SECTOR_SIZE, u64_from, usize_from};
 
-/// Blocks that may be unpublished at once (INV-07): a crash loses at most these, and a flush handles no more.
+/// Blocks that may be unpublished, or have unpublished sectors, at once (INV-07): a crash loses at most these, and a flush handles no more.
 pub(super) const MAX_UNPUBLISHED: usize = 1 << 16;
 
 /// Asked before metadata is published: a lease says here whether this process still owns the image (INV-06).
@@ -38,7 +38,7 @@ pub(super) struct Writer {
     pub(super) allocator: Allocator,
     pub(super) stripes: Box<[Mutex<()>]>,
     pub(super) pending: Mutex<Pending>,
-    pub(super) poisoned: AtomicBool,
+    pub(super) poison: Poison,
     pub(super) fence: Option<Arc<dyn PublishFence>>,
 }
 
@@ -80,30 +80,17 @@ pub(super) struct Durable<'a>(Staged<'a>);
 pub(super) struct Published<'a>(Staged<'a>);
 
 impl Writer {
-    pub(super) fn check_usable(&self) -> Result<(), DeviceError> {
-        // INV-05: after a failed sync nothing is written any more.
-        if self.poisoned.load(Ordering::Acquire) {
-            Err(DeviceError::Poisoned)
-        } else {
-            Ok(())
-        }
-    }
-
-    fn poison(&self) {
-        self.poisoned.store(true, Ordering::Release);
-    }
-
-    fn poison_on_error<T>(&self, result: Result<T, DeviceError>) -> Result<T, DeviceError> {
-        if result.is_err() {
-            self.poison();
-        }
-        result
+    /// INV-06: whoever lost the lease changes no metadata.
+    pub(super) fn check_fence(&self) -> Result<(), DeviceError> {
+        let held = self.fence.as_ref().map_or(Ok(()), |fence| fence.check());
+        self.poison
+            .on_error(held.map_err(|reason| DeviceError::FenceLost { reason }))
     }
 }
 
 /// One whole flush of an image of blocks.
 pub(super) fn commit(sparse: &Sparse, writer: &Writer, file: &dyn StorageFile) -> Result<(), DeviceError> {
-    writer.check_usable()?;
+    writer.poison.check()?;
     let durable = Staged::stage(sparse, writer, file)?.sync()?;
     if durable.has_nothing_to_publish() {
         return Ok(());
@@ -186,7 +173,7 @@ impl<'a> Staged<'a> {
 
     /// INV-01, INV-02: payload, new bitmaps, footer and length are durable before anything refers to them.
     fn sync(self) -> Result<Durable<'a>, DeviceError> {
-        self.writer.poison_on_error(self.file.sync().io_context("sync", 0))?;
+        self.writer.poison.on_error(self.file.sync().io_context("sync", 0))?;
         Ok(Durable(self))
     }
 }
@@ -200,16 +187,12 @@ impl<'a> Durable<'a> {
     /// Writes what refers to durable data.
     fn publish(self) -> Result<Published<'a>, DeviceError> {
         let Self(staged) = self;
-        if let Some(fence) = &staged.writer.fence {
-            // INV-06: whoever lost the lease changes no metadata.
-            let held = fence.check().map_err(|reason| DeviceError::FenceLost { reason });
-            staged.writer.poison_on_error(held)?;
-        }
+        staged.writer.check_fence()?;
         let written = staged
             .write_table()
             .and_then(|()| staged.write_bits())
             .and_then(|()| staged.clear_retired());
-        staged.writer.poison_on_error(written)?;
+        staged.writer.poison.on_error(written)?;
         Ok(Published(staged))
     }
 }
@@ -256,7 +239,7 @@ impl Staged<'_> {
 impl Published<'_> {
     fn sync(self) -> Result<(), DeviceError> {
         let Self(staged) = self;
-        staged.writer.poison_on_error(staged.file.sync().io_context("sync", 0))
+        staged.writer.poison.on_error(staged.file.sync().io_context("sync", 0))
     }
 }
 

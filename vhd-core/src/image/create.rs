@@ -76,7 +76,7 @@ pub fn create_differencing(
     header.parent_timestamp = parent.modified;
     header.parent_name = parent.name.parse().map_err(|_| CreateError::ParentName {
         name: parent.name.clone(),
-        reason: "it has more than 256 UTF-16 units",
+        reason: "it has more than 255 UTF-16 units, or a NUL",
     })?;
     let relative = encode_locator_utf16le(&parent.relative_path);
     let absolute = encode_locator_utf16le(&parent.absolute_path);

@@ -34,6 +34,12 @@ pub enum OpenError {
         #[source]
         source: io::Error,
     },
+    /// A footer has to be restored, and the lease that allows it is gone (INV-06).
+    #[error("the right to change this image's metadata is lost: {reason}")]
+    FenceLost {
+        /// What the lease said.
+        reason: String,
+    },
     /// Neither end of the file holds a footer.
     #[error("no footer: neither the last 512 bytes of the {file_len} bytes nor the first are a VHD footer")]
     NoFooter {
@@ -138,7 +144,9 @@ impl OpenError {
             Self::BlockInMetadata { offset, .. }
             | Self::BlockPastEnd { offset, .. }
             | Self::BlockOverlap { offset, .. } => Some(offset.0),
-            Self::NoFooter { .. } | Self::FileTooShort { .. } | Self::TooManyBlocks { .. } => None,
+            Self::FenceLost { .. } | Self::NoFooter { .. } | Self::FileTooShort { .. } | Self::TooManyBlocks { .. } => {
+                None
+            }
         }
     }
 
@@ -147,6 +155,7 @@ impl OpenError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Read { source, .. } | Self::Restore { source, .. } => io_kind(source),
+            Self::FenceLost { .. } => ErrorKind::FenceLost,
             Self::NoFooter { .. } => ErrorKind::FooterMissing,
             Self::Format { source, .. } => source.kind(),
             Self::FileTooShort { .. } => ErrorKind::FileTooShort,

@@ -97,9 +97,10 @@ impl Footers {
         }
     }
 
-    /// Restores the footer that is missing or damaged from the valid one, so that the image has two again.
+    /// Restores the footer that is missing, damaged or not current from the one in use, so that the image has
+    /// two again: a file that grows has only its copy until the new tail footer is durable.
     ///
-    /// INV-03: the valid one is not touched. A valid footer that differs is left alone.
+    /// INV-03: the footer in use is not touched.
     pub(super) fn restore(&self, file: &dyn StorageFile, file_len: u64) -> Result<Option<FileOffset>, OpenError> {
         let write = |structure, offset| {
             let written = file.write_all_at(&self.raw, offset).and_then(|()| file.sync());
@@ -109,19 +110,17 @@ impl Footers {
                 source,
             })
         };
-        match (self.source, &self.copy) {
-            (FooterSource::Copy, _) => {
+        if self.source != FooterSource::Copy && self.copy.is_some() && !self.agree() {
+            write("footer copy", 0)?;
+        }
+        match self.source {
+            FooterSource::Copy => {
                 let end = file_len.next_multiple_of(SECTOR_SIZE);
                 write("footer", end)?;
                 Ok(Some(FileOffset(end)))
             }
-            (FooterSource::Tail(offset), copy) => {
-                if matches!(copy, Some(Err(_))) {
-                    write("footer copy", 0)?;
-                }
-                Ok(Some(offset))
-            }
-            (FooterSource::LegacyTail(_), _) => Ok(None),
+            FooterSource::Tail(offset) => Ok(Some(offset)),
+            FooterSource::LegacyTail(_) => Ok(None),
         }
     }
 }

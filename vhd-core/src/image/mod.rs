@@ -40,7 +40,7 @@ pub(crate) use create::check_size;
 pub(crate) use error::IoContext;
 pub(crate) use rearrange::{Arrangement, PlacedBlock};
 
-use crate::device::DeviceError;
+use crate::device::{DeviceError, Poison};
 use crate::format::{DiskType, DynamicHeader, Footer, MAX_LOCATOR_LENGTH, PlatformCode, UniqueId, decode_locator};
 use crate::storage::StorageFile;
 use crate::units::{FileOffset, VirtualOffset, usize_from};
@@ -99,7 +99,7 @@ pub struct Image {
 }
 
 enum Body {
-    Fixed,
+    Fixed(Poison),
     Sparse(Box<Sparse>),
 }
 
@@ -170,7 +170,7 @@ impl Image {
 
     fn sparse(&self) -> Option<&Sparse> {
         match &self.body {
-            Body::Fixed => None,
+            Body::Fixed(_) => None,
             Body::Sparse(sparse) => Some(sparse),
         }
     }
@@ -193,7 +193,7 @@ impl Image {
     /// zero, and the range is inside the disk.
     pub fn resolve_read(&self, offset: VirtualOffset, len: u64) -> Result<ReadSpan, DeviceError> {
         match &self.body {
-            Body::Fixed => Ok(ReadSpan::Data {
+            Body::Fixed(_) => Ok(ReadSpan::Data {
                 file_offset: FileOffset(offset.0),
                 len,
             }),
@@ -207,10 +207,14 @@ impl Image {
         if !self.writable {
             return Err(DeviceError::ReadOnly);
         }
-        match self.writer() {
-            None => Ok(WriteSpan::in_place(self, FileOffset(offset.0), len)),
-            Some((sparse, writer)) => {
-                writer.check_usable()?;
+        match &self.body {
+            Body::Fixed(poison) => {
+                poison.check()?;
+                Ok(WriteSpan::in_place(self, FileOffset(offset.0), len))
+            }
+            Body::Sparse(sparse) => {
+                let writer = sparse.writer.as_ref().ok_or(DeviceError::ReadOnly)?;
+                writer.poison.check()?;
                 WriteSpan::in_block(self, sparse, writer, offset, len)
             }
         }
@@ -221,9 +225,15 @@ impl Image {
         if !self.writable {
             return Ok(());
         }
-        self.coalescer.run(|| match self.writer() {
-            None => self.file.sync().io_context("sync", 0),
-            Some((sparse, writer)) => commit::commit(sparse, writer, &*self.file),
+        self.coalescer.run(|| match &self.body {
+            Body::Fixed(poison) => {
+                poison.check()?;
+                poison.on_error(self.file.sync().io_context("sync", 0))
+            }
+            Body::Sparse(sparse) => match &sparse.writer {
+                None => Ok(()),
+                Some(writer) => commit::commit(sparse, writer, &*self.file),
+            },
         })
     }
 
@@ -239,7 +249,7 @@ impl Image {
         self.flush()?;
         match self.writer() {
             None => Ok(()),
-            Some((_, writer)) => writer.allocator.trim(),
+            Some((_, writer)) => writer.allocator.trim(|| writer.check_fence()),
         }
     }
 

@@ -12,12 +12,13 @@ use super::sparse::Sparse;
 use super::table::{BlockTable, Slot};
 use super::validate::{Region, Space, metadata_regions};
 use super::{Body, Image};
+use crate::device::Poison;
 use crate::format::{
     BlockLayout, DiskType, DynamicHeader, FOOTER_SIZE, Footer, HEADER_SIZE, LEGACY_FOOTER_SIZE, TABLE_ENTRY_SIZE,
     TableEntry, check_table_covers,
 };
 use crate::storage::StorageFile;
-use crate::sync::{AtomicBool, Mutex};
+use crate::sync::Mutex;
 use crate::units::{FileOffset, SECTOR_SIZE, u64_from, usize_from};
 
 /// The most blocks an image may have: its table then takes 64 MiB in the file and twice that in memory.
@@ -91,7 +92,7 @@ impl Image {
         let body = match footer.disk_type {
             DiskType::Fixed => {
                 check_fixed_length(&footer, file_len)?;
-                Body::Fixed
+                Body::Fixed(Poison::new())
             }
             DiskType::Dynamic | DiskType::Differencing => {
                 Body::Sparse(Box::new(open_sparse(&file, &footers, file_len, mode)?))
@@ -237,6 +238,9 @@ fn open_writer(
     file_len: u64,
     mode: &OpenMode,
 ) -> Result<Writer, OpenError> {
+    if let (Some(fence), false) = (&mode.fence, footers.agree()) {
+        fence.check().map_err(|reason| OpenError::FenceLost { reason })?;
+    }
     let tail = footers.restore(&**file, file_len)?;
     let footer_end = tail.map_or(0, |FileOffset(offset)| offset + u64_from(FOOTER_SIZE));
     let used = file_len.max(footer_end).max(claimed_end(regions));
@@ -244,7 +248,7 @@ fn open_writer(
         allocator: Allocator::new(Arc::clone(file), layout, footers.raw, used, tail),
         stripes: (0..STRIPES).map(|_| Mutex::new(())).collect(),
         pending: Mutex::new(Pending::default()),
-        poisoned: AtomicBool::new(false),
+        poison: Poison::new(),
         fence: mode.fence.clone(),
     })
 }

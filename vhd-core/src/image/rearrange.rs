@@ -118,7 +118,7 @@ impl Image {
     /// Everything written so far is durable.
     pub(crate) fn barrier(&mut self) -> Result<(), DeviceError> {
         let result = match self.writer() {
-            Some((_, writer)) => writer.check_usable(),
+            Some((_, writer)) => writer.poison.check(),
             None => Err(DeviceError::ReadOnly),
         };
         let result = result.and_then(|()| self.file.sync().io_context("sync", 0));
@@ -141,11 +141,9 @@ impl Image {
     }
 }
 
-/// INV-06: whoever lost the lease changes no metadata.
 fn check_fence(writer: &Writer) -> Result<(), DeviceError> {
-    writer.check_usable()?;
-    let held = writer.fence.as_ref().map_or(Ok(()), |fence| fence.check());
-    held.map_err(|reason| DeviceError::FenceLost { reason })
+    writer.poison.check()?;
+    writer.check_fence()
 }
 
 fn write_entries(

@@ -70,7 +70,7 @@ impl<'a> WriteSpan<'a> {
             let stripe = lock(stripe_of(writer, piece.block));
             slot = sparse.table.get(piece.block);
             if !slot.is_allocated() {
-                let reservation = writer.allocator.reserve()?;
+                let reservation = writer.allocator.reserve(|| writer.check_fence())?;
                 let file_offset = sparse.data_offset(reservation.bitmap(), piece.within);
                 let block = NewBlock {
                     sparse,
@@ -166,31 +166,38 @@ impl<'a> WriteSpan<'a> {
                 map,
                 piece,
             } => {
-                if map.set(piece.first, piece.count) {
-                    note_new_bits(sparse, writer, map, piece.block);
+                if map.run(piece.first, piece.count) == (true, piece.count) {
+                    return Ok(());
                 }
-                Ok(())
+                bound(self.image, set_bits(sparse, writer, map, piece))
             }
-            Completion::NewBlock(block) => {
-                let unpublished = block.publish_in_memory();
-                // INV-07: a writer that never flushes leaves a bounded number of blocks to a crash.
-                if unpublished >= MAX_UNPUBLISHED {
-                    self.image.flush()
-                } else {
-                    Ok(())
-                }
-            }
+            Completion::NewBlock(block) => bound(self.image, block.publish_in_memory()),
         }
     }
 }
 
-fn note_new_bits(sparse: &Sparse, writer: &Writer, map: &SectorMap, block: BlockIndex) {
-    if map.is_full() {
-        sparse.table.mark_full(block);
+/// INV-07: a writer that never flushes leaves a bounded number of blocks to a crash.
+fn bound(image: &Image, pending: usize) -> Result<(), DeviceError> {
+    if pending < MAX_UNPUBLISHED {
+        Ok(())
+    } else {
+        image.flush()
     }
-    if map.mark_dirty() {
-        lock(&writer.pending).dirty_maps.push(block);
+}
+
+/// Marks the sectors of `piece` as present; returns how many maps the next flush has to write.
+fn set_bits(sparse: &Sparse, writer: &Writer, map: &SectorMap, piece: Piece) -> usize {
+    // One critical section: whoever finds a bit set, or the map dirty, and then flushes must find it pending too.
+    let mut pending = lock(&writer.pending);
+    if map.set(piece.first, piece.count) {
+        if map.is_full() {
+            sparse.table.mark_full(piece.block);
+        }
+        if map.mark_dirty() {
+            pending.dirty_maps.push(piece.block);
+        }
     }
+    pending.dirty_maps.len()
 }
 
 impl NewBlock<'_> {

@@ -50,14 +50,18 @@ pub fn compare(
         for data in &mut stored {
             next = next.min(data.at_or_behind(position).map_err(OpsError::Source)?.unwrap_or(size));
         }
-        let start = next - next % CHUNK;
-        let start = start.max(position);
+        let start = if next == size {
+            size
+        } else {
+            (next - next % CHUNK).max(position)
+        };
         progress.advance(start - position);
         let end = size.min(start + THREADS * CHUNK);
-        if next == size || found.add(&compare_window(a, b, start, end)?).is_break() {
+        let stop = next < size && found.add(&compare_window(a, b, start, end)?).is_break();
+        progress.advance(end - start);
+        if stop {
             break;
         }
-        progress.advance(end - start);
         position = end;
     }
     Ok(found.finish())

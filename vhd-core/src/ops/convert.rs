@@ -21,10 +21,13 @@ const COPY_UNIT: u64 = 2 << 20;
 const SHARE_UNIT: u64 = 256 << 20;
 
 /// Bytes read, looked through and written at once: they stay in the processor's cache meanwhile.
-const COPY_STEP: usize = 256 << 10;
+const COPY_STEP: usize = 512 << 10;
 
 /// The grid on which file systems share extents.
 const SHARE_ALIGNMENT: u64 = 4096;
+
+/// What ends an attempt to share where the file system can't.
+const CANNOT_SHARE: DeviceError = DeviceError::Unsupported("share extents with its source");
 
 /// What a disk is converted to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +110,13 @@ pub fn convert(
         shared_bytes,
         zero_bytes,
     })
+}
+
+/// Bytes from an offset in the destination's file to the next multiple of a step. Writes that end there let
+/// the page cache take large pages; data of a block starts anywhere on the 4 KiB grid.
+fn up_to_boundary(offset: u64) -> u64 {
+    let step = u64_from(COPY_STEP);
+    step - offset % step
 }
 
 /// What is written: a flat file or an image of blocks.
@@ -241,48 +251,59 @@ impl Copier<'_> {
         let Some(file) = self.source.file_at_depth(job.extent.depth) else {
             return Ok(false);
         };
-        let mut possible = true;
-        let result = self.sink.place(range.start, range.len, |destination, at, part| {
-            if !possible {
-                return Ok(());
-            }
+        let shared = self.sink.place(range.start, range.len, |destination, at, part| {
             let from = file_offset + part.start;
             match destination.share_range_from(file, from, at, part.end - part.start) {
-                Err(error) if error.kind() == std::io::ErrorKind::Unsupported => possible = false,
-                other => other.io_context("share an extent", at)?,
+                // Ends the walk: a place that is not completed goes back, and no block is left for zeroes.
+                Err(error) if error.kind() == std::io::ErrorKind::Unsupported => Err(CANNOT_SHARE),
+                other => other.io_context("share an extent", at),
             }
-            Ok(())
         });
-        result.map_err(|error| self.destination_error(error))?;
-        if possible {
-            self.shared.fetch_add(range.len, Ordering::Relaxed);
-        } else {
-            self.can_share.store(false, Ordering::Relaxed);
+        match shared {
+            Ok(()) => {
+                self.shared.fetch_add(range.len, Ordering::Relaxed);
+                Ok(true)
+            }
+            Err(DeviceError::Unsupported(_)) => {
+                self.can_share.store(false, Ordering::Relaxed);
+                Ok(false)
+            }
+            Err(error) => Err(self.destination_error(error)),
         }
-        Ok(possible)
     }
 
     /// Copies what is not zero of the job's extent.
     fn copy(&self, job: &Job, buffer: &mut [u8]) -> Result<(), OpsError> {
         let range = job.extent.range;
         let mut at = range.start;
+        // Where in the file the bytes go, less where on the disk they are; known after the first write.
+        let mut shift = 0;
         while at < range.end() {
-            let len = usize_from(range.end() - at).min(buffer.len());
-            let bytes = &mut buffer[..len];
+            let len = up_to_boundary(at.wrapping_add(shift)).min(range.end() - at);
+            let bytes = &mut buffer[..usize_from(len)];
             self.disk.read_at(bytes, at).map_err(OpsError::Source)?;
-            for_each_data_run(bytes, |run| self.write(&bytes[run.clone()], at + u64_from(run.start)))
-                .map_err(|error| self.destination_error(error))?;
-            at += u64_from(len);
+            for_each_data_run(bytes, |run| {
+                let offset = at + u64_from(run.start);
+                shift = self.write(&bytes[run], offset)?.wrapping_sub(offset);
+                Ok(())
+            })
+            .map_err(|error| self.destination_error(error))?;
+            at += len;
         }
         Ok(())
     }
 
-    fn write(&self, bytes: &[u8], offset: u64) -> Result<(), DeviceError> {
-        self.copied.fetch_add(u64_from(bytes.len()), Ordering::Relaxed);
-        self.sink.place(offset, u64_from(bytes.len()), |file, at, part| {
+    /// Writes bytes of the disk; returns where in the file the first of them are.
+    fn write(&self, bytes: &[u8], offset: u64) -> Result<u64, DeviceError> {
+        let len = u64_from(bytes.len());
+        let mut first = None;
+        self.copied.fetch_add(len, Ordering::Relaxed);
+        self.sink.place(offset, len, |file, at, part| {
+            first.get_or_insert(at);
             file.write_all_at(&bytes[usize_from(part.start)..usize_from(part.end)], at)
                 .io_context("write", at)
-        })
+        })?;
+        Ok(first.unwrap_or(offset))
     }
 
     fn destination_error(&self, source: DeviceError) -> OpsError {

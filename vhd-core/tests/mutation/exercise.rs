@@ -8,7 +8,7 @@ use crate::common::disk::{assert_same, parent_layer, read_all};
 use crate::mutations::{Expected, Mutation, Subject};
 use vhd_core::ErrorKind;
 use vhd_core::check::{FindingCode, check};
-use vhd_core::device::{ByteRange, DeviceError, Disk, LayeredDevice, ZeroOptions};
+use vhd_core::device::{ByteRange, DeviceError, Disk, Layer, LayeredDevice, ZeroOptions};
 use vhd_core::image::{Image, OpenError, OpenMode};
 use vhd_core::storage::MemoryFile;
 use vhd_core::units::{u64_from, usize_from};
@@ -65,11 +65,12 @@ fn open(bytes: &[u8], mode: &OpenMode) -> Result<Opened, OpenError> {
 }
 
 fn device(subject: &Subject, image: Image) -> Arc<LayeredDevice> {
-    let wanted = subject.parent.clone().filter(|_| image.is_differencing());
-    Arc::new(LayeredDevice::new(
-        image,
-        wanted.map(parent_layer).into_iter().collect(),
-    ))
+    // A mutation may have made a child of an image that needs no parent: it gets one without a byte.
+    let parent = image.is_differencing().then(|| match &subject.parent {
+        Some(parent) => parent_layer(parent.clone()),
+        None => Layer::raw(Arc::new(MemoryFile::new())).expect("memory has a length"),
+    });
+    Arc::new(LayeredDevice::new(image, parent.into_iter().collect()))
 }
 
 fn assert_few_operations(file: &RecordingFile<MemoryFile>) {

@@ -1,6 +1,7 @@
 //! Several threads on one device.
 
 use std::io::{IoSlice, IoSliceMut};
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
@@ -125,15 +126,25 @@ pub(super) fn overlapping(bench: &mut Bench) {
     bench.verify_all("outside of overlapping writes");
 }
 
+/// Whether each byte of the sector at `at` is of one of the generations.
+fn is_torn_between(sector: &[u8], at: u64, generations: RangeInclusive<u64>) -> bool {
+    let possible: Vec<_> = generations
+        .map(|generation| pattern(at, sector.len(), generation))
+        .collect();
+    let mut bytes = sector.iter().enumerate();
+    bytes.all(|(index, byte)| possible.iter().any(|bytes| bytes[index] == *byte))
+}
+
 /// One writer counts generations up over a range; a reader sees, in each sector, no generation older than the
-/// last that was complete when it began, none that had not begun when it ended, and never a mix.
+/// last that was complete when it began, none that had not begun when it ended, and never a mix (unless
+/// reads may be torn: then each byte is of one of them).
 pub(super) fn racing(bench: &mut Bench) {
     let reach = (16 * bench.block)
         .max(32 << 10)
         .min(bench.size() / 4 / bench.block * bench.block);
     let (start, len) = (meeting(bench) - reach, 2 * reach);
     let (begun, complete, done) = (AtomicU64::new(1), AtomicU64::new(1), AtomicBool::new(false));
-    let device = &*bench.device;
+    let (device, torn_reads) = (&*bench.device, bench.torn_reads);
     write(device, start, len, 1);
     let check = |_reader: u64| {
         while !done.load(Ordering::Acquire) {
@@ -144,7 +155,8 @@ pub(super) fn racing(bench: &mut Bench) {
                 let at = start + u64_from(index * SECTOR);
                 let told = identify(sector);
                 let fits = matches!(told, Content::Pattern { offset, generation }
-                    if offset == at && (oldest..=newest).contains(&generation));
+                    if offset == at && (oldest..=newest).contains(&generation))
+                    || torn_reads && is_torn_between(sector, at, oldest..=newest);
                 assert!(
                     fits,
                     "a reader found {told} at {at:#x}, generations {oldest}..={newest} were possible"

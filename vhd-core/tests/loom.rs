@@ -1,0 +1,470 @@
+//! Every interleaving (up to a bound of preemptions) of small cases on the engine as it ships:
+//!
+//! ```text
+//! RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release -p vhd-core --test loom
+//! ```
+//!
+//! LOOM_MAX_PREEMPTIONS replaces the bound of each model. The file below the disk knows what is durable, and
+//! checks with each write what a crash would leave that keeps this write and no other.
+#![cfg(loom)]
+
+mod support;
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use loom::sync::atomic::AtomicUsize;
+use loom::thread;
+use support::forge::Forge;
+use vhd_core::device::{BlockDevice, LayeredDevice};
+use vhd_core::image::OpenMode;
+use vhd_core::storage::{MemoryFile, Segment, StorageFile};
+use vhd_core::units::{VirtualOffset, u64_from, usize_from};
+
+const SECTOR: usize = 512;
+const SECTORS_PER_BLOCK: usize = 4;
+const BLOCKS: usize = 2;
+const SIZE: usize = BLOCKS * SECTORS_PER_BLOCK * SECTOR;
+const TABLE_OFFSET: u64 = 1536;
+/// What a parent holds, everywhere.
+const PARENT: u8 = b'P';
+
+/// What a file says of the sectors of the disk: their first byte, where the image has them.
+type Content = [Option<u8>; BLOCKS * SECTORS_PER_BLOCK];
+
+/// Reads an image the way any program does that opens it after a crash.
+fn parse(file: &MemoryFile) -> Content {
+    let mut content = [None; BLOCKS * SECTORS_PER_BLOCK];
+    for (block, sectors) in (0..).zip(content.chunks_mut(SECTORS_PER_BLOCK)) {
+        let mut entry = [0; 4];
+        read(file, &mut entry, TABLE_OFFSET + 4 * block);
+        if entry == [0xFF; 4] {
+            continue;
+        }
+        let bitmap_at = u64::from(u32::from_be_bytes(entry)) * u64_from(SECTOR);
+        let mut bitmap = [0];
+        read(file, &mut bitmap, bitmap_at);
+        for (sector, found) in sectors.iter_mut().enumerate() {
+            if bitmap[0] & (0x80 >> sector) != 0 {
+                let mut first = [0];
+                read(file, &mut first, bitmap_at + u64_from((1 + sector) * SECTOR));
+                *found = Some(first[0]);
+            }
+        }
+    }
+    content
+}
+
+fn read(file: &MemoryFile, buf: &mut [u8], offset: u64) {
+    file.read_exact_at(buf, offset)
+        .expect("metadata refers to bytes in the file");
+}
+
+/// A file that knows what is durable. Its lock is none of loom's: a call is one step.
+#[derive(Debug)]
+struct OrderedFile {
+    state: Mutex<State>,
+    /// Counts the calls, so that loom tries them in every order; it orders nothing else.
+    clock: AtomicUsize,
+    differencing: bool,
+}
+
+#[derive(Debug)]
+struct State {
+    durable: MemoryFile,
+    current: MemoryFile,
+    syncs: usize,
+}
+
+impl OrderedFile {
+    fn new(forge: &Forge, differencing: bool) -> Arc<Self> {
+        let state = State {
+            durable: MemoryFile::from_bytes(forge.build()),
+            current: MemoryFile::from_bytes(forge.build()),
+            syncs: 0,
+        };
+        Arc::new(Self {
+            state: Mutex::new(state),
+            clock: AtomicUsize::new(0),
+            differencing,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no panic while it is locked")
+    }
+
+    /// For a call of the engine.
+    fn step(&self) -> MutexGuard<'_, State> {
+        self.clock.fetch_add(1, Ordering::Relaxed);
+        self.lock()
+    }
+
+    /// What a crash leaves that loses everything since the last sync.
+    fn durable(&self) -> Content {
+        parse(&self.lock().durable)
+    }
+
+    fn syncs(&self) -> usize {
+        self.lock().syncs
+    }
+}
+
+impl StorageFile for OrderedFile {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.step().current.read_exact_at(buf, offset)
+    }
+
+    fn read_exact_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<()> {
+        self.step().current.read_exact_vectored_at(bufs, offset)
+    }
+
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        let state = self.step();
+        state.current.write_all_at(buf, offset)?;
+        let crashed = state.durable.duplicate();
+        crashed.write_all_at(buf, offset)?;
+        for (sector, found) in parse(&crashed).into_iter().enumerate() {
+            // A new block of an image without a parent is full, and what was not written in it is zero.
+            let garbage = found == Some(0) && self.differencing || found == Some(GARBAGE);
+            // A second panic, of a disk that a failed test drops, would hide the first.
+            assert!(
+                !garbage || std::thread::panicking(),
+                "INV-01, INV-02: sector {sector} is there before its data"
+            );
+        }
+        Ok(())
+    }
+
+    fn write_all_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
+        let bytes: Vec<u8> = bufs.iter().flat_map(|buf| buf.iter().copied()).collect();
+        self.write_all_at(&bytes, offset)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.step().current.len()
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.step().current.set_len(len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let mut state = self.step();
+        state.durable = state.current.duplicate();
+        state.syncs += 1;
+        Ok(())
+    }
+
+    fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.step().current.punch_hole(offset, len)
+    }
+
+    fn zero_range(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.punch_hole(offset, len)
+    }
+
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.step().current.allocate(offset, len)
+    }
+
+    fn segment_at(&self, offset: u64) -> io::Result<(Segment, u64)> {
+        self.step().current.segment_at(offset)
+    }
+
+    fn share_range_from(&self, _: &dyn StorageFile, _: u64, _: u64, _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// Bytes of a write that was given up.
+const GARBAGE: u8 = 0xEE;
+
+/// A disk of two blocks and the file below it. Clones are the same disk.
+#[derive(Clone)]
+struct Disk {
+    device: Arc<LayeredDevice>,
+    file: Arc<OrderedFile>,
+}
+
+impl Disk {
+    fn differencing() -> Self {
+        let parent: Arc<dyn StorageFile> = Arc::new(MemoryFile::from_bytes(vec![PARENT; SIZE]));
+        Self::new(&Forge::differencing(u64_from(SIZE), 2048), &[parent])
+    }
+
+    fn dynamic() -> Self {
+        Self::new(&Forge::dynamic(u64_from(SIZE), 2048), &[])
+    }
+
+    fn new(forge: &Forge, parents: &[Arc<dyn StorageFile>]) -> Self {
+        let file = OrderedFile::new(forge, !parents.is_empty());
+        let leaf = Arc::clone(&file) as Arc<dyn StorageFile>;
+        let device = support::open(leaf, parents, &OpenMode::read_write()).expect("the image opens");
+        Self {
+            device: Arc::new(device),
+            file,
+        }
+    }
+
+    fn write(&self, sector: usize, byte: u8) {
+        let bytes = [byte; SECTOR];
+        self.device
+            .write_vectored_at(&[IoSlice::new(&bytes)], offset(sector), false)
+            .expect("no fault");
+    }
+
+    /// The byte that the whole sector reads.
+    fn read(&self, sector: usize) -> u8 {
+        let mut bytes = [0; SECTOR];
+        self.device
+            .read_vectored_at(&mut [IoSliceMut::new(&mut bytes)], offset(sector))
+            .expect("no fault");
+        assert!(bytes.iter().all(|&byte| byte == bytes[0]));
+        bytes[0]
+    }
+
+    /// Flushes; a crash from here on keeps what is in `sector`.
+    fn flush_and_expect(&self, sector: usize, byte: u8) {
+        self.device.flush().expect("no fault");
+        assert_eq!(self.file.durable()[sector], Some(byte), "sector {sector} was flushed");
+    }
+}
+
+fn offset(sector: usize) -> u64 {
+    u64_from(sector * SECTOR)
+}
+
+/// Runs the works on one disk at once, in every interleaving with at most `preemptions` switches of a thread
+/// that could have gone on, and then `end`.
+///
+/// Loom looks for a conflict in the last access alone, so that it misses a load before another thread's store
+/// when that thread loaded too. Both orders of spawning, and the file's clock, make up for that.
+fn race<const N: usize>(preemptions: usize, setup: fn() -> Disk, works: [fn(&Disk); N], end: fn(&Disk)) {
+    let mut reversed = works;
+    reversed.reverse();
+    let mut runs = 0;
+    for works in [works, reversed] {
+        // None of loom's: it counts what loom repeats.
+        let counter = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&counter);
+        let mut builder = loom::model::Builder::new();
+        builder.max_branches = 20_000;
+        builder.preemption_bound = builder.preemption_bound.or(Some(preemptions));
+        builder.check(move || {
+            counted.fetch_add(1, Ordering::Relaxed);
+            let disk = setup();
+            let threads = works.map(|work| {
+                let disk = disk.clone();
+                thread::spawn(move || work(&disk))
+            });
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+            end(&disk);
+        });
+        runs += counter.load(Ordering::Relaxed);
+    }
+    eprintln!("interleavings: {runs}");
+}
+
+/// A block that is published with its first sector.
+fn one_block() -> Disk {
+    let disk = Disk::differencing();
+    disk.write(0, b'a');
+    disk.flush_and_expect(0, b'a');
+    disk
+}
+
+#[test]
+fn two_writers_allocate_the_same_block() {
+    race(
+        5,
+        Disk::differencing,
+        [|disk| disk.write(0, b'a'), |disk| disk.write(1, b'b')],
+        |disk| {
+            assert_eq!([disk.read(0), disk.read(1), disk.read(2)], [b'a', b'b', PARENT]);
+            assert_eq!(disk.device.leaf().allocated_bytes(), 2048);
+            disk.flush_and_expect(0, b'a');
+            disk.flush_and_expect(1, b'b');
+        },
+    );
+}
+
+#[test]
+fn a_reader_of_a_new_block_sees_its_data_or_the_parents() {
+    let reader = |disk: &Disk| {
+        let seen = disk.read(1);
+        assert!([PARENT, b'a'].contains(&seen), "{seen:#x}");
+        assert_eq!(disk.read(2), PARENT);
+        if seen == b'a' {
+            assert_eq!(disk.read(1), b'a', "seen once, seen ever after");
+        }
+    };
+    race(5, Disk::differencing, [|disk| disk.write(1, b'a'), reader], |disk| {
+        assert_eq!(disk.read(1), b'a');
+    });
+}
+
+#[test]
+fn a_reader_of_a_new_block_sees_its_data_or_zeroes() {
+    let reader = |disk: &Disk| {
+        assert!([0, b'a'].contains(&disk.read(1)));
+        assert_eq!(disk.read(2), 0);
+    };
+    race(5, Disk::dynamic, [|disk| disk.write(1, b'a'), reader], |disk| {
+        assert_eq!([disk.read(0), disk.read(1)], [0, b'a']);
+    });
+}
+
+#[test]
+fn a_reader_of_a_new_sector_sees_its_data_or_the_parents() {
+    let reader = |disk: &Disk| {
+        assert!([PARENT, b'b'].contains(&disk.read(1)));
+        assert_eq!([disk.read(0), disk.read(2)], [b'a', PARENT]);
+    };
+    race(5, one_block, [|disk| disk.write(1, b'b'), reader], |disk| {
+        assert_eq!(disk.read(1), b'b');
+    });
+}
+
+/// INV-02: bits that are set while a flush takes its snapshot.
+#[test]
+fn inv_02_no_bit_is_lost_beside_a_flush() {
+    let setup = || {
+        let disk = one_block();
+        disk.write(1, b'b');
+        disk
+    };
+    let flusher = |disk: &Disk| disk.flush_and_expect(1, b'b');
+    race(5, setup, [|disk| disk.write(2, b'c'), flusher], |disk| {
+        disk.flush_and_expect(2, b'c');
+        assert_eq!(disk.file.durable()[..4], [Some(b'a'), Some(b'b'), Some(b'c'), None]);
+    });
+}
+
+/// INV-02: the same in a block that the flush publishes.
+#[test]
+fn inv_02_no_bit_of_a_new_block_is_lost_beside_a_flush() {
+    let setup = || {
+        let disk = Disk::differencing();
+        disk.write(0, b'a');
+        disk
+    };
+    let flusher = |disk: &Disk| disk.flush_and_expect(0, b'a');
+    race(5, setup, [|disk| disk.write(1, b'b'), flusher], |disk| {
+        disk.flush_and_expect(1, b'b');
+    });
+}
+
+/// INV-02: a writer that finds the bits of its block pending already counts on the flush that follows.
+#[test]
+fn inv_02_a_flush_has_the_bits_of_both_writers_of_a_block() {
+    let second = |disk: &Disk| {
+        disk.write(2, b'c');
+        disk.flush_and_expect(2, b'c');
+    };
+    race(5, one_block, [|disk| disk.write(1, b'b'), second], |disk| {
+        disk.flush_and_expect(1, b'b');
+    });
+}
+
+/// INV-02: a writer of a sector whose bit another writer has just set, and not listed yet.
+#[test]
+fn inv_02_a_flush_has_a_bit_that_another_writer_of_the_sector_set() {
+    let second = |disk: &Disk| {
+        disk.write(1, b'c');
+        disk.device.flush().expect("no fault");
+        let durable = disk.file.durable()[1];
+        assert!([Some(b'b'), Some(b'c')].contains(&durable), "{durable:?}");
+    };
+    race(5, one_block, [|disk| disk.write(1, b'b'), second], |disk| {
+        disk.device.flush().expect("no fault");
+    });
+}
+
+/// INV-01: a block that is allocated while a flush publishes its neighbour in the table. Were it published
+/// too, the bit of its next sector would go to the file like one of an unknown block: before its data.
+#[test]
+fn inv_01_an_unpublished_entry_never_reaches_the_file() {
+    let setup = || {
+        let disk = Disk::differencing();
+        disk.write(0, b'a');
+        disk
+    };
+    let writer = |disk: &Disk| {
+        disk.write(SECTORS_PER_BLOCK, b'b');
+        disk.write(SECTORS_PER_BLOCK + 1, b'c');
+    };
+    race(5, setup, [writer, |disk| disk.flush_and_expect(0, b'a')], |disk| {
+        disk.flush_and_expect(SECTORS_PER_BLOCK, b'b');
+        disk.flush_and_expect(SECTORS_PER_BLOCK + 1, b'c');
+    });
+}
+
+/// INV-01: a write to a block that another thread has just allocated.
+#[test]
+fn inv_01_a_flush_has_a_block_that_someone_else_allocated() {
+    let second = |disk: &Disk| {
+        disk.write(1, b'b');
+        disk.flush_and_expect(1, b'b');
+    };
+    race(5, Disk::differencing, [|disk| disk.write(0, b'a'), second], |disk| {
+        disk.flush_and_expect(0, b'a');
+    });
+}
+
+/// Flushes at once: none returns before a run that began after it was asked for, and there is a run for each
+/// at most.
+#[test]
+fn flushes_are_coalesced_and_none_returns_early() {
+    let setup = || {
+        let disk = Disk::dynamic();
+        disk.write(0, b'x');
+        disk.flush_and_expect(0, b'x');
+        disk
+    };
+    let works: [fn(&Disk); 3] = [
+        |disk| {
+            disk.write(1, b'a');
+            disk.flush_and_expect(1, b'a');
+        },
+        |disk| {
+            disk.write(2, b'b');
+            disk.flush_and_expect(2, b'b');
+        },
+        |disk| {
+            disk.write(3, b'c');
+            disk.flush_and_expect(3, b'c');
+        },
+    ];
+    race(3, setup, works, |disk| {
+        assert!((3..=5).contains(&disk.file.syncs()), "two for the setup")
+    });
+}
+
+/// INV-04: space whose write was given up, with its bytes in it, goes to whoever comes next as zeroes.
+#[test]
+fn inv_04_a_reservation_that_is_rolled_back() {
+    let gives_up = |disk: &Disk| {
+        let span = disk
+            .device
+            .leaf()
+            .resolve_write(VirtualOffset(0), 2048)
+            .expect("no fault");
+        let bytes = [GARBAGE; 2048];
+        span.file()
+            .write_all_at(&bytes[..usize_from(span.len())], span.file_offset().0)
+            .expect("no fault");
+    };
+    let other = |disk: &Disk| {
+        disk.write(SECTORS_PER_BLOCK, b'b');
+        disk.flush_and_expect(SECTORS_PER_BLOCK, b'b');
+    };
+    race(5, Disk::dynamic, [gives_up, other], |disk| {
+        disk.write(1, b'a');
+        assert_eq!([disk.read(0), disk.read(1), disk.read(2)], [0, b'a', 0]);
+        assert_eq!([disk.read(4), disk.read(5)], [b'b', 0]);
+        disk.flush_and_expect(1, b'a');
+        assert_eq!(disk.file.durable()[0], Some(0));
+    });
+}
