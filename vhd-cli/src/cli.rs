@@ -3,15 +3,15 @@
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::commands::{
-    azure, check, compare, completions, convert, create, diff, export_delta, hash, import_delta, info, man, map, tour,
-    tree,
+    azure, check, compact, compare, completions, convert, create, diff, export_delta, hash, import_delta, info, man,
+    map, measure, tour, tree,
 };
 use crate::exit;
 
-const ABOUT: &str = "Create, inspect, check, convert and compare VHD images";
+const ABOUT: &str = "Create, inspect, check, convert, compare and compact VHD images";
 
 const LONG_ABOUT: &str = "\
-Create, inspect, check, convert and compare VHD images (.vhd, .avhd): fixed, dynamic and differencing ones, with \
+Create, inspect, check, convert, compare and compact VHD images (.vhd, .avhd): fixed, dynamic and differencing ones, with \
 chains of any depth.
 
 An image's format is told by its content; --from says it where that is not possible. The parents of a differencing \
@@ -36,7 +36,7 @@ Examples:
   vhd convert snap.avhd disk.raw --to raw           the chain's content as a flat file
   vhd check disk.vhd && echo fine";
 
-/// Create, inspect, check, convert and compare VHD images
+/// Create, inspect, check, convert, compare and compact VHD images
 #[derive(Debug, Parser)]
 #[command(
     name = "vhd",
@@ -80,6 +80,10 @@ pub(crate) enum Command {
     Tree(tree::TreeArgs),
     /// Prepare or check an image for Azure
     Azure(azure::AzureArgs),
+    /// Make an image's file shorter in place; its content stays
+    Compact(compact::CompactArgs),
+    /// Say what compaction would gain, and why the rest stays; changes nothing
+    Measure(measure::MeasureArgs),
     /// Walk through the main jobs in a temporary directory, checking each step
     Tour(tour::TourArgs),
     /// Print a script that completes the command line in a shell

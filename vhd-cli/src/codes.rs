@@ -62,6 +62,8 @@ const TABLE: &[Code] = &[
     library(ErrorKind::Ambiguous,       "VHD-E0118", Exit::Refused),
     library(ErrorKind::PartitionTable,  "VHD-E0119", Exit::Refused),
     library(ErrorKind::DigestMissing,   "VHD-E0120", Exit::Refused),
+    library(ErrorKind::SavedState,      "VHD-E0121", Exit::Refused),
+    library(ErrorKind::ForeignMetadata, "VHD-E0122", Exit::Refused),
 
     library(ErrorKind::ParentMissing,   "VHD-E0201", Exit::Parent),
     library(ErrorKind::ParentMismatch,  "VHD-E0202", Exit::Parent),
@@ -69,6 +71,7 @@ const TABLE: &[Code] = &[
     library(ErrorKind::ChainTooDeep,    "VHD-E0204", Exit::Parent),
     library(ErrorKind::SizeMismatch,    "VHD-E0205", Exit::Refused),
     library(ErrorKind::DigestMismatch,  "VHD-E0206", Exit::Refused),
+    library(ErrorKind::HasChildren,     "VHD-E0207", Exit::Refused),
 
     library(ErrorKind::Io,              "VHD-E0301", Exit::Failed),
     library(ErrorKind::NotFound,        "VHD-E0302", Exit::Failed),
@@ -86,6 +89,8 @@ const TABLE: &[Code] = &[
     library(ErrorKind::FenceLost,       "VHD-E0408", Exit::Failed),
     library(ErrorKind::InvalidArgument, "VHD-E0409", Exit::Refused),
     library(ErrorKind::Verification,    "VHD-E0410", Exit::Failed),
+    library(ErrorKind::NoBlocks,        "VHD-E0411", Exit::Refused),
+    library(ErrorKind::Cancelled,       "VHD-E0412", Exit::Failed),
 
     own(Kind::SameFile,                 "VHD-E0501", "same-file",         Exit::Refused),
     own(Kind::Terminal,                 "VHD-E0502", "terminal",          Exit::Refused),

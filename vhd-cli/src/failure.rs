@@ -160,6 +160,7 @@ from_library!(
     vhd_core::ops::azure::AzureError,
     vhd_core::ops::delta::DeltaError,
     vhd_core::partition::PartitionError,
+    vhd_core::ops::compact::CompactError,
     vhd_core::storage::StorageError,
 );
 

@@ -1,9 +1,10 @@
-//! The `vhd` command: create, inspect, check, convert and compare VHD images.
+//! The `vhd` command: create, inspect, check, convert, compare and compact VHD images.
 //!
 //! ```text
 //!   cli.rs        the one definition of the grammar        commands/   one file per command
 //!   input.rs      opening a source, standard input too     output.rs   what goes to standard output
 //!   progress.rs   what goes to standard error meanwhile    failure.rs  why a command stopped
+//!   space.rs      free space of file systems               interrupt.rs  ending in order
 //!   codes.rs      kind of failure -> stable code, exit     exit.rs     the exit codes
 //! ```
 #![forbid(unsafe_code)]
@@ -16,10 +17,12 @@ mod failure;
 mod format_arg;
 mod human;
 mod input;
+mod interrupt;
 mod limits;
 mod output;
 mod progress;
 mod size;
+mod space;
 
 use std::process::ExitCode;
 

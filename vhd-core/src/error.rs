@@ -36,6 +36,10 @@ pub enum ErrorKind {
     FileTooShort,
     /// Another program left an unfinished journaled operation (cookie `v_poison`).
     JournalPending,
+    /// A virtual machine is saved with the disk: the format forbids to rearrange it.
+    SavedState,
+    /// Metadata of another program, which would not be true any more.
+    ForeignMetadata,
     /// The file's content does not tell whether it is a VHD or raw.
     Ambiguous,
 
@@ -57,6 +61,9 @@ pub enum ErrorKind {
     SizeMismatch,
     /// A disk is not the one that its digest says.
     DigestMismatch,
+
+    /// Other images are known to be based on the disk, whose content would change.
+    HasChildren,
 
     /// The host file system failed.
     Io,
@@ -89,6 +96,10 @@ pub enum ErrorKind {
     InvalidArgument,
     /// What was written does not read as it must.
     Verification,
+    /// A disk without blocks: a fixed or raw one.
+    NoBlocks,
+    /// It was told to stop.
+    Cancelled,
 }
 
 impl ErrorKind {
@@ -110,6 +121,8 @@ impl ErrorKind {
         Self::BlockOverlap,
         Self::FileTooShort,
         Self::JournalPending,
+        Self::SavedState,
+        Self::ForeignMetadata,
         Self::Ambiguous,
         Self::PartitionTable,
         Self::DigestMissing,
@@ -119,6 +132,7 @@ impl ErrorKind {
         Self::ChainTooDeep,
         Self::SizeMismatch,
         Self::DigestMismatch,
+        Self::HasChildren,
         Self::Io,
         Self::NotFound,
         Self::NoSpace,
@@ -134,6 +148,8 @@ impl ErrorKind {
         Self::FenceLost,
         Self::InvalidArgument,
         Self::Verification,
+        Self::NoBlocks,
+        Self::Cancelled,
     ];
 
     /// The stable name, for scripts and reports.
@@ -156,6 +172,8 @@ impl ErrorKind {
             Self::BlockOverlap => "block-overlap",
             Self::FileTooShort => "file-too-short",
             Self::JournalPending => "journal-pending",
+            Self::SavedState => "saved-state",
+            Self::ForeignMetadata => "foreign-metadata",
             Self::Ambiguous => "format-ambiguous",
             Self::PartitionTable => "partition-table",
             Self::DigestMissing => "digest-missing",
@@ -165,6 +183,7 @@ impl ErrorKind {
             Self::ChainTooDeep => "chain-too-deep",
             Self::SizeMismatch => "size-mismatch",
             Self::DigestMismatch => "digest-mismatch",
+            Self::HasChildren => "has-children",
             Self::Io => "io",
             Self::NotFound => "not-found",
             Self::NoSpace => "no-space",
@@ -180,6 +199,8 @@ impl ErrorKind {
             Self::FenceLost => "fence-lost",
             Self::InvalidArgument => "invalid-argument",
             Self::Verification => "verification",
+            Self::NoBlocks => "no-blocks",
+            Self::Cancelled => "cancelled",
         }
     }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod azure;
 pub(crate) mod check;
+pub(crate) mod compact;
 pub(crate) mod compare;
 pub(crate) mod completions;
 pub(crate) mod convert;
@@ -14,6 +15,7 @@ pub(crate) mod import_delta;
 pub(crate) mod info;
 pub(crate) mod man;
 pub(crate) mod map;
+pub(crate) mod measure;
 mod pair;
 mod ranges;
 pub(crate) mod tour;
@@ -47,6 +49,8 @@ fn dispatch(command: &Command) -> Result<Exit, Failure> {
         Command::ImportDelta(args) => import_delta::run(args),
         Command::Azure(args) => azure::run(args),
         Command::Tree(args) => tree::run(args),
+        Command::Compact(args) => compact::run(args),
+        Command::Measure(args) => measure::run(args),
         Command::Tour(args) => tour::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(args),
@@ -68,6 +72,8 @@ fn identity(command: &Command) -> (&'static str, bool) {
         Command::ImportDelta(args) => (import_delta::NAME, args.report.json),
         Command::Azure(args) => azure::identity(args),
         Command::Tree(args) => (tree::NAME, args.report.json),
+        Command::Compact(args) => (compact::NAME, args.report.json),
+        Command::Measure(args) => (measure::NAME, args.report.json),
         Command::Tour(_) => ("tour", false),
         Command::Completions(_) => ("completions", false),
         Command::Man(_) => ("man", false),

@@ -4,14 +4,26 @@
 mod azure;
 mod chains;
 mod check;
+mod compact;
 mod convert;
 mod create;
 mod delta;
 mod diff;
 mod failures;
+mod file_systems;
 mod kill;
 mod pages;
 mod reports;
 mod streams;
 mod support;
 mod tree;
+
+#[allow(dead_code, reason = "these tests use a part of it")]
+#[path = "../../../vhd-core/tests/common/tools.rs"]
+mod tools;
+
+/// Says something that is to be seen although the test passes: the test harness swallows what `println` prints.
+fn announce(text: &str) {
+    use std::io::Write as _;
+    writeln!(std::io::stderr(), "{text}").expect("standard error is there");
+}

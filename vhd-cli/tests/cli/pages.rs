@@ -17,6 +17,8 @@ const COMMANDS: &[&str] = &[
     "import-delta",
     "tree",
     "azure",
+    "compact",
+    "measure",
     "tour",
     "completions",
     "man",

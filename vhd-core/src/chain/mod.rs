@@ -5,6 +5,7 @@
 //! place in a fixed order, takes the first file with the right identity, and lists all it tried when there is
 //! none: a differencing image is never opened without its parent.
 
+mod children;
 mod create;
 mod detect;
 mod disagree;
@@ -14,6 +15,7 @@ pub mod forest;
 mod locate;
 mod open;
 
+pub use children::children_beside;
 pub use create::{CreateChildError, create_child, parent_link};
 pub use detect::ImageFormat;
 pub use error::{ChainError, ChainWarning, ParentOutcome, TriedParent};

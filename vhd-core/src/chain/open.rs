@@ -240,6 +240,16 @@ impl OpenedDisk {
         }
     }
 
+    /// The disk of a VHD for a holder who has it to himself; `None` for a raw disk, or while other handles use it.
+    #[must_use]
+    pub fn into_device(self) -> Option<LayeredDevice> {
+        drop(self.disk);
+        match self.device {
+            Device::Raw(_) => None,
+            Device::Chain(device) => Arc::try_unwrap(device).ok(),
+        }
+    }
+
     /// Flushes and closes the disk and says whether that worked. A disk that other handles still use is only
     /// flushed; the last handle closes it.
     pub fn close(self) -> Result<(), DeviceError> {

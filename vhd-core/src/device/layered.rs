@@ -10,7 +10,7 @@ use super::raw::discard_file_range;
 use super::scatter;
 use super::{BlockDevice, ByteRange, Capabilities, DeviceError, DeviceInfo, LOGICAL_BLOCK, ZeroOptions, check_range};
 use crate::image::{Image, IoContext, ReadSpan};
-use crate::storage::{PaddedFile, StorageFile};
+use crate::storage::{PaddedFile, StorageFile, reads_zero};
 use crate::units::{FileOffset, VirtualOffset, usize_from};
 
 /// The most bytes per request that are recommended to a frontend.
@@ -52,6 +52,13 @@ impl Layer {
     /// The layer's image, if it is a VHD.
     #[must_use]
     pub fn image(&self) -> Option<&Image> {
+        match self {
+            Self::Vhd(image) => Some(image),
+            Self::Raw(_) => None,
+        }
+    }
+
+    fn image_mut(&mut self) -> Option<&mut Image> {
         match self {
             Self::Vhd(image) => Some(image),
             Self::Raw(_) => None,
@@ -123,6 +130,29 @@ impl LayeredDevice {
     #[must_use]
     pub fn leaf(&self) -> &Image {
         self.layers[0].image().expect("the first layer is an image")
+    }
+
+    /// The image that is written, for one who has the disk to himself.
+    pub(crate) fn leaf_mut(&mut self) -> &mut Image {
+        self.layers[0].image_mut().expect("the first layer is an image")
+    }
+
+    /// Whether the disk would read zero in the range if the leaf had nothing there.
+    pub(crate) fn parents_read_zero(&self, range: ByteRange, buffer: &mut Vec<u8>) -> Result<bool, DeviceError> {
+        if !self.leaf().is_differencing() {
+            return Ok(true);
+        }
+        let mut at = range.start;
+        while at < range.end() {
+            let Located { place, len } = self.locate_in_parents(at, range.end() - at)?;
+            if let Some(Place { layer, offset }) = place
+                && !reads_zero(self.file_of(layer), offset.0, len, buffer).io_context("look for zeroes", offset.0)?
+            {
+                return Ok(false);
+            }
+            at += len;
+        }
+        Ok(true)
     }
 
     /// Flushes and closes the leaf: what only a close can say about the file is said here.

@@ -211,14 +211,7 @@ impl Staged<'_> {
         sectors.sort_unstable();
         sectors.dedup();
         for run in sectors.chunk_by(|a, b| a + 1 == *b) {
-            let mut bytes = Vec::with_capacity(run.len() * usize_from(SECTOR_SIZE));
-            for &sector in run {
-                self.sparse.table.encode_sector(sector, &mut bytes);
-            }
-            let offset = self.sparse.table_offset + run[0] * SECTOR_SIZE;
-            self.file
-                .write_all_at(&bytes, offset)
-                .io_context("write the block table", offset)?;
+            self.sparse.write_table_sectors(run, self.file)?;
         }
         Ok(())
     }

@@ -18,6 +18,7 @@ mod error;
 mod flush;
 mod footers;
 mod open;
+mod rearrange;
 mod sector_map;
 mod sector_maps;
 mod sparse;
@@ -37,6 +38,7 @@ pub use write_span::WriteSpan;
 
 pub(crate) use create::{LocatorData, check_size, differencing_header};
 pub(crate) use error::IoContext;
+pub(crate) use rearrange::{Arrangement, PlacedBlock};
 
 use crate::device::{DeviceError, Poison};
 use crate::format::{DiskType, DynamicHeader, Footer, MAX_LOCATOR_LENGTH, PlatformCode, UniqueId, decode_locator};
@@ -159,6 +161,11 @@ impl Image {
     #[must_use]
     pub fn file(&self) -> &Arc<dyn StorageFile> {
         &self.file
+    }
+
+    /// Bytes in the file.
+    pub(crate) fn file_len(&self) -> Result<u64, DeviceError> {
+        self.file.len().io_context("find the length", 0)
     }
 
     fn sparse(&self) -> Option<&Sparse> {

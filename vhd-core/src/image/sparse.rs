@@ -114,6 +114,18 @@ impl Sparse {
         Ok(Some(self.maps.insert_loaded(block, map)))
     }
 
+    /// Writes neighbouring sectors of the table as the file may hold them now.
+    pub(super) fn write_table_sectors(&self, sectors: &[u64], file: &dyn StorageFile) -> Result<(), DeviceError> {
+        let Some(first) = sectors.first() else { return Ok(()) };
+        let mut bytes = Vec::with_capacity(sectors.len() * usize_from(SECTOR_SIZE));
+        for &sector in sectors {
+            self.table.encode_sector(sector, &mut bytes);
+        }
+        let offset = self.table_offset + first * SECTOR_SIZE;
+        file.write_all_at(&bytes, offset)
+            .io_context("write the block table", offset)
+    }
+
     fn load_map(&self, file: &dyn StorageFile, block: BlockIndex, bitmap: FileOffset) -> io::Result<SectorMap> {
         let mut bytes = vec![0; usize_from(self.layout.bitmap_bytes())];
         file.read_exact_at(&mut bytes, bitmap.0)?;

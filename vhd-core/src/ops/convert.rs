@@ -7,7 +7,7 @@ use std::thread;
 
 use super::data_ranges::{DataRanges, Job};
 use super::zeroes::for_each_data_run;
-use super::{OpsError, Progress};
+use super::{OpsError, Progress, useful_threads};
 use crate::chain::OpenedDisk;
 use crate::device::{DeviceError, Disk};
 use crate::image::{Image, IoContext, OpenMode, Preallocate, create_dynamic, create_fixed};
@@ -131,14 +131,6 @@ pub(super) fn fill(
 fn up_to_boundary(offset: u64) -> u64 {
     let step = u64_from(COPY_STEP);
     step - offset % step
-}
-
-/// One thread reads while another writes; more than four only wait for one another at the file.
-fn useful_threads(asked: usize) -> usize {
-    match asked {
-        0 => thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 4)),
-        n => n,
-    }
 }
 
 /// What is written: a flat file or an image of blocks.

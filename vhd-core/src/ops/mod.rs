@@ -1,6 +1,7 @@
-//! Long operations on whole disks: convert, stream, compare, diff, hash.
+//! Long operations on whole disks: convert, stream, compare, diff, hash, compact.
 
 pub mod azure;
+pub mod compact;
 mod compare;
 mod convert;
 mod data_ranges;
@@ -25,6 +26,14 @@ pub trait Progress: Sync {
 
     /// `bytes` more are done.
     fn advance(&self, bytes: u64);
+}
+
+/// One thread reads while another writes; more than four only wait for one another at the file.
+fn useful_threads(asked: usize) -> usize {
+    match asked {
+        0 => std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 4)),
+        n => n,
+    }
 }
 
 /// Progress that no one looks at.

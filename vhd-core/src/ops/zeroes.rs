@@ -1,19 +1,9 @@
 //! Finding zeroes at the speed of memory.
 
+use crate::storage::is_zero;
+
 /// Bytes per unit in which zeroes are left out of a sparse file: the block of common file systems.
 pub(super) const ZERO_UNIT: usize = 4096;
-
-/// Bytes folded at once: wide enough for the compiler to use whole vectors.
-const FOLD: usize = 256;
-
-/// Whether every byte is zero.
-pub(super) fn is_zero(bytes: &[u8]) -> bool {
-    let (chunks, rest) = bytes.as_chunks::<FOLD>();
-    chunks
-        .iter()
-        .all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
-        && rest.iter().all(|&byte| byte == 0)
-}
 
 /// Calls `action` with the position of each maximal run of units that are not all zero.
 pub(super) fn for_each_data_run<E>(

@@ -52,7 +52,7 @@ impl FileIdentity {
         Ok(Self::of(&path.metadata()?))
     }
 
-    fn of(metadata: &Metadata) -> Self {
+    pub(crate) fn of(metadata: &Metadata) -> Self {
         Self {
             device: metadata.dev(),
             inode: metadata.ino(),

@@ -27,6 +27,7 @@ pub use padded::PaddedFile;
 pub use staged_file::StagedFile;
 pub use unsynced::UnsyncedFile;
 pub use zeroing::{clear_range, zero_range_kept};
+pub(crate) use zeroing::{is_zero, reads_zero};
 
 use std::fmt;
 use std::fs::File;

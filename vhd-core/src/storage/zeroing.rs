@@ -1,11 +1,15 @@
-//! Zeroes in a file, by whatever the file system offers.
+//! Zeroes in a file, made and found by whatever the file system offers.
 
 use std::io;
 
-use super::StorageFile;
+use super::{Segment, StorageFile};
 use crate::units::{u64_from, usize_from};
 
 const CHUNK: usize = 64 << 10;
+
+/// Bytes read first where zeroes are looked for, and at once from then on.
+const FIRST_LOOK: u64 = 4096;
+const LOOK: u64 = 256 << 10;
 
 /// Makes a range read zero and frees its space, or writes zeroes where the file system has no holes.
 pub fn clear_range(file: &dyn StorageFile, offset: u64, len: u64) -> io::Result<()> {
@@ -33,4 +37,44 @@ fn write_zeroes(file: &dyn StorageFile, offset: u64, len: u64) -> io::Result<()>
         done += part;
     }
     Ok(())
+}
+
+/// Bytes folded at once: wide enough for the compiler to use whole vectors.
+const FOLD: usize = 256;
+
+/// Whether every byte is zero.
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+    let (chunks, rest) = bytes.as_chunks::<FOLD>();
+    chunks
+        .iter()
+        .all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
+        && rest.iter().all(|&byte| byte == 0)
+}
+
+/// Whether `len` bytes from `offset` read zero, up to the end of a file that ends before. Holes are not read.
+pub(crate) fn reads_zero(file: &dyn StorageFile, offset: u64, len: u64, buffer: &mut Vec<u8>) -> io::Result<bool> {
+    buffer.resize(usize_from(LOOK), 0);
+    let end = file.len()?.min(offset.saturating_add(len));
+    let mut at = offset;
+    while at < end {
+        let (segment, segment_end) = file.segment_at(at)?;
+        let stop = end.min(segment_end.max(at + 1));
+        if segment == Segment::Hole {
+            at = stop;
+            continue;
+        }
+        // Most data shows itself at once: the first look is a short one.
+        let mut part = FIRST_LOOK;
+        while at < stop {
+            let take = part.min(stop - at);
+            let bytes = &mut buffer[..usize_from(take)];
+            file.read_exact_at(bytes, at)?;
+            if !is_zero(bytes) {
+                return Ok(false);
+            }
+            at += take;
+            part = LOOK;
+        }
+    }
+    Ok(true)
 }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use super::layout::Layout;
 use crate::device::{ByteRange, Disk};
 use crate::format::{DeltaRecord, DynamicHeader, Footer};
-use crate::ops::zeroes::is_zero;
 use crate::ops::{OpsError, Progress};
 use crate::storage::StorageFile;
+use crate::storage::is_zero;
 use crate::units::{BlockIndex, u64_from, usize_from};
 
 /// Bytes of a block that are read and written at once.

@@ -1,0 +1,150 @@
+//! What a partition holds: exactly one file system, or a reason to leave it alone.
+
+use crate::bytes::{byte, has};
+use crate::window::Window;
+use crate::{FreeMap, Unusable, exfat, ext, fat, ntfs, swap, xfs};
+
+type Reader = fn(&Window<'_>) -> Result<FreeMap, Unusable>;
+
+/// A file system that can be read here.
+struct Kind {
+    name: &'static str,
+    recognise: fn(&Window<'_>) -> Result<bool, Unusable>,
+    read: Reader,
+}
+
+const KINDS: &[Kind] = &[
+    Kind {
+        name: ntfs::NAME,
+        recognise: ntfs::recognise,
+        read: ntfs::free_space,
+    },
+    Kind {
+        name: exfat::NAME,
+        recognise: exfat::recognise,
+        read: exfat::free_space,
+    },
+    Kind {
+        name: fat::NAME,
+        recognise: fat::recognise,
+        read: fat::free_space,
+    },
+    Kind {
+        name: ext::NAME,
+        recognise: ext::recognise,
+        read: ext::free_space,
+    },
+    Kind {
+        name: xfs::NAME,
+        recognise: xfs::recognise,
+        read: xfs::free_space,
+    },
+    Kind {
+        name: swap::NAME,
+        recognise: swap::recognise,
+        read: swap::free_space,
+    },
+];
+
+/// Signatures of what keeps file systems inside, or is one that is not read here: where, what, and its name.
+const CONTAINERS: &[(u64, &[u8], &str)] = &[
+    (0, b"LUKS\xba\xbe", "encrypted with LUKS"),
+    (3, b"-FVE-FS-", "encrypted with BitLocker"),
+    (0, b"LABELONE", "a volume of LVM"),
+    (512, b"LABELONE", "a volume of LVM"),
+    (1024, b"LABELONE", "a volume of LVM"),
+    (1536, b"LABELONE", "a volume of LVM"),
+    (0, &MD_MAGIC, "part of a RAID"),
+    (4096, &MD_MAGIC, "part of a RAID"),
+    (0x10040, b"_BHRfS_M", "a btrfs"),
+    (3, b"ReFS\0\0\0\0", "a ReFS"),
+    (0x1018, b"\xc6\x85\x73\xf6\x4e\x1a\x45\xca", "a bcache device"),
+];
+
+const MD_MAGIC: [u8; 4] = [0xFC, 0x4E, 0x2B, 0xA9];
+
+/// The file system by its name, and what is free in it.
+pub(crate) fn probe(window: &Window<'_>) -> (Option<&'static str>, Result<FreeMap, Unusable>) {
+    match choose(window) {
+        Ok(kind) => {
+            let read = (kind.read)(&window.named(kind.name));
+            let finished = read.map(|mut map| {
+                map.flush();
+                map
+            });
+            (Some(kind.name), finished)
+        }
+        Err(reason) => (None, Err(reason)),
+    }
+}
+
+fn choose(window: &Window<'_>) -> Result<&'static Kind, Unusable> {
+    if let Some(container) = container(window)? {
+        return Err(Unusable::Container(container));
+    }
+    let mut chosen: Option<&Kind> = None;
+    for kind in KINDS {
+        if (kind.recognise)(window)? {
+            if let Some(other) = chosen {
+                return Err(Unusable::Ambiguous(other.name, kind.name));
+            }
+            chosen = Some(kind);
+        }
+    }
+    chosen.ok_or(Unusable::Unrecognised)
+}
+
+/// The name of what a disk without partitions holds, if that is known.
+pub(crate) fn recognise(window: &Window<'_>) -> Result<Option<&'static str>, Unusable> {
+    if let Some(container) = container(window)? {
+        return Ok(Some(container));
+    }
+    for kind in KINDS {
+        if (kind.recognise)(window)? {
+            return Ok(Some(kind.name));
+        }
+    }
+    Ok(None)
+}
+
+/// The file system that the first sector is the boot sector of.
+pub(crate) fn boot_sector_file_system(sector: &[u8]) -> Option<&'static str> {
+    let is = |name: &[u8]| has(sector, 3, name);
+    match () {
+        () if is(b"NTFS    ") => Some(ntfs::NAME),
+        () if is(b"EXFAT   ") => Some(exfat::NAME),
+        () if fat::is_boot_sector(sector) => Some(fat::NAME),
+        () => None,
+    }
+}
+
+fn container(window: &Window<'_>) -> Result<Option<&'static str>, Unusable> {
+    for &(at, signature, name) in CONTAINERS {
+        let found = window.peek(at, crate::bytes::count(signature.len()))?;
+        if !found.is_empty() && found == signature {
+            return Ok(Some(name));
+        }
+    }
+    // RAID members of the versions 0.90 and 1.0 have their superblock at the end.
+    let old = (window.len & !0xFFFF).checked_sub(0x1_0000);
+    let new = (window.len & !0xFFF).checked_sub(0x2000);
+    for at in [old, new].into_iter().flatten() {
+        if has(&window.peek(at, 4)?, 0, &MD_MAGIC) {
+            return Ok(Some("part of a RAID"));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether a boot sector starts with a jump and ends with its signature.
+pub(crate) fn is_bootable(sector: &[u8]) -> bool {
+    has(sector, 510, &[0x55, 0xAA]) && matches!(byte(sector, 0), 0xEB | 0xE9)
+}
+
+/// Bits of `found` that are not among the `known` ones are a reason to stop.
+pub(crate) fn known_features(what: &'static str, found: u32, known: u32) -> Result<(), Unusable> {
+    match found & !known {
+        0 => Ok(()),
+        bits => Err(Unusable::UnknownFeatures { what, bits }),
+    }
+}
