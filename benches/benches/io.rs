@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use vhd_benches::{Bench, REQUEST, random_offsets};
+use vhd_benches::{Bench, REQUEST, SCATTERED, random_offsets};
 
 const DISK: u64 = 256 << 20;
 
@@ -28,7 +28,7 @@ fn reads(criterion: &mut Criterion) {
     for depth in [0, 1, 4, 16, 64] {
         let disk = match depth {
             0 => bench.dynamic_full(),
-            _ => bench.chain(depth, &mut random).map(|opened| opened.disk()),
+            _ => bench.chain(depth, SCATTERED, &mut random).map(|opened| opened.disk()),
         };
         let disk = disk.expect("a disk");
         group.bench_function(format!("depth {depth}"), |bencher| {

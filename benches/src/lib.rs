@@ -19,6 +19,9 @@ pub const REQUEST: usize = 4096;
 /// Bytes of a block.
 pub const BLOCK: u64 = 2 << 20;
 
+/// Bytes of the pieces that scattered writes leave in a child.
+pub const SCATTERED: u64 = 64 << 10;
+
 /// A disk in a directory of its own, which goes with it.
 pub struct Bench {
     dir: tempfile::TempDir,
@@ -89,10 +92,9 @@ impl Bench {
         Ok(disk)
     }
 
-    /// A chain of `depth` children over a full dynamic image; each holds scattered 64 KiB pieces of a tenth of
-    /// the disk. Open for reading.
-    pub fn chain(&self, depth: u32, random: &mut fastrand::Rng) -> Result<OpenedDisk> {
-        const PIECE: usize = 64 << 10;
+    /// A chain of `depth` children over a full dynamic image; each holds a tenth of the disk in scattered pieces of
+    /// `piece` bytes. Open for reading.
+    pub fn chain(&self, depth: u32, piece: u64, random: &mut fastrand::Rng) -> Result<OpenedDisk> {
         drop(self.dynamic_full()?);
         let mut leaf = self.path("full.vhd");
         for level in 1..=depth {
@@ -100,10 +102,10 @@ impl Bench {
             let _ = std::fs::remove_file(&child);
             create_child(&child, &leaf, None, &OpenOptions::new())?;
             let disk = OpenOptions::new().write(true).open(&child)?.disk();
-            let pieces = self.size / u64::try_from(PIECE)?;
-            let bytes: Vec<u8> = (0..PIECE).map(|_| random.u8(..)).collect();
+            let pieces = self.size / piece;
+            let bytes: Vec<u8> = (0..piece).map(|_| random.u8(..)).collect();
             for _ in 0..pieces / 10 {
-                disk.write_at(&bytes, random.u64(0..pieces) * u64::try_from(PIECE)?)?;
+                disk.write_at(&bytes, random.u64(0..pieces) * piece)?;
             }
             disk.flush()?;
             leaf = child;

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use vhd_benches::{Bench, REQUEST, one_offset_per_block, places, random_offsets};
+use vhd_benches::{BLOCK, Bench, REQUEST, SCATTERED, one_offset_per_block, places, random_offsets};
+use vhd_core::chain::OpenedDisk;
 use vhd_core::device::Disk;
 use vhd_core::storage::StorageFile;
 
@@ -44,26 +45,36 @@ fn reads(dir: &Path, rounds: usize) -> Result<()> {
     let pairs = measure(rounds, || read_file(&raw, &offsets), || read_disk(&disk, &offsets))?;
     report("read, dynamic", &pairs, offsets.len());
     drop((bench, disk));
-    [1, 4, 16, 64]
-        .into_iter()
-        .try_for_each(|depth| chain_reads(dir, rounds, depth, &mut random))
+    for (piece, what) in [(BLOCK, "whole blocks"), (SCATTERED, "64 KiB pieces")] {
+        for depth in [1, 4, 16, 64] {
+            let bench = Bench::new(dir, READ_DISK)?;
+            let opened = bench.chain(depth, piece, &mut random)?;
+            chain_reads(&bench, &opened, rounds, &format!("depth {depth}, {what}"), &mut random)?;
+        }
+    }
+    Ok(())
 }
 
 /// A chain against a raw file of the same size, and against plain reads of the same places in the same files:
 /// scattered files cost the kernel more than one that is contiguous, whoever reads them.
-fn chain_reads(dir: &Path, rounds: usize, depth: u32, random: &mut fastrand::Rng) -> Result<()> {
-    let bench = Bench::new(dir, READ_DISK)?;
+fn chain_reads(
+    bench: &Bench,
+    opened: &OpenedDisk,
+    rounds: usize,
+    what: &str,
+    random: &mut fastrand::Rng,
+) -> Result<()> {
     let raw = bench.raw_full()?;
-    let opened = bench.chain(depth, random)?;
     let disk = opened.disk();
     bench.warm()?;
     let mut offsets = random_offsets(READ_DISK, REQUESTS, random);
-    let places = places(&opened, &mut offsets)?;
-    let files: Vec<Option<&File>> = (0..=depth)
-        .map(|depth| opened.file_at_depth(depth).and_then(StorageFile::host_file))
+    let places = places(opened, &mut offsets)?;
+    let files: Vec<Option<&File>> = (0..)
+        .zip(opened.paths())
+        .map(|(depth, _)| opened.file_at_depth(depth).and_then(StorageFile::host_file))
         .collect();
     let pairs = measure(rounds, || read_file(&raw, &offsets), || read_disk(&disk, &offsets))?;
-    report(&format!("read, chain of depth {depth}"), &pairs, offsets.len());
+    report(&format!("read, chain of {what}"), &pairs, offsets.len());
     let mut buffer = vec![0; REQUEST];
     let mut read_places = || {
         let start = Instant::now();
@@ -74,11 +85,7 @@ fn chain_reads(dir: &Path, rounds: usize, depth: u32, random: &mut fastrand::Rng
         Ok(start.elapsed())
     };
     let pairs = measure(rounds, &mut read_places, || read_disk(&disk, &offsets))?;
-    report(
-        &format!("the same against preads of the same places, depth {depth}"),
-        &pairs,
-        places.len(),
-    );
+    report("- against preads of the same places", &pairs, places.len());
     Ok(())
 }
 
