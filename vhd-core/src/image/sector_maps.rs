@@ -105,7 +105,8 @@ impl SectorMaps {
     pub(super) fn insert_new(&self, block: BlockIndex, map: SectorMap) {
         if let Self::Resident(groups) = self {
             let fresh = resident_cell(groups, block).set(map).is_ok();
-            debug_assert!(fresh, "a block without space has no map");
+            // Not a debug assertion: the bits of the map that is there already would be lost in silence.
+            assert!(fresh, "a block without space has no map");
         }
     }
 }
