@@ -95,6 +95,13 @@ impl BlockLayout {
         VirtualOffset(u64::from(block.0) * self.block_size())
     }
 
+    /// How many bytes of `block` lie on a disk of `disk_size` bytes: all but in the last block. `block` is one of
+    /// the disk's.
+    #[must_use]
+    pub fn bytes_on_disk(self, block: BlockIndex, disk_size: u64) -> u64 {
+        (disk_size - self.block_start(block).0).min(self.block_size())
+    }
+
     /// The number of blocks of a disk of `size` bytes, the last perhaps only partly used.
     #[must_use]
     pub fn blocks_for(self, size: u64) -> u64 {

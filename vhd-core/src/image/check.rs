@@ -11,7 +11,7 @@ use crate::ErrorKind;
 use crate::format::{
     DiskType, DynamicHeader, FOOTER_SIZE, Footer, FormatOddity, LEGACY_FOOTER_SIZE, MAX_LOCATOR_LENGTH, TableEntry,
 };
-use crate::storage::{Segment, StorageFile};
+use crate::storage::{Segment, StorageFile, is_zero};
 use crate::units::{BlockIndex, FileOffset, SECTOR_SIZE, u64_from, usize_from};
 
 /// How bad a finding is.
@@ -398,7 +398,7 @@ fn check_stale_sectors(
 }
 
 fn sectors_on_disk(space: &Space<'_>, block: BlockIndex) -> u64 {
-    (space.disk_size - space.layout.block_start(block).0).min(space.layout.block_size()) / SECTOR_SIZE
+    space.layout.bytes_on_disk(block, space.disk_size) / SECTOR_SIZE
 }
 
 /// Runs of clear bits among the first `sectors` of a bitmap: first sector and count.
@@ -433,7 +433,7 @@ fn stale_sectors(file: &dyn StorageFile, start: u64, count: u64) -> Result<u64, 
             let part = &mut buffer[..usize_from((stop - at).min(64 << 10))];
             file.read_exact_at(part, at)?;
             let sectors = part.chunks(usize_from(SECTOR_SIZE));
-            stale += u64_from(sectors.filter(|sector| sector.iter().any(|&byte| byte != 0)).count());
+            stale += u64_from(sectors.filter(|sector| !is_zero(sector)).count());
             at += u64_from(part.len());
         }
         at = at.max(stop);

@@ -139,8 +139,7 @@ impl Sparse {
 
     /// How many bytes of `block` lie on the disk.
     pub(super) fn bytes_on_disk(&self, block: BlockIndex) -> u64 {
-        let start = self.layout.block_start(block).0;
-        (self.disk_size - start).min(self.layout.block_size())
+        self.layout.bytes_on_disk(block, self.disk_size)
     }
 }
 

@@ -102,7 +102,6 @@ impl Space<'_> {
 
     /// Where the bytes of the block that lie on the disk end: the last block may be cut there.
     pub(super) fn end_of(&self, block: BlockIndex, offset: FileOffset) -> u64 {
-        let on_disk = (self.disk_size - self.layout.block_start(block).0).min(self.layout.block_size());
-        offset.0 + self.layout.bitmap_bytes() + on_disk
+        offset.0 + self.layout.bitmap_bytes() + self.layout.bytes_on_disk(block, self.disk_size)
     }
 }
