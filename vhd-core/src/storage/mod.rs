@@ -27,7 +27,8 @@ pub use padded::PaddedFile;
 pub use staged_file::StagedFile;
 pub use unsynced::UnsyncedFile;
 pub use zeroing::{clear_range, zero_range_kept};
-pub(crate) use zeroing::{is_zero, reads_zero};
+pub use zeroing::is_zero;
+pub(crate) use zeroing::reads_zero;
 
 use std::fmt;
 use std::fs::File;

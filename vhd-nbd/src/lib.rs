@@ -1,0 +1,4 @@
+//! Network Block Device: the protocol.
+#![forbid(unsafe_code)]
+
+pub mod protocol;
