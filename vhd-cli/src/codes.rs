@@ -25,6 +25,8 @@ pub(crate) enum Kind {
     Listen,
     /// Another server listens there.
     AddressInUse,
+    /// A certificate or key can't be used.
+    Certificate,
 }
 
 /// What scripts see of a kind of failure. Codes and names never change their meaning; new ones are added.
@@ -105,6 +107,7 @@ const TABLE: &[Code] = &[
 
     own(Kind::Listen,                   "VHD-E0601", "listen",            Exit::Failed),
     own(Kind::AddressInUse,             "VHD-E0602", "address-in-use",    Exit::Failed),
+    own(Kind::Certificate,              "VHD-E0603", "certificate",       Exit::Failed),
 ];
 
 /// What a kind that is newer than the table gets: the table's test fails then.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   server     Server, ExportSet: who connects, what is served, the threads
+//!   tls        TlsServer: certificates, encrypted bytes
 //!   transport  Transport: bytes in, whole messages out
 //!   protocol   messages <-> bytes, no I/O; shared with clients
 //! ```
@@ -9,4 +10,5 @@
 
 pub mod protocol;
 pub mod server;
+pub mod tls;
 pub mod transport;

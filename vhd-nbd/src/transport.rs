@@ -2,19 +2,22 @@
 
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, sendmsg, shutdown};
 
-/// A connected stream socket. One thread receives; any thread sends, whole messages at a time.
+use crate::tls::TlsState;
+
+/// A connected stream socket, with TLS or without. One thread receives; any thread sends, whole messages at a time.
 #[derive(Debug)]
 pub struct Transport {
     socket: OwnedFd,
     /// Held while a message is sent.
     sending: Mutex<()>,
+    tls: OnceLock<TlsState>,
 }
 
 impl Transport {
@@ -24,14 +27,54 @@ impl Transport {
         Self {
             socket,
             sending: Mutex::new(()),
+            tls: OnceLock::new(),
         }
+    }
+
+    /// Changes to TLS: negotiates it, and everything goes through it from then on. Nothing else may use the connection
+    /// meanwhile. With a deadline, the negotiation takes no longer; it stays in force afterwards.
+    ///
+    /// # Errors
+    /// The peer fails to negotiate or to prove who it is; failures of the socket; TLS is in use already.
+    pub fn start_tls(&self, connection: rustls::Connection, deadline: Option<Instant>) -> io::Result<()> {
+        let mut state = TlsState::new(connection);
+        let receive = |buf: &mut [u8]| {
+            deadline.map_or(Ok(()), |deadline| self.set_deadline(deadline))?;
+            self.receive_raw(buf)
+        };
+        state.negotiate(receive, |bytes| self.send_raw(&mut [IoSlice::new(bytes)]))?;
+        self.tls
+            .set(state)
+            .map_err(|_| io::Error::other("the connection uses TLS already"))
     }
 
     /// Waits for bytes and puts what is there into `buf`. Returns how many; 0 means that no more will come.
     ///
     /// # Errors
-    /// Failures of the socket; `WouldBlock` or `TimedOut` when a [timeout](Self::set_timeouts) passed.
+    /// Failures of the socket or of TLS; `WouldBlock` or `TimedOut` when a [timeout](Self::set_timeouts) passed.
     pub fn receive(&self, buf: &mut [u8]) -> io::Result<usize> {
+        match self.tls.get() {
+            None => self.receive_raw(buf),
+            Some(tls) => tls.receive(buf, |buf| self.receive_raw(buf)),
+        }
+    }
+
+    /// Sends the parts as one message.
+    ///
+    /// # Errors
+    /// Failures of the socket or of TLS; the connection is of no use then, as a part of the message may have been sent.
+    pub fn send(&self, parts: &[&[u8]]) -> io::Result<()> {
+        let _whole = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.tls.get() {
+            None => {
+                let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+                self.send_raw(&mut slices)
+            }
+            Some(tls) => tls.send(parts, |bytes| self.send_raw(&mut [IoSlice::new(bytes)])),
+        }
+    }
+
+    fn receive_raw(&self, buf: &mut [u8]) -> io::Result<usize> {
         loop {
             match recv(&self.socket, &mut *buf, RecvFlags::empty()) {
                 Ok((count, _)) => return Ok(count),
@@ -41,19 +84,13 @@ impl Transport {
         }
     }
 
-    /// Sends the parts as one message.
-    ///
-    /// # Errors
-    /// Failures of the socket; the connection is of no use then, as a part of the message may have been sent.
-    pub fn send(&self, parts: &[&[u8]]) -> io::Result<()> {
-        let _whole = self.lock_sending();
-        let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
-        let mut left = &mut slices[..];
-        IoSlice::advance_slices(&mut left, 0);
-        while !left.is_empty() {
-            match sendmsg(&self.socket, left, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL) {
+    fn send_raw(&self, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+        // Takes off what is empty.
+        IoSlice::advance_slices(&mut slices, 0);
+        while !slices.is_empty() {
+            match sendmsg(&self.socket, slices, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(count) => IoSlice::advance_slices(&mut left, count),
+                Ok(count) => IoSlice::advance_slices(&mut slices, count),
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
@@ -61,8 +98,16 @@ impl Transport {
         Ok(())
     }
 
-    fn lock_sending(&self) -> MutexGuard<'_, ()> {
-        self.sending.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Lets the next call wait for the peer until `deadline`.
+    ///
+    /// # Errors
+    /// `TimedOut` if that has passed; failures of the socket.
+    pub fn set_deadline(&self, deadline: Instant) -> io::Result<()> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.set_timeouts(Some(left))
     }
 
     /// How long a call may wait for the peer; `None` waits for ever.
@@ -70,11 +115,8 @@ impl Transport {
     /// # Errors
     /// Failures of the socket.
     pub fn set_timeouts(&self, timeout: Option<Duration>) -> io::Result<()> {
-        // Zero would mean to wait for ever.
-        let timeout = timeout.map(|timeout| timeout.max(Duration::from_millis(1)));
-        set_socket_timeout(&self.socket, Timeout::Recv, timeout)?;
-        set_socket_timeout(&self.socket, Timeout::Send, timeout)?;
-        Ok(())
+        self.set_receive_timeout(timeout)?;
+        Ok(set_socket_timeout(&self.socket, Timeout::Send, at_least_some(timeout))?)
     }
 
     /// How long [`receive`](Self::receive) may wait for the peer; `None` waits for ever.
@@ -82,7 +124,7 @@ impl Transport {
     /// # Errors
     /// Failures of the socket.
     pub fn set_receive_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-        Ok(set_socket_timeout(&self.socket, Timeout::Recv, timeout)?)
+        Ok(set_socket_timeout(&self.socket, Timeout::Recv, at_least_some(timeout))?)
     }
 
     /// Ends receiving: a thread that waits is woken, what has arrived can still be received.
@@ -91,8 +133,22 @@ impl Transport {
         let _ = shutdown(&self.socket, Shutdown::Read);
     }
 
+    /// Tells the peer that nothing more will be sent, where TLS has words for that.
+    pub fn say_goodbye(&self) {
+        if let Some(tls) = self.tls.get() {
+            let _whole = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+            // A peer that has gone already needs no word.
+            let _ = tls.close(|bytes| self.send_raw(&mut [IoSlice::new(bytes)]));
+        }
+    }
+
     /// Ends the connection: threads that wait are woken.
     pub fn close(&self) {
         let _ = shutdown(&self.socket, Shutdown::Both);
     }
+}
+
+/// To the system, zero would mean to wait for ever.
+fn at_least_some(timeout: Option<Duration>) -> Option<Duration> {
+    timeout.map(|timeout| timeout.max(Duration::from_millis(1)))
 }

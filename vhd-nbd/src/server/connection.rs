@@ -20,6 +20,10 @@ pub(super) enum ConnectionError {
     Handshake(#[from] HandshakeError),
     #[error("the negotiation took longer than {0:?}")]
     TooSlow(Duration),
+    #[error("the client did not wait for TLS")]
+    BeforeTls,
+    #[error("TLS failed: {0}")]
+    Tls(io::Error),
     #[error("the client went away while negotiating")]
     Gone,
     #[error("the connection failed")]
@@ -59,44 +63,67 @@ impl Connection<'_> {
     fn negotiate(&self) -> Result<Option<(Negotiated, Vec<u8>)>, ConnectionError> {
         let limit = self.server.options().handshake_timeout;
         let deadline = Instant::now() + limit;
-        let mut handshake = Handshake::new(self.server.exports(), TlsPolicy::Off);
+        let mut handshake = Handshake::new(self.server.exports(), self.tls_policy());
         let (mut input, mut output) = (Vec::new(), Vec::new());
         Handshake::greet(&mut output);
         loop {
             let (taken, step) = handshake.advance(&input, &mut output)?;
             input.drain(..taken);
-            self.give_until(deadline, limit)?;
-            let sent = self.control.transport.send(&[&output]);
+            self.send(&output, deadline).map_err(|error| too_slow(error, limit))?;
             output.clear();
-            sent.map_err(|error| too_slow(error, limit))?;
             match step {
-                Step::NeedBytes => self.receive(&mut input, deadline, limit)?,
-                Step::StartTls => handshake.restart_with_tls(),
+                Step::NeedBytes => match self.receive(&mut input, deadline) {
+                    Ok(true) => {}
+                    Ok(false) => return Err(ConnectionError::Gone),
+                    Err(error) => return Err(too_slow(error, limit)),
+                },
+                Step::StartTls => {
+                    // What came behind the option was not encrypted: somebody else may have put it there.
+                    if !input.is_empty() {
+                        return Err(ConnectionError::BeforeTls);
+                    }
+                    self.start_tls(deadline, limit)?;
+                    handshake.restart_with_tls();
+                }
                 Step::Transmission(negotiated) => return Ok(Some((negotiated, input))),
                 Step::Aborted => return Ok(None),
             }
         }
     }
 
-    fn receive(&self, input: &mut Vec<u8>, deadline: Instant, limit: Duration) -> Result<(), ConnectionError> {
-        // The machine takes every whole option, so less than one is left.
-        debug_assert!(input.len() < OptionHeader::SIZE + MAX_OPTION_LENGTH as usize);
-        self.give_until(deadline, limit)?;
-        let filled = input.len();
-        input.resize(filled + RECEIVE, 0);
-        let count = self.control.transport.receive(&mut input[filled..]);
-        let count = count.map_err(|error| too_slow(error, limit))?;
-        input.truncate(filled + count);
-        if count == 0 { Err(ConnectionError::Gone) } else { Ok(()) }
+    fn tls_policy(&self) -> TlsPolicy {
+        match self.server.options().tls {
+            None => TlsPolicy::Off,
+            Some(_) => TlsPolicy::Required,
+        }
     }
 
-    /// Lets the next call take until the deadline.
-    fn give_until(&self, deadline: Instant, limit: Duration) -> Result<(), ConnectionError> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(ConnectionError::TooSlow(limit));
-        }
-        Ok(self.control.transport.set_timeouts(Some(left))?)
+    fn start_tls(&self, deadline: Instant, limit: Duration) -> Result<(), ConnectionError> {
+        let tls = self.server.options().tls.as_ref();
+        let tls = tls.expect("TLS is negotiated only where there is a certificate");
+        let connection = tls.connection().map_err(|error| ConnectionError::Tls(io::Error::other(error)))?;
+        let started = self.control.transport.start_tls(connection, Some(deadline));
+        started.map_err(|error| match too_slow(error, limit) {
+            ConnectionError::Io(error) => ConnectionError::Tls(error),
+            other => other,
+        })
+    }
+
+    fn send(&self, output: &[u8], deadline: Instant) -> io::Result<()> {
+        self.control.transport.set_deadline(deadline)?;
+        self.control.transport.send(&[output])
+    }
+
+    /// Waits for more; `false` is the end.
+    fn receive(&self, input: &mut Vec<u8>, deadline: Instant) -> io::Result<bool> {
+        // The machine takes every whole option, so less than one is left.
+        debug_assert!(input.len() < OptionHeader::SIZE + MAX_OPTION_LENGTH as usize);
+        self.control.transport.set_deadline(deadline)?;
+        let filled = input.len();
+        input.resize(filled + RECEIVE, 0);
+        let received = self.control.transport.receive(&mut input[filled..]);
+        input.truncate(filled + received.as_ref().map_or(0, |count| *count));
+        Ok(received? > 0)
     }
 }
 

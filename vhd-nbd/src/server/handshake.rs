@@ -387,3 +387,7 @@ fn unique(contexts: impl Iterator<Item = Context>) -> Vec<Context> {
     }
     seen
 }
+
+#[cfg(test)]
+#[path = "handshake_tests.rs"]
+mod tests;

@@ -16,6 +16,7 @@ use super::listener::Listener;
 use super::registry::{Control, Registry};
 use super::stats::{Stats, StatsReport};
 use super::workers::STACK_SIZE;
+use crate::tls::TlsServer;
 use crate::transport::Transport;
 
 /// How long the server rests when the system has no room for another connection.
@@ -33,17 +34,20 @@ pub struct ServerOptions {
     pub handshake_timeout: Duration,
     /// A client that sends nothing for so long is disconnected; `None`: never.
     pub idle_timeout: Option<Duration>,
+    /// With it, clients must change to TLS before they are told anything.
+    pub tls: Option<TlsServer>,
     /// How long requests in flight may take when the server stops.
     pub grace: Duration,
 }
 
 impl Default for ServerOptions {
-    /// 1024 connections, 10 s to negotiate, no idle timeout, 10 s to finish.
+    /// 1024 connections, 10 s to negotiate, no idle timeout, no TLS, 10 s to finish.
     fn default() -> Self {
         Self {
             max_connections: 1024,
             handshake_timeout: Duration::from_secs(10),
             idle_timeout: None,
+            tls: None,
             grace: Duration::from_secs(10),
         }
     }
@@ -153,6 +157,7 @@ impl Server {
                 tracing::info!(peer, %error, cause, "disconnected");
             }
         }
+        control.transport.say_goodbye();
         control.transport.close();
         self.stats.open.fetch_sub(1, Ordering::Relaxed);
     }
