@@ -88,7 +88,12 @@ impl Transport {
         // Takes off what is empty.
         IoSlice::advance_slices(&mut slices, 0);
         while !slices.is_empty() {
-            match sendmsg(&self.socket, slices, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL) {
+            match sendmsg(
+                &self.socket,
+                slices,
+                &mut SendAncillaryBuffer::default(),
+                SendFlags::NOSIGNAL,
+            ) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(count) => IoSlice::advance_slices(&mut slices, count),
                 Err(Errno::INTR) => {}

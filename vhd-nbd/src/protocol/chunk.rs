@@ -313,11 +313,23 @@ mod tests {
     #[test]
     fn chunks_that_say_nothing_are_refused() {
         let refused = |chunk, payload: &[u8]| Chunk::decode(chunk, payload).map(|_| ()).unwrap_err();
-        assert!(matches!(refused(ChunkType::OffsetHole, &[0; 12]), ProtocolError::Empty { .. }));
-        assert!(matches!(refused(ChunkType::OffsetData, &[0; 8]), ProtocolError::Empty { .. }));
+        assert!(matches!(
+            refused(ChunkType::OffsetHole, &[0; 12]),
+            ProtocolError::Empty { .. }
+        ));
+        assert!(matches!(
+            refused(ChunkType::OffsetData, &[0; 8]),
+            ProtocolError::Empty { .. }
+        ));
         assert_eq!(refused(ChunkType::Error, &[0; 6]), ProtocolError::NoError);
-        assert!(matches!(refused(ChunkType::BlockStatus, &[0; 4]), ProtocolError::Empty { .. }));
-        assert!(matches!(refused(ChunkType::BlockStatus, &[0; 12]), ProtocolError::Empty { .. }));
+        assert!(matches!(
+            refused(ChunkType::BlockStatus, &[0; 4]),
+            ProtocolError::Empty { .. }
+        ));
+        assert!(matches!(
+            refused(ChunkType::BlockStatus, &[0; 12]),
+            ProtocolError::Empty { .. }
+        ));
         let mut lying = vec![0, 0, 0, 1, 0, 0, 0, 2];
         lying.extend([1; 16]);
         let found = refused(ChunkType::BlockStatusExtended, &lying);

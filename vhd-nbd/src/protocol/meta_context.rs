@@ -73,7 +73,9 @@ impl ContextQuery {
     /// [`ProtocolError::NoNamespace`] for one without a colon.
     pub fn parse(query: &str) -> Result<Self, ProtocolError> {
         let Some((namespace, leaf)) = query.split_once(':') else {
-            return Err(ProtocolError::NoNamespace { query: query.to_owned() });
+            return Err(ProtocolError::NoNamespace {
+                query: query.to_owned(),
+            });
         };
         Ok(match (namespace, leaf) {
             ("base", "") => Self::BaseAll,

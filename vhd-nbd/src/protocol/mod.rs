@@ -40,9 +40,7 @@ pub use flags::{
 };
 pub use greeting::{EXPORT_NAME_PADDING, ExportNameReply, Greeting};
 pub use info::{InfoItem, InfoType};
-pub use limits::{
-    DEFAULT_MAX_PAYLOAD, MAX_DESCRIPTORS, MAX_OPTION_LENGTH, MAX_QUERIES, MAX_STRING, MIN_UNFRAGMENTED,
-};
+pub use limits::{DEFAULT_MAX_PAYLOAD, MAX_DESCRIPTORS, MAX_OPTION_LENGTH, MAX_QUERIES, MAX_STRING, MIN_UNFRAGMENTED};
 pub use meta_context::{ContextQuery, MetaContextRequest};
 pub use option::{InfoRequest, OptionHeader, OptionRequest, OptionType};
 pub use option_reply::{OptionReply, OptionReplyHeader, ReplyError};

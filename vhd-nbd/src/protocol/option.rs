@@ -258,10 +258,8 @@ mod tests {
     }
 
     fn contexts() -> impl Strategy<Value = MetaContextRequest> {
-        (texts(), prop::collection::vec(texts(), 0..8)).prop_map(|(export, queries)| MetaContextRequest {
-            export,
-            queries,
-        })
+        (texts(), prop::collection::vec(texts(), 0..8))
+            .prop_map(|(export, queries)| MetaContextRequest { export, queries })
     }
 
     fn requests() -> impl Strategy<Value = OptionRequest> {
@@ -308,9 +306,17 @@ mod tests {
 
     #[test]
     fn data_where_there_is_none_is_refused() {
-        for option in [OptionType::List, OptionType::StartTls, OptionType::StructuredReply, OptionType::ExtendedHeaders] {
+        for option in [
+            OptionType::List,
+            OptionType::StartTls,
+            OptionType::StructuredReply,
+            OptionType::ExtendedHeaders,
+        ] {
             let refused = OptionRequest::decode(option, b"x");
-            assert!(matches!(refused, Err(ProtocolError::TrailingBytes { extra: 1, .. })), "{option:?}");
+            assert!(
+                matches!(refused, Err(ProtocolError::TrailingBytes { extra: 1, .. })),
+                "{option:?}"
+            );
         }
         assert_eq!(OptionRequest::decode(OptionType::Abort, b"x"), Ok(OptionRequest::Abort));
     }
@@ -319,7 +325,10 @@ mod tests {
     fn names_are_bounded_text() {
         let name = |bytes: &[u8]| OptionRequest::decode(OptionType::ExportName, bytes);
         assert!(name(&[b'a'; MAX_STRING]).is_ok());
-        assert!(matches!(name(&[b'a'; MAX_STRING + 1]), Err(ProtocolError::TooLong { .. })));
+        assert!(matches!(
+            name(&[b'a'; MAX_STRING + 1]),
+            Err(ProtocolError::TooLong { .. })
+        ));
         assert!(matches!(name(b"a\0b"), Err(ProtocolError::NotText { .. })));
         assert!(matches!(name(b"a\xffb"), Err(ProtocolError::NotText { .. })));
         let too_long = OptionRequest::decode(OptionType::Go, b"\xff\xff\xff\xffdisk\0\0");

@@ -101,7 +101,9 @@ impl Connection<'_> {
     fn start_tls(&self, deadline: Instant, limit: Duration) -> Result<(), ConnectionError> {
         let tls = self.server.options().tls.as_ref();
         let tls = tls.expect("TLS is negotiated only where there is a certificate");
-        let connection = tls.connection().map_err(|error| ConnectionError::Tls(io::Error::other(error)))?;
+        let connection = tls
+            .connection()
+            .map_err(|error| ConnectionError::Tls(io::Error::other(error)))?;
         let started = self.control.transport.start_tls(connection, Some(deadline));
         started.map_err(|error| match too_slow(error, limit) {
             ConnectionError::Io(error) => ConnectionError::Tls(error),

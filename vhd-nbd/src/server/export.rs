@@ -148,7 +148,10 @@ impl Export {
     /// All contexts.
     pub(super) fn contexts(&self) -> Vec<Context> {
         let changes = (0..self.changes.len()).map(Context::Changes);
-        [Context::Allocation, Context::Depth].into_iter().chain(changes).collect()
+        [Context::Allocation, Context::Depth]
+            .into_iter()
+            .chain(changes)
+            .collect()
     }
 
     /// The contexts that a query lists.
@@ -164,7 +167,9 @@ impl Export {
 
     /// The one context that a query selects.
     pub(super) fn selected(&self, query: &ContextQuery) -> Option<Context> {
-        self.contexts().into_iter().find(|context| self.query_of(*context) == *query)
+        self.contexts()
+            .into_iter()
+            .find(|context| self.query_of(*context) == *query)
     }
 
     /// The query that selects a context; its text is the context's name.
@@ -190,11 +195,9 @@ impl Export {
             Context::Depth => self
                 .disk
                 .extents(range, &mut |extent| visitor(extent.range, depth(&extent))),
-            Context::Changes(index) => self.changes[index]
-                .1
-                .visit(&self.disk, range, &mut |part, changed| {
-                    visitor(part, if changed { DIRTY_BIT } else { 0 })
-                }),
+            Context::Changes(index) => self.changes[index].1.visit(&self.disk, range, &mut |part, changed| {
+                visitor(part, if changed { DIRTY_BIT } else { 0 })
+            }),
         }
     }
 }

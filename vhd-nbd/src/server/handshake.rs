@@ -5,9 +5,9 @@ use std::sync::Arc;
 use super::export::{Context, Export};
 use super::export_set::ExportSet;
 use crate::protocol::{
-    ClientFlags, ContextQuery, ExportNameReply, Greeting, HandshakeFlags, InfoItem, InfoRequest, InfoType,
-    MAX_OPTION_LENGTH, MetaContextId, MetaContextRequest, OptionHeader, OptionReply, OptionRequest, OptionType,
-    ProtocolError, ReplyError, ReplyStyle, DEFAULT_MAX_PAYLOAD,
+    ClientFlags, ContextQuery, DEFAULT_MAX_PAYLOAD, ExportNameReply, Greeting, HandshakeFlags, InfoItem, InfoRequest,
+    InfoType, MAX_OPTION_LENGTH, MetaContextId, MetaContextRequest, OptionHeader, OptionReply, OptionRequest,
+    OptionType, ProtocolError, ReplyError, ReplyStyle,
 };
 
 /// Whether TLS is offered, and to be used.
@@ -229,7 +229,9 @@ impl<'a> Handshake<'a> {
                 Ok(acknowledge(option, out))
             }
             OptionRequest::StartTls => Ok(self.start_tls(out)),
-            OptionRequest::Info(request) => Ok(self.info(option, &request, out).map_or_else(Answer::from, |_| Answer::Go)),
+            OptionRequest::Info(request) => Ok(self
+                .info(option, &request, out)
+                .map_or_else(Answer::from, |_| Answer::Go)),
             OptionRequest::Go(request) => Ok(match self.info(option, &request, out) {
                 Ok(export) => Answer::Next(Step::Transmission(self.negotiated(&request.name, export))),
                 Err(refusal) => refusal.into(),
@@ -248,7 +250,9 @@ impl<'a> Handshake<'a> {
                 self.style = ReplyStyle::Extended;
                 Ok(acknowledge(option, out))
             }
-            OptionRequest::ListMetaContext(request) => Ok(self.list_contexts(&request, out).unwrap_or_else(Answer::from)),
+            OptionRequest::ListMetaContext(request) => {
+                Ok(self.list_contexts(&request, out).unwrap_or_else(Answer::from))
+            }
             OptionRequest::SetMetaContext(request) => Ok(self.set_contexts(&request, out).unwrap_or_else(Answer::from)),
             OptionRequest::Unknown { number, .. } => Ok(Answer::Refuse(
                 ReplyError::Unsupported,

@@ -20,7 +20,9 @@ fn disk() -> Disk {
 fn exports() -> ExportSet {
     let mut exports = ExportSet::new();
     let changes = Box::new(crate::server::ChangedAboveLayer { depth: 1 });
-    let first = Export::new("first", disk()).with_description("of two").with_changes("base", changes);
+    let first = Export::new("first", disk())
+        .with_description("of two")
+        .with_changes("base", changes);
     assert!(exports.add(first));
     assert!(exports.add(Export::new("second", disk()).read_only()));
     exports
@@ -158,7 +160,9 @@ fn refusals_keep_the_negotiation_going() {
     ];
     assert_eq!(errors(&replies), expected);
     assert!(matches!(step, Ok(Step::NeedBytes)), "{step:?}");
-    let servers = replies.iter().filter(|reply| matches!(reply, OptionReply::Server { .. }));
+    let servers = replies
+        .iter()
+        .filter(|reply| matches!(reply, OptionReply::Server { .. }));
     assert_eq!(servers.count(), 2);
 }
 
@@ -188,8 +192,14 @@ fn contexts_are_listed_and_chosen() {
             other => panic!("{other:?}"),
         }
     };
-    let chosen = choose("first", &["qemu:dirty-bitmap:base", "base:allocation", "base:allocation", "base:"]);
-    let expected = [(MetaContextId(1), Context::Changes(0)), (MetaContextId(2), Context::Allocation)];
+    let chosen = choose(
+        "first",
+        &["qemu:dirty-bitmap:base", "base:allocation", "base:allocation", "base:"],
+    );
+    let expected = [
+        (MetaContextId(1), Context::Changes(0)),
+        (MetaContextId(2), Context::Allocation),
+    ];
     assert_eq!(chosen, expected);
     // Chosen for another export, or for the same under another name, they don't count.
     assert_eq!(choose("second", &["base:allocation"]), []);
@@ -226,21 +236,34 @@ fn export_name_is_answered_in_its_own_way() {
     for (client, len) in [(3, ExportNameReply::SIZE), (1, ExportNameReply::SIZE + 124)] {
         let mut out = Vec::new();
         let bytes = script(client, &[OptionRequest::ExportName("second".into())]);
-        let (_, step) = Handshake::new(&exports, TlsPolicy::Off).advance(&bytes, &mut out).unwrap();
+        let (_, step) = Handshake::new(&exports, TlsPolicy::Off)
+            .advance(&bytes, &mut out)
+            .unwrap();
         assert!(matches!(step, Step::Transmission(_)));
         assert_eq!(out.len(), len);
     }
     let failed = run(TlsPolicy::Off, &[OptionRequest::ExportName("third".into())]).1;
     assert!(matches!(failed, Err(HandshakeError::NoExport(_))));
-    let options = [OptionRequest::ExtendedHeaders, OptionRequest::ExportName("first".into())];
-    assert!(matches!(run(TlsPolicy::Off, &options).1, Err(HandshakeError::ExportNameAfterExtended)));
+    let options = [
+        OptionRequest::ExtendedHeaders,
+        OptionRequest::ExportName("first".into()),
+    ];
+    assert!(matches!(
+        run(TlsPolicy::Off, &options).1,
+        Err(HandshakeError::ExportNameAfterExtended)
+    ));
 }
 
 #[test]
 fn without_tls_nothing_is_told() {
     let (replies, step) = run(
         TlsPolicy::Required,
-        &[OptionRequest::List, go("first", &[]), go("third", &[]), OptionRequest::StartTls],
+        &[
+            OptionRequest::List,
+            go("first", &[]),
+            go("third", &[]),
+            OptionRequest::StartTls,
+        ],
     );
     assert_eq!(errors(&replies), [ReplyError::TlsRequired; 3]);
     assert_eq!(replies.len(), 4);
@@ -254,7 +277,9 @@ fn tls_forgets_what_was_agreed_on() {
     let exports = exports();
     let mut handshake = Handshake::new(&exports, TlsPolicy::Off);
     let mut out = Vec::new();
-    handshake.advance(&script(3, &[OptionRequest::StructuredReply]), &mut out).unwrap();
+    handshake
+        .advance(&script(3, &[OptionRequest::StructuredReply]), &mut out)
+        .unwrap();
     handshake.restart_with_tls();
     let mut bytes = Vec::new();
     OptionRequest::StartTls.encode(&mut bytes);
@@ -262,7 +287,13 @@ fn tls_forgets_what_was_agreed_on() {
     out.clear();
     let (_, step) = handshake.advance(&bytes, &mut out).unwrap();
     assert_eq!(errors(&replies(&out)), [ReplyError::Invalid]);
-    assert!(matches!(step, Step::Transmission(Negotiated { style: ReplyStyle::Simple, .. })));
+    assert!(matches!(
+        step,
+        Step::Transmission(Negotiated {
+            style: ReplyStyle::Simple,
+            ..
+        })
+    ));
 }
 
 #[test]
@@ -277,7 +308,9 @@ fn options_that_are_too_long_are_skipped() {
     OptionRequest::Abort.encode(&mut bytes);
     let exports = exports();
     let mut out = Vec::new();
-    let (taken, step) = Handshake::new(&exports, TlsPolicy::Off).advance(&bytes, &mut out).unwrap();
+    let (taken, step) = Handshake::new(&exports, TlsPolicy::Off)
+        .advance(&bytes, &mut out)
+        .unwrap();
     assert_eq!(taken, bytes.len());
     assert!(matches!(step, Step::Aborted));
     assert_eq!(errors(&replies(&out)), [ReplyError::TooBig]);
@@ -286,7 +319,11 @@ fn options_that_are_too_long_are_skipped() {
 #[test]
 fn strangers_are_turned_away() {
     let exports = exports();
-    for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0, 0, 0, 4], &[0, 0, 0, 3, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0]] {
+    for bytes in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        &[0, 0, 0, 4],
+        &[0, 0, 0, 3, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0],
+    ] {
         let failed = Handshake::new(&exports, TlsPolicy::Off).advance(bytes, &mut Vec::new());
         assert!(matches!(failed, Err(HandshakeError::Protocol(_))), "{failed:?}");
     }

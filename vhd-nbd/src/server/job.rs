@@ -114,7 +114,11 @@ impl<'a> Executor<'a> {
     fn trim(&self, request: &RequestHeader, range: ByteRange) -> Result<(), DeviceError> {
         let disk = self.session.export.disk();
         disk.discard(range)?;
-        if request.flags.contains(CommandFlags::FUA) { disk.flush() } else { Ok(()) }
+        if request.flags.contains(CommandFlags::FUA) {
+            disk.flush()
+        } else {
+            Ok(())
+        }
     }
 
     /// Reads the range, so that the system has it in memory.
@@ -155,7 +159,9 @@ impl<'a> Executor<'a> {
         let range = ByteRange::new(request.offset, request.length);
         let one = request.flags.contains(CommandFlags::REQ_ONE);
         let mut list = DescriptorList::new(range, self.outbox.style().header_style(), one);
-        self.session.export.status(context, range, &mut |part, status| list.push(part, status))?;
+        self.session
+            .export
+            .status(context, range, &mut |part, status| list.push(part, status))?;
         Ok(list.finish())
     }
 }
@@ -227,7 +233,10 @@ mod tests {
     fn neighbours_are_joined_and_edges_cut() {
         let range = ByteRange::new(100, 5000);
         let parts = [(0, 512, 3), (512, 512, 3), (1024, 1024, 0), (2048, 4096, 3)];
-        assert_eq!(list(range, HeaderStyle::Compact, false, &parts), [(924, 3), (1024, 0), (3052, 3)]);
+        assert_eq!(
+            list(range, HeaderStyle::Compact, false, &parts),
+            [(924, 3), (1024, 0), (3052, 3)]
+        );
         assert_eq!(list(range, HeaderStyle::Compact, true, &parts), [(924, 3)]);
     }
 
@@ -236,6 +245,9 @@ mod tests {
         let range = ByteRange::new(0, 1 << 33);
         let parts = [(0, 5 << 30, 3), (5 << 30, 3 << 30, 0)];
         assert_eq!(list(range, HeaderStyle::Compact, false, &parts), [(0xffff_f000, 3)]);
-        assert_eq!(list(range, HeaderStyle::Extended, false, &parts), [(5 << 30, 3), (3 << 30, 0)]);
+        assert_eq!(
+            list(range, HeaderStyle::Extended, false, &parts),
+            [(5 << 30, 3), (3 << 30, 0)]
+        );
     }
 }

@@ -33,6 +33,6 @@ mod workers;
 
 pub use export::{ChangeVisitor, ChangedAboveLayer, ChangedRanges, Export};
 pub use export_set::ExportSet;
-pub use listener::{Listener, ListenError};
+pub use listener::{ListenError, Listener};
 pub use server::{Server, ServerOptions};
 pub use stats::StatsReport;

@@ -98,7 +98,13 @@ impl<'a> Outbox<'a> {
         let mut small = std::mem::take(&mut self.small);
         small.clear();
         let flags = if last { ReplyFlags::DONE } else { ReplyFlags::empty() };
-        chunk.encode(self.style.header_style(), flags, request.cookie, request.offset, &mut small);
+        chunk.encode(
+            self.style.header_style(),
+            flags,
+            request.cookie,
+            request.offset,
+            &mut small,
+        );
         let result = self.put(&small);
         self.small = small;
         result
@@ -134,7 +140,13 @@ impl<'a> Outbox<'a> {
     }
 
     /// Sends data of a READ from elsewhere, behind what is there.
-    pub(super) fn send_data(&mut self, request: &RequestHeader, last: bool, offset: u64, data: &[u8]) -> io::Result<()> {
+    pub(super) fn send_data(
+        &mut self,
+        request: &RequestHeader,
+        last: bool,
+        offset: u64,
+        data: &[u8],
+    ) -> io::Result<()> {
         self.encode_data_prefix(request, last, offset, data.len());
         let len = std::mem::take(&mut self.len);
         self.transport.send(&[&self.buf[..len], &self.small, data])

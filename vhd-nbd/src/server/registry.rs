@@ -7,6 +7,12 @@ use std::time::{Duration, Instant};
 
 use crate::transport::Transport;
 
+/// Connections that were closed to make room, and whose threads have not ended; more are waited for.
+const LEAVING: usize = 16;
+
+/// How long they are waited for.
+const EVICTION: Duration = Duration::from_secs(5);
+
 /// What others can do to a connection.
 #[derive(Debug)]
 pub(super) struct Control {
@@ -15,6 +21,8 @@ pub(super) struct Control {
     pub(super) stop: AtomicBool,
     /// The negotiation is over.
     pub(super) serving: AtomicBool,
+    /// It has been closed to make room, and its thread is about to end.
+    evicted: AtomicBool,
 }
 
 /// The connections by the order in which they came.
@@ -30,19 +38,34 @@ struct State {
     next: u64,
 }
 
+impl State {
+    /// The connections that have not been closed to make room.
+    fn open(&self) -> impl Iterator<Item = &Arc<Control>> {
+        let all = self.connections.values();
+        all.filter(|control| !control.evicted.load(Ordering::Relaxed))
+    }
+}
+
 impl Registry {
-    /// Adds a connection; `None` if there are `limit` already. When there are, the one that negotiates for the longest
-    /// time is closed: those who come to keep others out make room for each other.
+    /// Adds a connection; `None` if there are `limit` that serve. When there are as many that do not, the one that
+    /// negotiates for the longest time is closed: those who come to keep others out make room for each other.
     pub(super) fn add(&self, transport: Transport, limit: usize) -> Option<(u64, Arc<Control>)> {
         let mut state = self.lock();
-        if state.connections.len() >= limit {
-            let mut connections = state.connections.values();
-            let negotiating = connections.find(|control| !control.serving.load(Ordering::Relaxed))?;
-            negotiating.transport.close();
-            let limit_passed = state.connections.len() >= 2 * limit;
-            if limit_passed {
+        if state.open().count() >= limit {
+            let mut negotiating = state.open().filter(|control| !control.serving.load(Ordering::Relaxed));
+            let victim = negotiating.next()?;
+            victim.evicted.store(true, Ordering::Relaxed);
+            victim.transport.close();
+        }
+        // The threads of those that were closed need a moment to end.
+        let deadline = Instant::now() + EVICTION;
+        while state.connections.len() > limit + LEAVING {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
                 return None;
             }
+            let waited = self.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         let number = state.next;
         state.next += 1;
@@ -50,6 +73,7 @@ impl Registry {
             transport,
             stop: AtomicBool::new(false),
             serving: AtomicBool::new(false),
+            evicted: AtomicBool::new(false),
         });
         state.connections.insert(number, Arc::clone(&control));
         Some((number, control))

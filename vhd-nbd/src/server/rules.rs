@@ -101,7 +101,10 @@ fn check_flags(request: &RequestHeader, style: ReplyStyle) -> Result<(), Refusal
     if stray.is_empty() {
         return Ok(());
     }
-    Err(Refusal::invalid(format!("flags {:#x} do not belong here", stray.bits())))
+    Err(Refusal::invalid(format!(
+        "flags {:#x} do not belong here",
+        stray.bits()
+    )))
 }
 
 fn check_range(request: &RequestHeader, export: &Export, errno: Errno) -> Result<(), Refusal> {

@@ -2,8 +2,8 @@
 
 use std::io::{self, PipeReader, PipeWriter, Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -111,7 +111,10 @@ impl Server {
         let server = Arc::clone(self);
         let builder = thread::Builder::new().name("nbd-session".into()).stack_size(STACK_SIZE);
         let spawned = builder.spawn(move || {
-            let _removal = Removal { server: &server, number };
+            let _removal = Removal {
+                server: &server,
+                number,
+            };
             server.run_connection(&control, &peer);
         });
         if let Err(error) = spawned {

@@ -147,7 +147,8 @@ impl<'scope, 'env> Receiver<'scope, 'env> {
             self.outbox.send_if_much()?;
         }
         let (reads, bytes) = self.tally.reads();
-        self.pace.observe(u32::try_from(reads).unwrap_or(u32::MAX), bytes, self.since.elapsed());
+        self.pace
+            .observe(u32::try_from(reads).unwrap_or(u32::MAX), bytes, self.since.elapsed());
         self.outbox.send()?;
         self.session.stats.add(&mut self.tally, self.since.elapsed());
         Ok(flow)

@@ -109,7 +109,9 @@ impl Stats {
         let nanoseconds = u64::try_from(latency.as_nanos()).unwrap_or(LONGEST);
         let mut totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
         totals.tally.add(&tally);
-        totals.latency.saturating_record_n(nanoseconds.clamp(1, LONGEST), requests);
+        totals
+            .latency
+            .saturating_record_n(nanoseconds.clamp(1, LONGEST), requests);
     }
 
     pub(super) fn report(&self) -> StatsReport {

@@ -1,7 +1,7 @@
 //! TLS with X.509 certificates.
 
-mod state;
 mod server_config;
+mod state;
 
-pub(crate) use state::TlsState;
 pub use server_config::{TlsError, TlsServer};
+pub(crate) use state::TlsState;

@@ -89,7 +89,9 @@ impl TlsServer {
             }
         };
         let config = builder.with_single_cert(chain, private).map_err(unusable)?;
-        Ok(Self { config: Arc::new(config) })
+        Ok(Self {
+            config: Arc::new(config),
+        })
     }
 
     /// The state of a new connection.
