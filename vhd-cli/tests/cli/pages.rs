@@ -19,6 +19,7 @@ const COMMANDS: &[&str] = &[
     "azure",
     "compact",
     "measure",
+    "nbd",
     "tour",
     "completions",
     "man",

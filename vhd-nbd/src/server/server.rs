@@ -59,7 +59,7 @@ pub struct Server {
     exports: ExportSet,
     options: ServerOptions,
     stats: Stats,
-    registry: Registry,
+    registry: Arc<Registry>,
     stopping: AtomicBool,
     wake_reader: PipeReader,
     wake_writer: PipeWriter,
@@ -76,7 +76,7 @@ impl Server {
             exports,
             options,
             stats: Stats::new(),
-            registry: Registry::default(),
+            registry: Arc::new(Registry::default()),
             stopping: AtomicBool::new(false),
             wake_reader,
             wake_writer,
@@ -110,11 +110,11 @@ impl Server {
         self.stats.connections.fetch_add(1, Ordering::Relaxed);
         let server = Arc::clone(self);
         let builder = thread::Builder::new().name("nbd-session".into()).stack_size(STACK_SIZE);
+        let registry = Arc::clone(&self.registry);
         let spawned = builder.spawn(move || {
-            let _removal = Removal {
-                server: &server,
-                number,
-            };
+            let _removal = Removal { registry, number };
+            // Gone before the connection is off the list: who waits for that wants the disks for himself.
+            let server = server;
             server.run_connection(&control, &peer);
         });
         if let Err(error) = spawned {
@@ -198,13 +198,13 @@ impl Server {
 }
 
 /// Takes a connection off the list, however its thread ends.
-struct Removal<'a> {
-    server: &'a Server,
+struct Removal {
+    registry: Arc<Registry>,
     number: u64,
 }
 
-impl Drop for Removal<'_> {
+impl Drop for Removal {
     fn drop(&mut self) {
-        self.server.registry.remove(self.number);
+        self.registry.remove(self.number);
     }
 }
