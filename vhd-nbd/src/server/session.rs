@@ -137,6 +137,7 @@ impl<'scope, 'env> Receiver<'scope, 'env> {
     fn execute_all(&mut self) -> Result<Flow, SessionError> {
         let style = self.session.style.header_style();
         let mut flow = Flow::GoOn;
+        let watch = self.pace.watch();
         while let Some(header) = self.inbox.bytes().get(..style.request_size()) {
             let request = RequestHeader::decode(style, header)?;
             self.inbox.consume(style.request_size());
@@ -147,8 +148,8 @@ impl<'scope, 'env> Receiver<'scope, 'env> {
             self.outbox.send_if_much()?;
         }
         let (reads, bytes) = self.tally.reads();
-        self.pace
-            .observe(u32::try_from(reads).unwrap_or(u32::MAX), bytes, self.since.elapsed());
+        let (count, time) = (u32::try_from(reads).unwrap_or(u32::MAX), self.since.elapsed());
+        self.pace.observe(count, bytes, time, watch.has_waited());
         self.outbox.send()?;
         self.session.stats.add(&mut self.tally, self.since.elapsed());
         Ok(flow)
