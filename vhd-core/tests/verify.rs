@@ -236,7 +236,7 @@ fn dig_holes(path: &Path) {
 fn what_changes_no_content_raises_no_alarm() {
     let mut rng = seeded(0xA1A4, "no alarm");
     let mut dropped = 0;
-    for _ in 0..40 {
+    for _ in 0..24 {
         let dir = temp_dir();
         let (mut nodes, leaf) = tree(dir.path(), &mut rng);
         let below = ancestors(&nodes, leaf);
@@ -276,7 +276,7 @@ fn what_changes_no_content_raises_no_alarm() {
         }
         unchanged("time stamps");
     }
-    assert!(dropped > 20, "compaction dropped {dropped} blocks: it tested little");
+    assert!(dropped > 10, "compaction dropped {dropped} blocks: it tested little");
     announce(&format!("verify: no alarm after compaction dropped {dropped} blocks"));
 }
 
