@@ -81,6 +81,12 @@ impl Image {
         }))
     }
 
+    /// Where the first block in the file is; `None` for a fixed image or one without blocks.
+    pub(super) fn first_block_offset(&self) -> Option<u64> {
+        let sparse = self.sparse()?;
+        placed_blocks(sparse, u64::MAX).first().map(|placed| placed.offset)
+    }
+
     /// Whether Xen's map of complete blocks stands behind the table. It must follow each change of a block,
     /// and it can't in one atomic write.
     pub(crate) fn has_batmap(&self) -> Result<bool, DeviceError> {
