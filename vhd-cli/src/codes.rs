@@ -59,6 +59,8 @@ const TABLE: &[Code] = &[
     library(ErrorKind::BlockOverlap,    "VHD-E0115", Exit::Corrupt),
     library(ErrorKind::FileTooShort,    "VHD-E0116", Exit::Corrupt),
     library(ErrorKind::JournalPending,  "VHD-E0117", Exit::Corrupt),
+    library(ErrorKind::RecordDamaged,   "VHD-E0127", Exit::Corrupt),
+    library(ErrorKind::RecordUnknown,   "VHD-E0128", Exit::Corrupt),
     library(ErrorKind::Ambiguous,       "VHD-E0118", Exit::Refused),
     library(ErrorKind::PartitionTable,  "VHD-E0119", Exit::Refused),
     library(ErrorKind::DigestMissing,   "VHD-E0120", Exit::Refused),

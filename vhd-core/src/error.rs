@@ -36,6 +36,10 @@ pub enum ErrorKind {
     FileTooShort,
     /// Another program left an unfinished journaled operation (cookie `v_poison`).
     JournalPending,
+    /// A document beside an image is not what was written.
+    RecordDamaged,
+    /// A document beside an image is of a kind or version that this program does not know.
+    RecordUnknown,
     /// A virtual machine is saved with the disk: the format forbids to rearrange it.
     SavedState,
     /// Metadata of another program, which would not be true any more.
@@ -127,6 +131,8 @@ impl ErrorKind {
         Self::BlockOverlap,
         Self::FileTooShort,
         Self::JournalPending,
+        Self::RecordDamaged,
+        Self::RecordUnknown,
         Self::SavedState,
         Self::ForeignMetadata,
         Self::Ambiguous,
@@ -181,6 +187,8 @@ impl ErrorKind {
             Self::BlockOverlap => "block-overlap",
             Self::FileTooShort => "file-too-short",
             Self::JournalPending => "journal-pending",
+            Self::RecordDamaged => "record-damaged",
+            Self::RecordUnknown => "record-unknown",
             Self::SavedState => "saved-state",
             Self::ForeignMetadata => "foreign-metadata",
             Self::Ambiguous => "format-ambiguous",
