@@ -66,7 +66,7 @@ const TABLE: &[Code] = &[
     library(ErrorKind::DigestMissing,   "VHD-E0120", Exit::Refused),
     library(ErrorKind::SavedState,      "VHD-E0121", Exit::Refused),
     library(ErrorKind::ForeignMetadata, "VHD-E0122", Exit::Refused),
-    library(ErrorKind::DigestDamaged,   "VHD-E0123", Exit::Refused),
+    library(ErrorKind::DigestDamaged,   "VHD-E0123", Exit::Corrupt),
     library(ErrorKind::DigestOtherDisk, "VHD-E0124", Exit::Refused),
 
     library(ErrorKind::ParentMissing,   "VHD-E0201", Exit::Parent),

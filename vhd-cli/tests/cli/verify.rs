@@ -134,7 +134,7 @@ fn what_is_wrong_with_a_record_is_told_and_the_others_are_verified() {
     lab.run(&["verify", "leaf.avhd", "--record"], 0);
     let good = fs::read(lab.path("middle.avhd.digest")).unwrap();
     lab.damage("middle.avhd.digest", 80, &[0xAA]);
-    let json = lab.json(&["verify", "leaf.avhd"], 8);
+    let json = lab.json(&["verify", "leaf.avhd"], 3);
     assert_eq!(json["layers"][0]["error"]["code"], "VHD-E0123");
     assert_eq!(json["layers"][1]["verdict"], "unchanged");
     fs::copy(lab.path("base.vhd.digest"), lab.path("middle.avhd.digest")).unwrap();
@@ -265,4 +265,31 @@ fn an_interrupted_recording_ends_in_order() {
     crate::announce(&format!("recording interrupted in order {interrupted} times of 11"));
     lab.run(&["verify", "a.vhd", "--include-image", "--record", "--update"], 0);
     lab.run(&["verify", "a.vhd"], 0);
+}
+
+#[test]
+fn a_full_file_system_leaves_the_old_record_or_none() {
+    let Some(lab) = Lab::on_a_small_disk(8 * MIB) else {
+        return;
+    };
+    // A page of every block of the disk: little space, and a record of several pages.
+    lab.fixed("a.vhd", 800 * MIB);
+    for block in 0..400 {
+        lab.write("a.vhd", block * 2 * MIB, &[1]);
+    }
+    let args = ["verify", "a.vhd", "--include-image", "--record", "--update"];
+    let record = || fs::read(lab.path("a.vhd.digest")).ok();
+    for _ in 0..2 {
+        let before = record();
+        for pages in 0..3 {
+            lab.fill_but("ballast", pages * 4096);
+            let told = stderr(&lab.run(&args, 1));
+            assert!(told.contains("VHD-E0303") && told.contains("a.vhd.digest"), "{told}");
+            assert_eq!(record(), before, "{pages} pages free");
+            fs::remove_file(lab.path("ballast")).unwrap();
+        }
+        lab.run(&args, 0);
+        assert!(lab.len("a.vhd.digest") > 3 * 4096);
+        lab.run(&["verify", "a.vhd"], 0);
+    }
 }

@@ -34,9 +34,9 @@ ancestor beside its file, as FILE.digest; later runs read the ancestors and say 
 of what one file holds: compaction, relinking and new time stamps do not change it, and writes to a child do not \
 count for its parent. The image itself is looked at if it has a record.
 
-The exit code is 0 when every ancestor has a record and is unchanged, 5 when one changed (VHD-E0413), and 8 when a \
-record is missing (VHD-E0120), damaged (VHD-E0123) or of another disk (VHD-E0124): then nothing is known of that \
-ancestor, and that is no success.";
+The exit code is 0 when every ancestor has a record and is unchanged, 5 when one changed (VHD-E0413), 3 when a record \
+is damaged (VHD-E0123), and 8 when one is of another disk (VHD-E0124) or missing (VHD-E0120): then nothing is known of \
+that ancestor, and that is no success.";
 
 /// Arguments of `vhd verify`.
 #[derive(Args, Debug)]

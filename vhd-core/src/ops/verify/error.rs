@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::ErrorKind;
 use crate::device::DeviceError;
 use crate::format::UniqueId;
-use crate::storage::{StorageError, io_kind};
+use crate::storage::StorageError;
 
 /// Why digests are not recorded or verified.
 #[derive(Debug, thiserror::Error)]
@@ -50,17 +50,6 @@ pub enum VerifyError {
         /// The file.
         path: PathBuf,
     },
-    /// A file can't be read or written.
-    #[error("can't {operation} {}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// A verb.
-        operation: &'static str,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
     /// A layer can't be read.
     #[error("can't read {}", path.display())]
     Device {
@@ -70,7 +59,7 @@ pub enum VerifyError {
         #[source]
         source: DeviceError,
     },
-    /// A record can't be opened, or get its name.
+    /// A record can't be read, written, or get its name.
     #[error(transparent)]
     Storage(#[from] StorageError),
     /// It was told to stop.
@@ -84,10 +73,9 @@ impl VerifyError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Damaged { .. } => ErrorKind::DigestDamaged,
-            Self::Version { .. } => ErrorKind::Unsupported,
+            Self::Version { .. } => ErrorKind::RecordUnknown,
             Self::OtherDisk { .. } => ErrorKind::DigestOtherDisk,
             Self::Changing { .. } => ErrorKind::ContentChanged,
-            Self::Io { source, .. } => io_kind(source),
             Self::Device { source, .. } => source.kind(),
             Self::Storage(error) => error.kind(),
             Self::Cancelled => ErrorKind::Cancelled,
@@ -102,10 +90,6 @@ pub(super) trait Doing<T> {
 
 impl<T> Doing<T> for io::Result<T> {
     fn doing(self, operation: &'static str, path: &Path) -> Result<T, VerifyError> {
-        self.map_err(|source| VerifyError::Io {
-            path: path.to_owned(),
-            operation,
-            source,
-        })
+        self.map_err(|source| StorageError::at(path, operation, source).into())
     }
 }

@@ -143,6 +143,7 @@ pub fn record(
         });
     }
     options.check_cancelled()?;
+    // INV-19: content before name, name before anything that relies on it.
     staged.publish(replace, true)?;
     Ok(RecordReport {
         record_bytes,

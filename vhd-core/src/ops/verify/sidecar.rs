@@ -467,7 +467,7 @@ mod tests {
                 let error = decoded(&bytes).unwrap_err();
                 let is_version = (8..12).contains(&at);
                 let expected = if is_version {
-                    ErrorKind::Unsupported
+                    ErrorKind::RecordUnknown
                 } else {
                     ErrorKind::DigestDamaged
                 };
