@@ -1,7 +1,7 @@
 //! A record against the layer as it is now.
 
 use super::content::{Content, DIGEST_BLOCK, SectorSet};
-use super::scan::{Run, scan};
+use super::scan::{Run, is_differencing, scan};
 use super::sidecar::{Record, RecordedRuns};
 use super::{VerifyError, VerifyOptions};
 use crate::chain::ChainLayer;
@@ -58,6 +58,11 @@ pub(super) fn compare(
     changes: &mut Changes<'_>,
 ) -> Result<(), VerifyError> {
     let (recorded_size, size) = (record.header().disk_size, layer.layer.disk_size());
+    if record.header().has_parent != is_differencing(layer.layer) {
+        // What the layer lacks reads otherwise, and every sector of it that is zero means something else.
+        changes.add(ByteRange::new(0, recorded_size.max(size)));
+        return Ok(());
+    }
     let mut comparison = Comparison {
         layer,
         parents,

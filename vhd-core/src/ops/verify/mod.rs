@@ -123,6 +123,7 @@ pub fn record(
     let header = RecordHeader {
         disk_id: id_of(layer.layer),
         disk_size: layer.layer.disk_size(),
+        has_parent: scan::is_differencing(layer.layer),
         created: Timestamp::now(),
         stamp,
     };

@@ -69,7 +69,8 @@ fn push_empty(blocks: u64, consume: &mut dyn FnMut(Run) -> Result<(), VerifyErro
     }
 }
 
-fn is_differencing(layer: &Layer) -> bool {
+/// What the layer lacks is in a parent; else it reads zero.
+pub(super) fn is_differencing(layer: &Layer) -> bool {
     layer.image().is_some_and(|image| image.is_differencing())
 }
 

@@ -52,6 +52,7 @@ struct RawHeader {
     modified_seconds: I64,
     modified_nanos: U32,
     created: U32,
+    has_parent: U32,
 }
 
 /// What a record says of the disk it was made of.
@@ -60,6 +61,8 @@ pub(super) struct RecordHeader {
     pub(super) disk_id: UniqueId,
     /// Bytes of the disk.
     pub(super) disk_size: u64,
+    /// What the layer lacks is in a parent; else it reads zero.
+    pub(super) has_parent: bool,
     pub(super) created: Timestamp,
     pub(super) stamp: FileStamp,
 }
@@ -77,6 +80,7 @@ impl RecordHeader {
             modified_seconds: I64::new(seconds),
             modified_nanos: U32::new(nanos),
             created: U32::new(self.created.0),
+            has_parent: U32::new(self.has_parent.into()),
         };
         zerocopy::transmute!(raw)
     }
@@ -101,10 +105,22 @@ impl RecordHeader {
             let reason = format!("a disk of {} bytes, expected whole sectors", raw.disk_size.get());
             return Err(damaged(path, 32, reason));
         }
+        let has_parent = match raw.has_parent.get() {
+            0 => false,
+            1 => true,
+            other => {
+                return Err(damaged(
+                    path,
+                    64,
+                    format!("{other} for whether there is a parent, expected 0 or 1"),
+                ));
+            }
+        };
         let nanos = raw.modified_nanos.get();
         Ok(Self {
             disk_id: UniqueId(raw.disk_id),
             disk_size: raw.disk_size.get(),
+            has_parent,
             created: Timestamp(raw.created.get()),
             stamp: FileStamp {
                 len: raw.file_len.get(),
@@ -383,6 +399,7 @@ mod tests {
         RecordHeader {
             disk_id: UniqueId([7; 16]),
             disk_size,
+            has_parent: true,
             created: Timestamp(5),
             stamp: FileStamp {
                 len: 12345,
