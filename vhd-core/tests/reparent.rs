@@ -327,7 +327,7 @@ fn crash_everywhere(family: &Arc<Family>, file: CrashFile, depth: u32, counts: &
         for state in snapshot.crash_states(&limits) {
             let number = counter.states.fetch_add(1, Ordering::Relaxed);
             watched.check(Arc::new(state.file()), &state.to_string());
-            if depth > 0 && number.is_multiple_of(41) {
+            if depth > 0 && number.is_multiple_of(499) {
                 counter.continued.fetch_add(1, Ordering::Relaxed);
                 crash_everywhere(&watched, state.file(), depth - 1, &counter);
             }
