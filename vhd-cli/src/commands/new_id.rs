@@ -96,8 +96,15 @@ pub(crate) fn run(args: &NewIdArgs) -> Result<Exit, Failure> {
         // What the children read does not change: children of their own shall not ask why their files did.
         let times = plan.children().iter().map(|child| ParentTime::if_parent(child));
         let times = times.collect::<Result<Vec<_>, _>>()?;
+        let record = plan.record_path();
         let done = plan.run();
         times.into_iter().flatten().for_each(ParentTime::keep);
+        if done.is_err() && record.exists() {
+            let image = args.image.display();
+            output::warning(format_args!(
+                "{image}: the change has begun; run new-id on it again to finish it"
+            ));
+        }
         done?;
     }
     output::report(args.report, NAME, &json)?;

@@ -115,6 +115,12 @@ impl NewId {
         &self.children
     }
 
+    /// The record: while it is there, the change is not finished.
+    #[must_use]
+    pub fn record_path(&self) -> PathBuf {
+        record_path(&self.image)
+    }
+
     /// An earlier run began it.
     #[must_use]
     pub fn is_resumed(&self) -> bool {
