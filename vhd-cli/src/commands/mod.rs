@@ -23,6 +23,7 @@ mod ranges;
 pub(crate) mod reparent;
 pub(crate) mod tour;
 pub(crate) mod tree;
+pub(crate) mod verify;
 
 use crate::cli::Command;
 use crate::exit::Exit;
@@ -56,6 +57,7 @@ fn dispatch(command: &Command) -> Result<Exit, Failure> {
         Command::Measure(args) => measure::run(args),
         Command::Reparent(args) => reparent::run(args),
         Command::NewId(args) => new_id::run(args),
+        Command::Verify(args) => verify::run(args),
         Command::Tour(args) => tour::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(args),
@@ -81,6 +83,7 @@ fn identity(command: &Command) -> (&'static str, bool) {
         Command::Measure(args) => (measure::NAME, args.report.json),
         Command::Reparent(args) => (reparent::NAME, args.report.json),
         Command::NewId(args) => (new_id::NAME, args.report.json),
+        Command::Verify(args) => (verify::NAME, args.report.json),
         Command::Tour(_) => ("tour", false),
         Command::Completions(_) => ("completions", false),
         Command::Man(_) => ("man", false),

@@ -66,6 +66,17 @@ fn an_orphan_is_relinked_and_told_what_disagrees() {
     for (fact, agrees) in [("path", false), ("id", true), ("modified", true), ("size", true)] {
         assert_eq!(planned["agreement"][fact]["agrees"], agrees, "{fact}");
     }
+    assert_eq!(planned["agreement"]["content"]["reason"], "no digest recorded");
+    lab.run(&["verify", "moved/b.vhd", "--record", "--include-image"], 0);
+    let agreement = |agrees: bool| {
+        let told = lab.json(&["reparent", "child.avhd", "--parent", "moved/b.vhd", "--dry-run"], 0);
+        assert_eq!(told["agreement"]["content"]["agrees"], agrees);
+    };
+    agreement(true);
+    lab.write("moved/b.vhd", 7 * MIB, &[55; 512]);
+    agreement(false);
+    lab.write("moved/b.vhd", 7 * MIB, &[4; 512]);
+    agreement(true);
     let text = stdout(&lab.run(&["reparent", "child.avhd", "--parent", "moved/b.vhd"], 0));
     assert!(
         text.contains("path       DISAGREES") && text.contains("names moved/b.vhd"),

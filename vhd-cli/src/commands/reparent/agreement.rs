@@ -2,10 +2,12 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 use serde::Serialize;
-use vhd_core::chain::{Fact, Relation};
+use vhd_core::chain::{Fact, OpenedDisk, Relation};
 use vhd_core::image::PathSource;
+use vhd_core::ops::verify::{Verdict, VerifyOptions, verify};
 
 use crate::human;
 use crate::output::path_text;
@@ -18,6 +20,18 @@ pub(super) struct Agreement {
     /// Null where the child has no record.
     modified: FactJson<Option<String>>,
     size: FactJson<u64>,
+    /// What the digests say that are recorded beside the file; null where that was not asked, or for a raw file.
+    content: Option<ContentFact>,
+}
+
+/// Whether the file's own content is that of its record of digests.
+#[derive(Serialize)]
+struct ContentFact {
+    /// Null where nothing is recorded, or the record can't be used.
+    agrees: Option<bool>,
+    changed_bytes: u64,
+    /// Why it can't be told.
+    reason: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -61,6 +75,16 @@ impl Agreement {
             id: FactJson::of(&relation.id, ToString::to_string),
             modified: FactJson::of(&relation.modified, |time| human::utc(*time)),
             size: FactJson::of(&relation.disk_size, |size| *size),
+            content: None,
+        }
+    }
+
+    /// With what the digests of the parent say: the file is read where its length or its time is not the recorded one.
+    pub(super) fn with_content(self, parent: &OpenedDisk, cancel: &AtomicBool) -> Self {
+        let has_layer = parent.layers().next().is_some();
+        Self {
+            content: has_layer.then(|| ContentFact::of(parent, cancel)),
+            ..self
         }
     }
 
@@ -70,6 +94,47 @@ impl Agreement {
             (false, _) => Some("the identity"),
             (true, false) => Some("the size"),
             (true, true) => None,
+        }
+    }
+}
+
+impl ContentFact {
+    fn of(parent: &OpenedDisk, cancel: &AtomicBool) -> Self {
+        let options = VerifyOptions {
+            fast: true,
+            cancel,
+            threads: 0,
+        };
+        let (agrees, changed_bytes, reason) = match verify(parent, 0, &options, &(), &mut |_| {}) {
+            Ok(report) => match report.verdict {
+                Verdict::NoRecord => (None, 0, Some("no digest recorded".to_owned())),
+                Verdict::Unchanged | Verdict::Presumed => (Some(true), 0, None),
+                Verdict::Changed => (Some(false), report.changed_bytes, None),
+            },
+            Err(error) => (None, 0, Some(error.to_string())),
+        };
+        Self {
+            agrees,
+            changed_bytes,
+            reason,
+        }
+    }
+}
+
+impl fmt::Display for ContentFact {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "  {:<10} ", "content")?;
+        match (self.agrees, &self.reason) {
+            (Some(true), _) => writeln!(f, "{:<10} with the digests beside the file", verdict(true)),
+            (Some(false), _) => {
+                let bytes = human::binary(self.changed_bytes);
+                writeln!(
+                    f,
+                    "{:<10} {bytes} changed since its digests were recorded",
+                    verdict(false)
+                )
+            }
+            (None, reason) => writeln!(f, "{:<10} {}", "unknown", reason.as_deref().unwrap_or_default()),
         }
     }
 }
@@ -121,6 +186,7 @@ impl fmt::Display for Agreement {
         self.id.line(f, "identity", Clone::clone)?;
         self.modified
             .line(f, "time", |time| time.clone().unwrap_or_else(|| "nothing".to_owned()))?;
-        self.size.line(f, "size", |size| human::bytes(*size))
+        self.size.line(f, "size", |size| human::bytes(*size))?;
+        self.content.as_ref().map_or(Ok(()), |content| content.fmt(f))
     }
 }

@@ -4,6 +4,7 @@ mod agreement;
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 
 use clap::Args;
 use serde::Serialize;
@@ -143,7 +144,10 @@ pub(crate) fn run(args: &ReparentArgs) -> Result<Exit, Failure> {
 
 fn run_relink(args: &ReparentArgs) -> Result<Exit, Failure> {
     let relink = Relink::examine(&args.child, &args.parent, &args.search.options())?;
-    let mut json = ReparentJson::new(args, relink.parent(), Agreement::of(relink.relation(), &args.parent));
+    let agreement = Agreement::of(relink.relation(), &args.parent);
+    // Nothing has changed yet: an interruption may end the process as usual.
+    let agreement = agreement.with_content(relink.parent(), &AtomicBool::new(false));
+    let mut json = ReparentJson::new(args, relink.parent(), agreement);
     if let (false, Err(error)) = (args.force, relink.check()) {
         return Err(refused(args, json, error));
     }
