@@ -14,10 +14,12 @@ mod file_systems;
 mod kill;
 mod nbd;
 mod pages;
+mod reparent;
 mod reports;
 mod streams;
 mod support;
 mod tree;
+mod verify;
 
 #[allow(dead_code, reason = "these tests use a part of it")]
 #[path = "../../../vhd-core/tests/common/tools.rs"]

@@ -27,8 +27,10 @@ const FORMAT_VERSION: u32 = 0x0001_0000;
 /// The data offset of fixed disks. The specification names 32 bits of ones, but every Microsoft program
 /// writes 64, and several readers refuse the former.
 const NO_HEADER: u64 = u64::MAX;
-const CREATOR_APPLICATION: [u8; 4] = *b"vhd ";
-const CREATOR_VERSION: u32 = 0x0001_0000;
+/// As Hyper-V of Windows Server 2008 R2 writes them. qemu up to version 9 cuts images of creators that it does not
+/// know off where their geometry ends, and that is before the end of most disks.
+const CREATOR_APPLICATION: [u8; 4] = *b"win ";
+const CREATOR_VERSION: u32 = 0x0006_0001;
 /// Windows: the specification has only this and the Macintosh.
 const CREATOR_HOST_OS: [u8; 4] = *b"Wi2k";
 
@@ -177,6 +179,18 @@ impl Footer {
         };
         raw.checksum = U32::new(raw.sum());
         zerocopy::transmute!(raw)
+    }
+
+    /// Like [`encode`](Self::encode), with the reserved bytes of `found`, the footer that this one takes the place
+    /// of: other programs keep things there.
+    #[must_use]
+    pub fn encode_over(&self, found: &[u8; FOOTER_SIZE]) -> [u8; FOOTER_SIZE] {
+        let mut bytes = self.encode();
+        let raw: &mut RawFooter = zerocopy::transmute_mut!(&mut bytes);
+        let found: &RawFooter = zerocopy::transmute_ref!(found);
+        raw.reserved = found.reserved;
+        raw.checksum = U32::new(raw.sum());
+        bytes
     }
 
     /// What is unusual in the footer's fields. Oddities of the bytes that have no field come from
