@@ -350,6 +350,11 @@ fn many_requests_in_one_breath() {
         assert!(!std::mem::replace(&mut seen[usize::try_from(cookie).unwrap()], true));
     }
     sender.join().unwrap();
+    // A request is counted when its reply is on the way: the last ones a moment after we have seen it.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while running.server.stats().writes < COUNT && std::time::Instant::now() < deadline {
+        std::thread::yield_now();
+    }
     let stats = running.server.stats();
     assert_eq!((stats.writes, stats.errors), (COUNT, 0));
     assert_eq!(stats.bytes_written, COUNT * 4096);
