@@ -14,6 +14,7 @@ mod examine;
 pub mod forest;
 mod locate;
 mod open;
+mod unfinished;
 
 pub use children::children_beside;
 pub use create::{CreateChildError, create_child, parent_link};
@@ -21,3 +22,4 @@ pub use detect::ImageFormat;
 pub use error::{ChainError, ChainWarning, ParentOutcome, TriedParent};
 pub use locate::{AllowAll, ExplicitOnly, ParentGate};
 pub use open::{ChainLayer, MAX_DEPTH, OpenOptions, OpenedDisk};
+pub(crate) use unfinished::{ResizeRecord, ResizedFile};

@@ -1,7 +1,7 @@
 //! Moving the backup of a GPT to the end of a disk that has grown.
 
 use super::gpt::PRIMARY;
-use super::{Gpt, GptHeader, PartitionError, is_protective, mbr, read_sectors};
+use super::{Gpt, GptHeader, PartitionError, is_protective, mbr, range_of, read_sectors};
 use crate::device::{ByteRange, Disk};
 use crate::units::{SECTOR_SIZE, u64_from, usize_from};
 use zerocopy::little_endian::{U32, U64};
@@ -14,7 +14,8 @@ pub(crate) struct Relocated {
 }
 
 impl Relocated {
-    /// Offsets on the disk, and the bytes that belong there.
+    /// Offsets on the disk, and the bytes that belong there. Written and flushed one after the other, they leave a
+    /// table that can be used at every moment: the first header leads to a backup that is there.
     pub(crate) fn patches(&self) -> &[(u64, Vec<u8>)] {
         &self.patches
     }
@@ -48,12 +49,25 @@ pub(crate) fn relocate(disk: &Disk, size: u64) -> Result<Option<Relocated>, Part
     let primary = gpt.header.moved(PRIMARY, last, own_array, usable);
     let backup = gpt.header.moved(last, PRIMARY, array, usable);
     let mut patches = vec![
-        (0, mbr::grown_protective(&boot, sectors).to_vec()),
-        (PRIMARY * SECTOR_SIZE, primary.encode().to_vec()),
         (array * SECTOR_SIZE, [&gpt.array[..], &backup.encode()].concat()),
+        (PRIMARY * SECTOR_SIZE, primary.encode().to_vec()),
+        (0, mbr::grown_protective(&boot, sectors).to_vec()),
     ];
     patches.extend(outdated_backup(disk, &gpt, array)?);
     Ok(Some(Relocated { patches }))
+}
+
+/// Where the backup of the disk's GPT is, header and entries; nothing if there is none where the first header says.
+pub(crate) fn backup_ranges(disk: &Disk) -> Result<Vec<ByteRange>, PartitionError> {
+    if mbr::read_boot_sector(disk)?.filter(is_protective).is_none() {
+        return Ok(Vec::new());
+    }
+    let lba = Gpt::primary(disk)?.header.other_lba();
+    let Ok(backup) = Gpt::at(disk, lba) else {
+        return Ok(Vec::new());
+    };
+    let entries = range_of(backup.header.raw.array_lba.get(), backup.header.array_sectors());
+    Ok(vec![entries, range_of(lba, 1)])
 }
 
 fn check_room(gpt: &Gpt, array: u64) -> Result<(), PartitionError> {

@@ -36,27 +36,19 @@ pub enum ResizeError {
         path: PathBuf,
     },
     /// The footer of a fixed image does not stand directly behind its disk.
-    #[error("{}: the footer stands at {found:#x}, expected at {expected:#x}, the end of the disk: convert the image first", path.display())]
+    #[error("the footer stands at {found:#x}, expected at {expected:#x}, the end of the disk: convert the image first")]
     FooterPlace {
-        /// The image.
-        path: PathBuf,
         /// Where the footer is.
         found: u64,
         /// Where the disk ends.
         expected: u64,
     },
     /// The footer says that a virtual machine is saved with the disk.
-    #[error("{}: a virtual machine is saved with this disk (saved state), and the format forbids to resize it then", path.display())]
-    SavedState {
-        /// The image.
-        path: PathBuf,
-    },
+    #[error("a virtual machine is saved with this disk (saved state), and the format forbids to resize it then")]
+    SavedState,
     /// Xen's map of complete blocks would not be true any more.
-    #[error("{}: the image has a map of complete blocks (Xen batmap), which can't be changed together with the table", path.display())]
-    Batmap {
-        /// The image.
-        path: PathBuf,
-    },
+    #[error("the image has a map of complete blocks (Xen batmap), which can't be changed together with the table")]
+    Batmap,
     /// The disk is larger than what was asked for.
     #[error(
         "the disk has {disk_size} bytes: making it {size} bytes cuts its end off, which is done only when asked for (--shrink)"
@@ -102,14 +94,6 @@ pub enum ResizeError {
     Stray {
         /// The image.
         path: PathBuf,
-    },
-    /// Two files have one identity, so that it can't be told whose the children are.
-    #[error("{} and {} have the same identity: which of them has children can't be told", path.display(), other.display())]
-    Twins {
-        /// One file.
-        path: PathBuf,
-        /// The other.
-        other: PathBuf,
     },
     /// A GPT can't be moved in an image that others are based on.
     #[error("{}: other images are based on it, so its partition table is not written: use --fix-gpt on a leaf", path.display())]
@@ -203,10 +187,10 @@ impl ResizeError {
             Self::Size(error) => error.kind(),
             Self::TooManyBlocks { .. } | Self::ShrinkNotAsked { .. } | Self::Name { .. } => ErrorKind::InvalidArgument,
             Self::Raw { .. } | Self::FooterPlace { .. } | Self::GptOfTree => ErrorKind::Unsupported,
-            Self::SavedState { .. } => ErrorKind::SavedState,
-            Self::Batmap { .. } => ErrorKind::ForeignMetadata,
+            Self::SavedState => ErrorKind::SavedState,
+            Self::Batmap => ErrorKind::ForeignMetadata,
             Self::TailInUse { .. } => ErrorKind::TailInUse,
-            Self::NeedsTree { .. } | Self::Stray { .. } | Self::Twins { .. } => ErrorKind::TiedSizes,
+            Self::NeedsTree { .. } | Self::Stray { .. } => ErrorKind::TiedSizes,
             Self::SizesDiffer { .. } => ErrorKind::SizeMismatch,
             Self::GptOfParent { .. } => ErrorKind::HasChildren,
             Self::Unfinished { .. } | Self::Changed { .. } => ErrorKind::ResizeUnfinished,

@@ -48,6 +48,9 @@ impl LocatorMove {
     }
 }
 
+/// The blocks that move, and what has to be cleared behind the end of the disk in a last block that stays.
+type BlocksInTheWay = (Vec<BlockMove>, Option<(u64, u64)>);
+
 /// How an image of blocks grows.
 #[derive(Debug)]
 pub(super) struct Growth {
@@ -181,9 +184,8 @@ impl Ground<'_> {
         entry.length <= MAX_LOCATOR_LENGTH && text(entry).end <= self.arrangement.space_end
     }
 
-    /// The blocks that make room for `taken`, and what has to be cleared behind the end of the disk in a last block
-    /// that stays.
-    fn moves(&self, taken: &[Range<u64>], behind: u64) -> Result<(Vec<BlockMove>, Option<(u64, u64)>), ResizeError> {
+    /// What becomes of the blocks when `taken` is needed: those that move go `behind` everything.
+    fn moves(&self, taken: &[Range<u64>], behind: u64) -> Result<BlocksInTheWay, ResizeError> {
         let layout = self.header.layout;
         let (mut moves, mut clear, mut next) = (Vec::new(), None, behind);
         for placed in &self.arrangement.blocks {
@@ -191,7 +193,9 @@ impl Ground<'_> {
             let whole = placed.offset..placed.offset + layout.stored_bytes();
             let used = placed.offset..placed.offset + on_disk;
             let is_cut = used.end < whole.end;
-            if !taken.iter().any(|range| overlap(range, &used)) && !(is_cut && self.is_cramped(placed, &whole, taken)) {
+            let in_the_way = taken.iter().any(|range| overlap(range, &used));
+            let is_cramped = is_cut && self.is_cramped(placed, &whole, taken);
+            if !in_the_way && !is_cramped {
                 if is_cut {
                     clear = Some((used.end, whole.end - used.end));
                 }

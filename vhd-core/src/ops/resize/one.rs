@@ -27,9 +27,24 @@ impl Resizing {
         Self { from, raw, to }
     }
 
-    /// The size that the image had before.
-    pub(super) fn old_size(&self) -> u64 {
-        self.from.current_size
+    /// The footer from before.
+    pub(super) fn footer(&self) -> &Footer {
+        &self.from
+    }
+
+    /// The footer from before, as it stood in the file.
+    pub(super) fn raw(&self) -> &[u8; FOOTER_SIZE] {
+        &self.raw
+    }
+
+    /// The size that the image is to have.
+    pub(super) fn size(&self) -> u64 {
+        self.to.current_size
+    }
+
+    /// The size stays.
+    pub(super) fn is_nothing(&self) -> bool {
+        self.size() == self.from.current_size
     }
 
     /// The other way round.
@@ -39,11 +54,6 @@ impl Resizing {
             raw: self.to.encode_over(&self.raw),
             to: self.from.clone(),
         }
-    }
-
-    /// The image has a moment in which its end is no footer.
-    pub(super) fn needs_record(&self) -> bool {
-        self.from.disk_type == DiskType::Fixed && self.to.current_size > self.from.current_size
     }
 
     /// Gives the image its new size, durably. Done already, in part or wholly, it is done again or finished.
