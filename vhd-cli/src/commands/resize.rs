@@ -11,6 +11,7 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::input::{ChainArgs, Source, SourceArgs, is_dash};
 use crate::output::{self, ReportArgs, path_text};
+use crate::progress::ProgressArgs;
 use crate::size::parse_disk_size;
 use crate::{human, interrupt};
 
@@ -53,6 +54,8 @@ pub(crate) struct ResizeArgs {
     dry_run: bool,
     #[command(flatten)]
     chain: ChainArgs,
+    #[command(flatten)]
+    progress: ProgressArgs,
     #[command(flatten)]
     pub(crate) report: ReportArgs,
 }
@@ -165,7 +168,7 @@ pub(crate) fn run(args: &ResizeArgs) -> Result<Exit, Failure> {
     let resize = Resize::prepare(&request, !args.dry_run)?;
     let mut json = ResizeJson::of(&source.name, args, resize.plan());
     if !args.dry_run {
-        json.gpt_moved = resize.run()?.gpt_moved;
+        json.gpt_moved = resize.run(&args.progress.reporter("resizing"))?.gpt_moved;
     }
     for warning in &json.warnings {
         output::warning(warning);

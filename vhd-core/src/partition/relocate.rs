@@ -83,17 +83,35 @@ fn check_room(gpt: &Gpt, array: u64) -> Result<(), PartitionError> {
     }
 }
 
-/// Zeroes for the header where the backup was: found there later, it would be taken for one. What is no header is
-/// left alone.
-fn outdated_backup(disk: &Disk, gpt: &Gpt, array: u64) -> Result<Option<(u64, Vec<u8>)>, PartitionError> {
+/// Zeroes where the backup was, as far as it does not go there again: found there later, it would be taken for one.
+/// What is no backup, or lies in a partition, is left alone.
+fn outdated_backup(disk: &Disk, gpt: &Gpt, array: u64) -> Result<Vec<(u64, Vec<u8>)>, PartitionError> {
     let (old, sectors) = (gpt.header.other_lba(), disk.size() / SECTOR_SIZE);
-    if old <= PRIMARY || old >= array.min(sectors) {
-        return Ok(None);
+    if old <= PRIMARY || old >= sectors {
+        return Ok(Vec::new());
     }
     let mut sector = [0; SECTOR];
     read_sectors(disk, old, &mut sector)?;
-    let is_header = GptHeader::decode(&sector, old, sectors).is_ok();
-    Ok(is_header.then(|| (old * SECTOR_SIZE, vec![0; SECTOR])))
+    let Ok(header) = GptHeader::decode(&sector, old, sectors) else {
+        return Ok(Vec::new());
+    };
+    let mut places = vec![range_of(old, 1)];
+    if Gpt::at(disk, old).is_ok() {
+        places.push(range_of(header.raw.array_lba.get(), header.array_sectors()));
+    }
+    let partitions = gpt.partitions();
+    let in_use = |range: &ByteRange| {
+        let mut used = partitions.iter().map(|partition| partition.range);
+        used.any(|used| used.start < range.end() && range.start < used.end())
+    };
+    let before = places.into_iter().filter_map(|range| {
+        let end = range.end().min(array * SECTOR_SIZE);
+        (range.start < end).then(|| ByteRange::new(range.start, end - range.start))
+    });
+    let free = before.filter(|range| !in_use(range));
+    Ok(free
+        .map(|range| (range.start, vec![0; usize_from(range.len)]))
+        .collect())
 }
 
 impl GptHeader {

@@ -32,6 +32,7 @@ pub use one::resize_file;
 pub use plan::{FilePlan, ResizePlan};
 pub use proof::TailUse;
 
+use super::Progress;
 use crate::chain::OpenOptions;
 use crate::image::check_size;
 use family::Family;
@@ -98,18 +99,19 @@ impl Resize {
         &self.plan
     }
 
-    /// Does it. At every moment a crash leaves images that the same resize goes on with.
+    /// Does it, telling `progress` of each file that is done. At every moment a crash leaves images that the same
+    /// resize goes on with.
     ///
     /// # Errors
     /// [`ResizeError`]; every image then has the size that it had, except after [`ResizeError::Stuck`].
-    pub fn run(self) -> Result<ResizeReport, ResizeError> {
+    pub fn run(self, progress: &dyn Progress) -> Result<ResizeReport, ResizeError> {
         let (image, size) = (&self.family.members[self.family.image], self.plan.size);
         let shrinks = size < image.footer().current_size;
         let mut gpt_moved = false;
         if self.fix_gpt && shrinks {
             gpt_moved = gpt::move_backup(&self.family, size)?;
         }
-        work::run(&self.family, &self.record, &self.plan)?;
+        work::run(&self.family, &self.record, &self.plan, progress)?;
         if self.fix_gpt && !shrinks {
             gpt_moved = gpt::move_backup(&self.family, size)?;
         }

@@ -4,19 +4,23 @@ use std::fs::File;
 use std::path::Path;
 
 use super::family::{Family, Member};
-use super::{ResizeError, ResizePlan, journal};
+use super::{Progress, ResizeError, ResizePlan, journal};
 use crate::storage::remove_file;
 
 /// Resizes the files of the plan.
-pub(super) fn run(family: &Family, record: &Path, plan: &ResizePlan) -> Result<(), ResizeError> {
+pub(super) fn run(
+    family: &Family,
+    record: &Path,
+    plan: &ResizePlan,
+    progress: &dyn Progress,
+) -> Result<(), ResizeError> {
     let find = |path: &Path| family.members.iter().find(|member| member.path == path);
     let members: Vec<&Member> = plan.files.iter().filter_map(|file| find(&file.path)).collect();
     if plan.needs_record() && !plan.resumed {
         // INV-28: the record is durable before the first image changes.
         journal::write(family, record, plan.size, plan.tree)?;
     }
-    let done = all(&members);
-    if let Err((failed, error)) = done {
+    if let Err((failed, error)) = all(&members, progress) {
         return Err(undo(&members[..=failed], error, record, plan));
     }
     if plan.tree || plan.resumed {
@@ -28,10 +32,13 @@ pub(super) fn run(family: &Family, record: &Path, plan: &ResizePlan) -> Result<(
 }
 
 /// One after the other; where and why it ended.
-fn all(members: &[&Member]) -> Result<(), (usize, ResizeError)> {
+fn all(members: &[&Member], progress: &dyn Progress) -> Result<(), (usize, ResizeError)> {
+    let size_of = |member: &&Member| member.footer().current_size;
+    progress.begin(members.iter().map(size_of).sum());
     for (index, member) in members.iter().enumerate() {
         let resized = member.resizing.run(&member.storage());
         resized.map_err(|error| (index, error.about(&member.path)))?;
+        progress.advance(size_of(member));
     }
     Ok(())
 }
