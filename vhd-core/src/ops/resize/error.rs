@@ -148,7 +148,7 @@ pub enum ResizeError {
     #[error("interrupted: nothing was changed")]
     Cancelled,
     /// A file's failure.
-    #[error("{}", path.display())]
+    #[error("{}: {source}", path.display())]
     File {
         /// The file.
         path: PathBuf,
