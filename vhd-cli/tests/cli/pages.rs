@@ -20,6 +20,7 @@ const COMMANDS: &[&str] = &[
     "compact",
     "measure",
     "resize",
+    "verify",
     "tour",
     "completions",
     "man",
