@@ -1,7 +1,7 @@
 //! Resizing: the disk reads the same up to the smaller size and zero behind it, whatever the layout of the image is,
 //! wherever power fails and whatever the file system refuses. Test names cite the invariants of docs/resize.md.
 //!
-//! VHD_RESIZE_IMAGES says on how many random images the crash enumeration runs (default 60); a failure prints its
+//! VHD_RESIZE_IMAGES says on how many random images the crash enumeration runs (default 30); a failure prints its
 //! seed, VHD_TEST_SEED replaces the first one.
 
 mod common;
@@ -237,7 +237,7 @@ fn images_of_any_layout_grow_and_shrink_again() {
 
 fn image_count() -> u64 {
     let asked = std::env::var("VHD_RESIZE_IMAGES").ok();
-    asked.and_then(|count| count.parse().ok()).unwrap_or(60)
+    asked.and_then(|count| count.parse().ok()).unwrap_or(30)
 }
 
 /// Crashes at each operation; in some of the crashed images the resize goes on, and crashes again.

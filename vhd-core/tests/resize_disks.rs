@@ -12,16 +12,16 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use common::build::{Parent, Sparse, fixed, id};
 use common::disk::{assert_reads, assert_same, create, open, read_all, write_session};
-use common::rng::{Rng, chance, random_bytes, seeded};
+use common::rng::{chance, random_bytes, seeded};
 use common::tools::{have, qemu_convert, qemu_reads, run, seven_zip_reads};
 use common::tree::{Node, random_tree};
 use vhd_core::ErrorKind;
 use vhd_core::chain::{OpenOptions, create_child};
 use vhd_core::check::{Severity, check};
-use vhd_core::image::{Footers, OpenError, Preallocate, create_dynamic, create_fixed};
+use vhd_core::image::{Footers, Image, OpenError, OpenMode, Preallocate, create_dynamic, create_fixed};
 use vhd_core::ops::Progress;
 use vhd_core::ops::resize::{Request, Resize, ResizeError, ResizeReport, TailUse, resize_file};
-use vhd_core::storage::{HostFile, MemoryFile, StorageFile};
+use vhd_core::storage::{Access, HostFile, MemoryFile, Sharing, StorageFile};
 use vhd_core::units::{u64_from, usize_from};
 use vhd_testkit::{CrashFile, CrashLimits, CrashSnapshot};
 
@@ -70,14 +70,7 @@ fn resize(image: &Path, size: u64, ask: Ask) -> Result<ResizeReport, ResizeError
 }
 
 fn clean(path: &Path) {
-    let report = check(
-        &HostFile::open(
-            path,
-            vhd_core::storage::Access::ReadOnly,
-            vhd_core::storage::Sharing::Exclusive,
-        )
-        .unwrap(),
-    );
+    let report = check(&HostFile::open(path, Access::ReadOnly, Sharing::Exclusive).unwrap());
     let bad = |finding: &&vhd_core::check::Finding| finding.severity == Severity::Corrupt;
     assert_eq!(report.unwrap().findings.iter().find(bad), None, "{}", path.display());
 }
@@ -218,6 +211,12 @@ fn trees_grow_and_shrink_together() {
     }
 }
 
+/// The size that an image says of its own disk.
+fn own_size(path: &Path) -> u64 {
+    let file = HostFile::open(path, Access::ReadOnly, Sharing::Exclusive).unwrap();
+    Footers::read(&file).unwrap().footer.current_size
+}
+
 /// Panics when a number of files is done, as a crash between two files.
 struct CrashAfter(AtomicUsize);
 
@@ -248,7 +247,7 @@ fn inv_28_a_tree_goes_on_after_a_crash_between_any_two_files() {
     let mut rng = seeded(0x28, "tree crashes");
     for round in 0..4 {
         let dir = common::temp_dir();
-        let mut nodes = random_tree(dir.path(), &mut rng, 3 + round % 2);
+        let nodes = random_tree(dir.path(), &mut rng, 3 + round % 2);
         let mut size = u64_from(nodes[0].content.len());
         for files in 0..=nodes.len() {
             for grows in [true, false] {
@@ -263,6 +262,10 @@ fn inv_28_a_tree_goes_on_after_a_crash_between_any_two_files() {
                     assert_same(&read, &grown(&node.content, u64_from(read.len())), "between");
                     clean(&node.path);
                 }
+                for node in &nodes {
+                    let sizes = node.chain.iter().map(|&index| own_size(&nodes[index].path));
+                    assert!(sizes.is_sorted(), "a child is larger than its parent");
+                }
                 let error = resize(&image, size + MIB, TREE).unwrap_err();
                 assert_eq!(error.kind(), ErrorKind::ResizeUnfinished, "{error}");
                 let report = resize(&nodes[rng.usize(..nodes.len())].path, size, ask).unwrap();
@@ -271,14 +274,9 @@ fn inv_28_a_tree_goes_on_after_a_crash_between_any_two_files() {
                 no_records(dir.path());
             }
         }
-        let last = nodes.len() - 1;
-        write_session(
-            &nodes[last].path.clone(),
-            &mut grown(&nodes[last].content, size),
-            &mut rng,
-            5,
-        );
-        nodes.clear();
+        // Work goes on: the leaf is writable again.
+        let last = &nodes[nodes.len() - 1];
+        write_session(&last.path, &mut grown(&last.content, size), &mut rng, 5);
     }
 }
 
@@ -536,7 +534,7 @@ fn inv_26_damaged_images_are_refused_untouched() {
             let mut bytes = laid.bytes.clone();
             bytes[at] ^= flip;
             let file: Arc<dyn StorageFile> = Arc::new(MemoryFile::from_bytes(bytes.clone()));
-            let opens = vhd_core::image::Image::open(Arc::clone(&file), &vhd_core::image::OpenMode::read_only());
+            let opens = Image::open(Arc::clone(&file), &OpenMode::read_only());
             let before = opens.map(|image| read_all(&common::disk::disk_of(image, Vec::new())));
             let result = resize_file(&file, None, 70 << 10);
             match (before, result) {
@@ -548,7 +546,7 @@ fn inv_26_damaged_images_are_refused_untouched() {
                     refused += 1;
                 }
                 (Ok(before), Ok(())) => {
-                    let image = vhd_core::image::Image::open(file, &vhd_core::image::OpenMode::read_only()).unwrap();
+                    let image = Image::open(file, &OpenMode::read_only()).unwrap();
                     let read = read_all(&common::disk::disk_of(image, Vec::new()));
                     assert_same(&read, &grown(&before, 70 << 10), &format!("byte {at} ^ {flip:#x}"));
                     resized += 1;
@@ -598,17 +596,6 @@ impl Drop for SmallMount {
     }
 }
 
-/// A base whose first block is in the way of a larger table, and children of the same kind.
-fn tight_tree(dir: &Path, rng: &mut Rng) -> Vec<Node> {
-    let mut nodes = random_tree(dir, rng, 3);
-    for node in &mut nodes {
-        if node.chain.len() == 3 {
-            write_session(&node.path, &mut node.content, rng, 4);
-        }
-    }
-    nodes
-}
-
 #[test]
 fn a_full_file_system_leaves_everything_as_it_was() {
     let Some(mount) = SmallMount::new(64 << 10) else { return };
@@ -617,7 +604,7 @@ fn a_full_file_system_leaves_everything_as_it_was() {
     for round in 0..60_u64 {
         let dir = mount.dir.path().join(round.to_string());
         fs::create_dir(&dir).unwrap();
-        let nodes = tight_tree(&dir, &mut rng);
+        let nodes = random_tree(&dir, &mut rng, 3);
         let old = u64_from(nodes[0].content.len());
         let size = old + 2048 * MIB + 512;
         mount.fill(rng.u64(0..40) * 64);
