@@ -1,5 +1,6 @@
-//! Long operations on whole disks: convert, stream, compare, diff, hash, compact, resize, verify.
+//! Long operations on whole disks: convert, stream, compare, diff, hash, compact, resize, reparent, verify.
 
+mod alone;
 pub mod azure;
 pub mod compact;
 mod compare;
@@ -9,7 +10,9 @@ pub mod delta;
 mod diff;
 mod error;
 mod hash;
+pub mod new_id;
 mod ordered;
+pub mod reparent;
 pub mod resize;
 pub mod verify;
 mod zeroes;
