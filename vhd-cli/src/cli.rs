@@ -4,7 +4,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::commands::{
     azure, check, compact, compare, completions, convert, create, diff, export_delta, hash, import_delta, info, man,
-    map, measure, nbd, new_id, reparent, tour, tree, verify,
+    map, measure, nbd, new_id, reparent, resize, tour, tree, verify,
 };
 use crate::exit;
 
@@ -86,6 +86,8 @@ pub(crate) enum Command {
     Measure(measure::MeasureArgs),
     /// Serve disks over NBD, to virtual machines and backup programs
     Nbd(nbd::NbdArgs),
+    /// Give a disk another size, alone or with all images of its tree
+    Resize(resize::ResizeArgs),
     /// Give a differencing image another parent: a moved one, or with --rebase any disk
     Reparent(reparent::ReparentArgs),
     /// Give an image, such as a copy, an identity of its own

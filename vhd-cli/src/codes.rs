@@ -67,6 +67,7 @@ const TABLE: &[Code] = &[
     library(ErrorKind::JournalPending,  "VHD-E0117", Exit::Corrupt),
     library(ErrorKind::RecordDamaged,   "VHD-E0127", Exit::Corrupt),
     library(ErrorKind::RecordUnknown,   "VHD-E0128", Exit::Corrupt),
+    library(ErrorKind::ResizeUnfinished, "VHD-E0129", Exit::Refused),
     library(ErrorKind::Ambiguous,       "VHD-E0118", Exit::Refused),
     library(ErrorKind::PartitionTable,  "VHD-E0119", Exit::Refused),
     library(ErrorKind::DigestMissing,   "VHD-E0120", Exit::Refused),
@@ -88,6 +89,8 @@ const TABLE: &[Code] = &[
     library(ErrorKind::NoSpace,         "VHD-E0303", Exit::Failed),
     library(ErrorKind::Locked,          "VHD-E0304", Exit::Locked),
     library(ErrorKind::Exists,          "VHD-E0305", Exit::Refused),
+    library(ErrorKind::TailInUse,       "VHD-E0313", Exit::Refused),
+    library(ErrorKind::TiedSizes,       "VHD-E0314", Exit::Refused),
 
     library(ErrorKind::OutOfRange,      "VHD-E0401", Exit::Failed),
     library(ErrorKind::Misaligned,      "VHD-E0402", Exit::Failed),

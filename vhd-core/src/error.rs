@@ -40,6 +40,8 @@ pub enum ErrorKind {
     RecordDamaged,
     /// A document beside an image is of a kind or version that this program does not know.
     RecordUnknown,
+    /// A resize was interrupted, and has to be finished first.
+    ResizeUnfinished,
     /// A virtual machine is saved with the disk: the format forbids to rearrange it.
     SavedState,
     /// Metadata of another program, which would not be true any more.
@@ -83,6 +85,10 @@ pub enum ErrorKind {
     Locked,
     /// The destination exists.
     Exists,
+    /// What is to be cut off a disk is in use.
+    TailInUse,
+    /// The image is tied to others that must have the same size.
+    TiedSizes,
 
     /// A request outside the disk.
     OutOfRange,
@@ -133,6 +139,7 @@ impl ErrorKind {
         Self::JournalPending,
         Self::RecordDamaged,
         Self::RecordUnknown,
+        Self::ResizeUnfinished,
         Self::SavedState,
         Self::ForeignMetadata,
         Self::Ambiguous,
@@ -152,6 +159,8 @@ impl ErrorKind {
         Self::NoSpace,
         Self::Locked,
         Self::Exists,
+        Self::TailInUse,
+        Self::TiedSizes,
         Self::OutOfRange,
         Self::Misaligned,
         Self::ReadOnly,
@@ -189,6 +198,7 @@ impl ErrorKind {
             Self::JournalPending => "journal-pending",
             Self::RecordDamaged => "record-damaged",
             Self::RecordUnknown => "record-unknown",
+            Self::ResizeUnfinished => "resize-unfinished",
             Self::SavedState => "saved-state",
             Self::ForeignMetadata => "foreign-metadata",
             Self::Ambiguous => "format-ambiguous",
@@ -208,6 +218,8 @@ impl ErrorKind {
             Self::NoSpace => "no-space",
             Self::Locked => "locked",
             Self::Exists => "exists",
+            Self::TailInUse => "tail-in-use",
+            Self::TiedSizes => "tied-sizes",
             Self::OutOfRange => "out-of-range",
             Self::Misaligned => "misaligned",
             Self::ReadOnly => "read-only",

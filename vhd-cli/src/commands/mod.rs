@@ -22,6 +22,7 @@ mod pair;
 mod parent_time;
 mod ranges;
 pub(crate) mod reparent;
+pub(crate) mod resize;
 pub(crate) mod tour;
 pub(crate) mod tree;
 pub(crate) mod verify;
@@ -57,6 +58,7 @@ fn dispatch(command: &Command) -> Result<Exit, Failure> {
         Command::Compact(args) => compact::run(args),
         Command::Measure(args) => measure::run(args),
         Command::Nbd(args) => nbd::run(args),
+        Command::Resize(args) => resize::run(args),
         Command::Reparent(args) => reparent::run(args),
         Command::NewId(args) => new_id::run(args),
         Command::Verify(args) => verify::run(args),
@@ -84,6 +86,7 @@ fn identity(command: &Command) -> (&'static str, bool) {
         Command::Compact(args) => (compact::NAME, args.report.json),
         Command::Measure(args) => (measure::NAME, args.report.json),
         Command::Nbd(_) => (nbd::NAME, false),
+        Command::Resize(args) => (resize::NAME, args.report.json),
         Command::Reparent(args) => (reparent::NAME, args.report.json),
         Command::NewId(args) => (new_id::NAME, args.report.json),
         Command::Verify(args) => (verify::NAME, args.report.json),

@@ -16,6 +16,7 @@ mod nbd;
 mod pages;
 mod reparent;
 mod reports;
+mod resize;
 mod streams;
 mod support;
 mod tree;

@@ -20,6 +20,7 @@ const COMMANDS: &[&str] = &[
     "compact",
     "measure",
     "nbd",
+    "resize",
     "verify",
     "tour",
     "completions",

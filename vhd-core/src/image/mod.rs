@@ -15,6 +15,7 @@ mod amend;
 pub mod check;
 mod commit;
 mod create;
+mod enlarge;
 mod error;
 mod flush;
 mod footers;

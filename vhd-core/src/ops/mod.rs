@@ -1,4 +1,4 @@
-//! Long operations on whole disks: convert, stream, compare, diff, hash, compact, reparent, verify.
+//! Long operations on whole disks: convert, stream, compare, diff, hash, compact, resize, reparent, verify.
 
 mod alone;
 pub mod azure;
@@ -13,6 +13,7 @@ mod hash;
 pub mod new_id;
 mod ordered;
 pub mod reparent;
+pub mod resize;
 pub mod verify;
 mod zeroes;
 
