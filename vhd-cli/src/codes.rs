@@ -64,6 +64,8 @@ const TABLE: &[Code] = &[
     library(ErrorKind::DigestMissing,   "VHD-E0120", Exit::Refused),
     library(ErrorKind::SavedState,      "VHD-E0121", Exit::Refused),
     library(ErrorKind::ForeignMetadata, "VHD-E0122", Exit::Refused),
+    library(ErrorKind::NotRepairable,   "VHD-E0125", Exit::Corrupt),
+    library(ErrorKind::UndoMismatch,    "VHD-E0126", Exit::Refused),
 
     library(ErrorKind::ParentMissing,   "VHD-E0201", Exit::Parent),
     library(ErrorKind::ParentMismatch,  "VHD-E0202", Exit::Parent),
@@ -91,6 +93,7 @@ const TABLE: &[Code] = &[
     library(ErrorKind::Verification,    "VHD-E0410", Exit::Failed),
     library(ErrorKind::NoBlocks,        "VHD-E0411", Exit::Refused),
     library(ErrorKind::Cancelled,       "VHD-E0412", Exit::Failed),
+    library(ErrorKind::FactsMissing,    "VHD-E0414", Exit::Refused),
 
     own(Kind::SameFile,                 "VHD-E0501", "same-file",         Exit::Refused),
     own(Kind::Terminal,                 "VHD-E0502", "terminal",          Exit::Refused),

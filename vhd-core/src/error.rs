@@ -42,6 +42,10 @@ pub enum ErrorKind {
     ForeignMetadata,
     /// The file's content does not tell whether it is a VHD or raw.
     Ambiguous,
+    /// Damage that leaves nothing to repair the image by.
+    NotRepairable,
+    /// An undo file that is damaged, or not one of the image as it is now.
+    UndoMismatch,
 
     /// The disk says that it has a partition table that is not usable, or can't be moved.
     PartitionTable,
@@ -100,6 +104,8 @@ pub enum ErrorKind {
     NoBlocks,
     /// It was told to stop.
     Cancelled,
+    /// Something that the file does not tell has to be said by the caller.
+    FactsMissing,
 }
 
 impl ErrorKind {
@@ -124,6 +130,8 @@ impl ErrorKind {
         Self::SavedState,
         Self::ForeignMetadata,
         Self::Ambiguous,
+        Self::NotRepairable,
+        Self::UndoMismatch,
         Self::PartitionTable,
         Self::DigestMissing,
         Self::ParentMissing,
@@ -150,6 +158,7 @@ impl ErrorKind {
         Self::Verification,
         Self::NoBlocks,
         Self::Cancelled,
+        Self::FactsMissing,
     ];
 
     /// The stable name, for scripts and reports.
@@ -175,6 +184,8 @@ impl ErrorKind {
             Self::SavedState => "saved-state",
             Self::ForeignMetadata => "foreign-metadata",
             Self::Ambiguous => "format-ambiguous",
+            Self::NotRepairable => "not-repairable",
+            Self::UndoMismatch => "undo-mismatch",
             Self::PartitionTable => "partition-table",
             Self::DigestMissing => "digest-missing",
             Self::ParentMissing => "parent-missing",
@@ -201,6 +212,7 @@ impl ErrorKind {
             Self::Verification => "verification",
             Self::NoBlocks => "no-blocks",
             Self::Cancelled => "cancelled",
+            Self::FactsMissing => "facts-missing",
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Long operations on whole disks: convert, stream, compare, diff, hash, compact.
+//! Long operations on whole disks: convert, stream, compare, diff, hash, compact, repair.
 
 pub mod azure;
 pub mod compact;
@@ -10,6 +10,7 @@ mod diff;
 mod error;
 mod hash;
 mod ordered;
+pub mod repair;
 mod zeroes;
 
 pub use compare::{Comparison, compare};

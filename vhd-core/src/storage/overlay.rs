@@ -142,7 +142,9 @@ impl OverlayFile {
         if buf.is_empty() {
             return Ok(());
         }
-        let end = offset.checked_add(u64_from(buf.len())).filter(|end| *end <= content.len);
+        let end = offset
+            .checked_add(u64_from(buf.len()))
+            .filter(|end| *end <= content.len);
         let end = end.ok_or_else(transfer::end_of_file)?;
         let mut rest = buf;
         for (start, piece) in content.pieces_of(offset, end) {
@@ -162,7 +164,11 @@ impl OverlayFile {
 impl Content {
     /// The pieces that have bytes of a range, in order.
     fn pieces_of(&self, offset: u64, end: u64) -> impl Iterator<Item = (u64, &Piece)> {
-        let first = self.pieces.range(..=offset).next_back().map_or(offset, |(start, _)| *start);
+        let first = self
+            .pieces
+            .range(..=offset)
+            .next_back()
+            .map_or(offset, |(start, _)| *start);
         self.pieces.range(first..end).map(|(start, piece)| (*start, piece))
     }
 
@@ -405,7 +411,10 @@ mod tests {
         assert_eq!(view.changes(), expected);
         let past = view.copy_from_base(0, 8, 3).unwrap_err();
         assert_eq!(past.kind(), io::ErrorKind::UnexpectedEof);
-        assert_eq!(view.read_exact_at(&mut [0; 2], 15).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(
+            view.read_exact_at(&mut [0; 2], 15).unwrap_err().kind(),
+            io::ErrorKind::UnexpectedEof
+        );
         assert!(view.write_all_at(&[1], u64::MAX).is_err());
     }
 }
