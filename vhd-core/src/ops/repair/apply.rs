@@ -53,24 +53,34 @@ impl Journal {
             let mut bytes = vec![0; usize_from(stored)];
             file.read_exact_at(&mut bytes, at).doing("read", at)?;
             bytes.resize(usize_from(part), 0);
-            let range = usize_from(at - record.offset)..usize_from(at - record.offset + part);
-            let (is_old, is_new) = match &record.change {
-                Change::Replace { old, new } => (bytes == old[range.clone()], bytes == new[range]),
-                // A crash may leave the length of the file without what was written there.
-                Change::Append(new) => (bytes.iter().all(|&byte| byte == 0), bytes == new[range]),
-                Change::Copy { from, .. } => {
-                    let source = self.original(file, from + u64_from(range.start), part)?;
-                    (bytes.iter().all(|&byte| byte == 0), bytes == source)
-                }
-            };
-            if !is_old && !is_new {
+            let (old, new) = self.sides(file, record, at, part)?;
+            if !is_mix(&bytes, &old, &new) && !is_mix(&bytes, &new, &old) {
                 let reason = format!("the bytes at {at:#x} are neither those before the repair nor those after it");
                 return Err(RepairError::mismatch(reason));
             }
-            all_old &= is_old;
-            all_new &= is_new && stored == part;
+            all_old &= bytes == old;
+            all_new &= bytes == new && stored == part;
         }
         Ok((all_old, all_new))
+    }
+
+    /// What a part of a record's range was and is to be.
+    fn sides(
+        &self,
+        file: &dyn StorageFile,
+        record: &Record,
+        at: u64,
+        len: u64,
+    ) -> Result<(Vec<u8>, Vec<u8>), RepairError> {
+        let start = usize_from(at - record.offset);
+        let range = start..start + usize_from(len);
+        // A crash may leave the length of the file without what was written there.
+        let nothing = || vec![0; usize_from(len)];
+        Ok(match &record.change {
+            Change::Replace { old, new } => (old[range.clone()].to_vec(), new[range].to_vec()),
+            Change::Append(new) => (nothing(), new[range].to_vec()),
+            Change::Copy { from, .. } => (nothing(), self.original(file, from + u64_from(start), len)?),
+        })
     }
 
     /// A part of the file as it was before the repair.
@@ -161,6 +171,13 @@ fn write_new(file: &dyn StorageFile, record: &Record) -> Result<(), RepairError>
         Change::Replace { new, .. } => file.write_all_at(new, record.offset).doing("write", record.offset),
         Change::Append(_) | Change::Copy { .. } => Ok(()),
     }
+}
+
+/// Whether bytes are those of `first` up to somewhere and those of `then` from there on, as a write leaves them that
+/// failed within a sector.
+fn is_mix(bytes: &[u8], first: &[u8], then: &[u8]) -> bool {
+    let same = bytes.iter().zip(first).take_while(|(a, b)| a == b).count();
+    bytes[same..] == then[same..]
 }
 
 /// A range in parts that end at multiples of `step`.

@@ -5,10 +5,11 @@ use super::error::RepairError;
 use super::finding::{Certainty, RepairCode};
 use super::footer::{Basis, Tail};
 use crate::format::{
-    BlockLayout, DEFAULT_BLOCK_SIZE, DiskType, DynamicHeader, FOOTER_SIZE, HEADER_SIZE, TableEntry, block_layouts,
-    has_header_cookie, reconstruct_header, reseal_header, table_bytes,
+    BlockLayout, DEFAULT_BLOCK_SIZE, DiskType, DynamicHeader, FOOTER_SIZE, HEADER_SIZE, TABLE_ENTRY_SIZE, TableEntry,
+    block_layouts, has_header_cookie, reconstruct_header, reseal_header, table_bytes,
 };
 use crate::image::{Space, TABLE_OFFSET, metadata_regions, read_table};
+use crate::storage::is_zero;
 use crate::units::{SECTOR_SIZE, u64_from};
 
 /// Bytes at either end of the file in which a header is looked for.
@@ -160,6 +161,10 @@ fn by_evidence(draft: &Draft, basis: &Basis, offset: u64) -> Result<Option<Locat
         };
         found.extend(confirmed(draft, basis, offset, header, may_be_empty)?);
     }
+    eprintln!(
+        "DBG {:?}",
+        found.iter().map(|l: &Located| &l.header.layout).collect::<Vec<_>>()
+    );
     Ok(if found.len() == 1 { found.pop() } else { None })
 }
 
@@ -196,7 +201,7 @@ fn confirmed(
         regions: &regions,
         end: Tail::of(draft)?.space_end(len),
     };
-    if !exact || space.check(&located.entries).is_err() {
+    if !exact || !is_padded(draft, header)? || space.check(&located.entries).is_err() {
         return Ok(None);
     }
     let mut placed: Vec<u64> = located
@@ -217,13 +222,23 @@ fn confirmed(
 /// Whether blocks of this size follow one another as writers put them, with at least one pair to tell by.
 fn are_packed(placed: &[u64], stored: u64, end: u64) -> bool {
     let followers = placed.iter().skip(1).copied().chain([end]);
-    let gaps: Vec<u64> = placed
+    let gaps = placed
         .iter()
         .zip(followers)
-        .map(|(at, next)| next.saturating_sub(at + stored))
-        .collect();
-    let tight = gaps.iter().filter(|gap| **gap < SLACK.min(stored)).count();
-    tight > 0 && tight * 2 >= gaps.len()
+        .map(|(at, next)| next.checked_sub(at + stored));
+    let tight = gaps
+        .filter(|gap| gap.is_some_and(|gap| gap < SLACK.min(stored)))
+        .count();
+    tight > 0 && tight * 2 >= placed.len()
+}
+
+/// Whether the last sector of the table is filled up with one byte, as writers do, and not with further entries.
+fn is_padded(draft: &Draft, header: &DynamicHeader) -> Result<bool, RepairError> {
+    let entries = u64::from(header.max_table_entries) * u64_from(TABLE_ENTRY_SIZE);
+    let padding = table_bytes(u64::from(header.max_table_entries)) - entries;
+    let start = header.table_offset + entries;
+    let padding = draft.read(start, padding.min(draft.len()?.saturating_sub(start)))?;
+    Ok(is_zero(&padding) || padding.iter().all(|&byte| byte == 0xFF))
 }
 
 /// Writes the header where the footer says it is.

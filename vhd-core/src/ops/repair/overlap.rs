@@ -1,5 +1,7 @@
 //! Blocks over one another: which of them the space belongs to, as far as their neighbours tell.
 
+use std::cmp::Reverse;
+
 use super::header::SLACK;
 use super::table::Scene;
 use crate::units::BlockIndex;
@@ -93,12 +95,16 @@ impl Neighbours {
         }
     }
 
-    /// On how many sides a block at `offset` adjoins something.
-    fn around(&self, offset: u64) -> usize {
+    /// On how many sides a block at `offset` adjoins something, and how closely.
+    fn around(&self, offset: u64) -> (usize, Reverse<u64>) {
         let end = offset + self.stored;
         let next = self.starts.partition_point(|start| *start < end);
-        let after = self.starts.get(next).is_some_and(|start| start - end < self.slack);
+        let after = self.starts.get(next).map(|start| start - end);
         let before = self.ends[..self.ends.partition_point(|end| *end <= offset)].last();
-        usize::from(before.is_some_and(|before| offset - before < self.slack)) + usize::from(after)
+        let gaps = [after, before.map(|before| offset - before)];
+        let near = gaps.into_iter().flatten().filter(|gap| *gap < self.slack);
+        near.fold((0, Reverse(0)), |(sides, Reverse(sum)), gap| {
+            (sides + 1, Reverse(sum + gap))
+        })
     }
 }
