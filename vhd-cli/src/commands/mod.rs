@@ -18,6 +18,7 @@ pub(crate) mod map;
 pub(crate) mod measure;
 mod pair;
 mod ranges;
+pub(crate) mod repair;
 pub(crate) mod tour;
 pub(crate) mod tree;
 
@@ -51,6 +52,7 @@ fn dispatch(command: &Command) -> Result<Exit, Failure> {
         Command::Tree(args) => tree::run(args),
         Command::Compact(args) => compact::run(args),
         Command::Measure(args) => measure::run(args),
+        Command::Repair(args) => repair::run(args),
         Command::Tour(args) => tour::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(args),
@@ -74,6 +76,7 @@ fn identity(command: &Command) -> (&'static str, bool) {
         Command::Tree(args) => (tree::NAME, args.report.json),
         Command::Compact(args) => (compact::NAME, args.report.json),
         Command::Measure(args) => (measure::NAME, args.report.json),
+        Command::Repair(args) => (repair::NAME, args.report.json),
         Command::Tour(_) => ("tour", false),
         Command::Completions(_) => ("completions", false),
         Command::Man(_) => ("man", false),

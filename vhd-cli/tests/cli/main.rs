@@ -13,6 +13,7 @@ mod failures;
 mod file_systems;
 mod kill;
 mod pages;
+mod repair;
 mod reports;
 mod streams;
 mod support;

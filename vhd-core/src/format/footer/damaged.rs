@@ -15,7 +15,7 @@ use crate::units::u64_from;
 pub fn reconstruct_footer(bytes: &[u8; FOOTER_SIZE], other: Option<&[u8; FOOTER_SIZE]>) -> Option<[u8; FOOTER_SIZE]> {
     let mut bases = vec![*bytes];
     bases.extend(other.into_iter().flat_map(|other| word_mixes(bytes, other)));
-    let guesses = bases.iter().flat_map(|base| guesses(base));
+    let guesses = bases.iter().flat_map(guesses);
     nearest(bytes, guesses.filter(|guess| Footer::decode(guess).is_ok()))
 }
 

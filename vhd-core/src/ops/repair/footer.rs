@@ -52,10 +52,14 @@ pub(super) fn find(draft: &mut Draft, facts: &Facts) -> Result<Basis, RepairErro
     if let Some(basis) = ends.reconstructed(draft)? {
         return Ok(basis);
     }
-    if let Some(basis) = searched(draft)? {
+    if let Some(basis) = searched(draft, footer_of_this_file)? {
         return Ok(basis);
     }
     if let Some(basis) = ends.resealed(draft)? {
+        return Ok(basis);
+    }
+    // Its header may be damaged too, which the search for that will tell.
+    if let Some(basis) = searched(draft, sparse_footer)? {
         return Ok(basis);
     }
     rebuilt(draft, facts)
@@ -182,8 +186,11 @@ fn is_plausible(draft: &Draft, footer: &Footer, at: u64) -> Result<bool, RepairE
     Ok(repeated && header.is_some_and(|header| header.layout.blocks_for(size) == u64::from(header.max_table_entries)))
 }
 
-/// A valid footer that something was appended to, or that was not at a sector.
-fn searched(draft: &mut Draft) -> Result<Option<Basis>, RepairError> {
+/// The footer at an offset, if it can be this file's.
+type Accept = fn(&Draft, u64) -> Result<Option<Basis>, RepairError>;
+
+/// The last footer in the file that is accepted: something was appended to it.
+fn searched(draft: &mut Draft, accept: Accept) -> Result<Option<Basis>, RepairError> {
     const STEP: u64 = 1 << 20;
     let len = draft.len()?;
     let least = len.saturating_sub(SEARCH);
@@ -194,7 +201,7 @@ fn searched(draft: &mut Draft) -> Result<Option<Basis>, RepairError> {
         let places = window.windows(COOKIE.len()).enumerate().rev();
         for (index, _) in places.filter(|(_, bytes)| *bytes == COOKIE) {
             let at = start + u64_from(index);
-            if let Some(basis) = footer_of_this_file(draft, at)? {
+            if let Some(basis) = accept(draft, at)? {
                 let behind = len - at;
                 let message = format!("a valid footer stands {behind} bytes before the end of the file");
                 draft.found(RepairCode::FooterChosen, Certainty::Certain, Some(at), message);
@@ -216,6 +223,11 @@ fn footer_of_this_file(draft: &Draft, at: u64) -> Result<Option<Basis>, RepairEr
         _ => leads(draft, &basis.footer)?,
     };
     Ok(here.then_some(basis))
+}
+
+fn sparse_footer(draft: &Draft, at: u64) -> Result<Option<Basis>, RepairError> {
+    let basis = draft.structure::<FOOTER_SIZE>(at)?.and_then(Basis::of);
+    Ok(basis.filter(|basis| basis.footer.disk_type.is_sparse()))
 }
 
 /// A new footer, by the header and what the caller knows.

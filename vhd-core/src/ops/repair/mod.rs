@@ -21,6 +21,7 @@ mod journal;
 mod orphans;
 mod overlap;
 mod stale;
+mod summary;
 mod table;
 mod undo_file;
 
@@ -30,6 +31,7 @@ pub use apply::JournalState;
 pub use error::RepairError;
 pub use finding::{Certainty, Doubt, RepairCode, RepairFinding};
 pub use journal::Journal;
+pub use summary::{ByteSummary, ChangeSummary};
 pub use undo_file::UndoFile;
 
 use crate::check::{CheckReport, FindingCode, Severity, check};
@@ -71,7 +73,7 @@ impl RepairPlan {
     pub fn new(file: Arc<dyn StorageFile>, facts: &Facts) -> Result<Self, RepairError> {
         let before = checked(&*file)?;
         let mut draft = Draft::new(file)?;
-        if !before.worst().is_none_or(|worst| worst <= Severity::Leak) {
+        if before.worst().is_some_and(|worst| worst > Severity::Leak) {
             repair(&mut draft, facts)?;
         }
         let after = checked(&*draft.overlay)?;
