@@ -161,7 +161,8 @@ trait OverOriginal {
 impl OverOriginal for RepairPlan {
     fn repaired_over(&self, damaged: &[u8], planned: &mut [u8]) {
         use vhd_core::storage::OverlaySource;
-        planned[..damaged.len()].copy_from_slice(damaged);
+        let kept = damaged.len().min(planned.len());
+        planned[..kept].copy_from_slice(&damaged[..kept]);
         for change in self.repaired().changes() {
             let at = usize_from(change.offset);
             let range = at..at + usize_from(change.len);
@@ -510,6 +511,10 @@ fn damaged(rng: &mut Rng) -> (Subject, Vec<u8>, RepairPlan) {
 }
 
 fn random_subject(rng: &mut Rng) -> Subject {
+    if chance(rng, 15) {
+        let sectors = rng.usize(1..40);
+        return fixed_subject(&random_bytes(rng, sectors * SECTOR));
+    }
     let block = 512 << rng.u32(2..6);
     let size = rng.usize(1..12) * block - rng.usize(0..block / SECTOR) * SECTOR;
     let parent = chance(rng, 50).then(|| random_bytes(rng, size));
@@ -525,15 +530,31 @@ fn random_subject(rng: &mut Rng) -> Subject {
     Subject::new(&image, parent)
 }
 
+fn fixed_subject(content: &[u8]) -> Subject {
+    let laid = Laid {
+        bytes: fixed(content, id(1)),
+        table: usize::MAX / 8,
+        entries: 0,
+        blocks: Vec::new(),
+        locators: Vec::new(),
+        tail: content.len(),
+    };
+    Subject {
+        laid,
+        parent: None,
+        content: content.to_vec(),
+    }
+}
+
 fn harm(rng: &mut Rng, laid: &mut Laid) {
     let len = laid.bytes.len();
     match rng.u8(..8) {
         0 => laid.bytes[laid.tail.min(len)..].fill(0),
-        1 => laid.bytes[..FOOTER].fill(0),
-        2 => laid.bytes[FOOTER + rng.usize(..HEADER)] ^= 1 << rng.u32(..8),
+        1 if laid.entries > 0 => laid.bytes[..FOOTER].fill(0),
+        2 if laid.entries > 0 => laid.bytes[FOOTER + rng.usize(..HEADER)] ^= 1 << rng.u32(..8),
         3 => laid.bytes.truncate(len - rng.usize(1..(len / 4).max(2))),
         4 => laid.bytes.resize(len + rng.usize(1..5000), 0x6B),
-        5 | 6 if laid.table + laid.entries * 4 <= len => {
+        5 | 6 if laid.entries > 0 && laid.table + laid.entries * 4 <= len => {
             let other = laid.blocks.first().map_or(0, |(_, offset)| offset / SECTOR);
             let wrong = if rng.bool() {
                 other + rng.usize(..3)

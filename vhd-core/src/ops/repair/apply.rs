@@ -27,9 +27,9 @@ impl Journal {
     /// file is another one, or was used since.
     pub fn state(&self, file: &dyn StorageFile) -> Result<JournalState, RepairError> {
         let len = file.len().doing("find the length", 0)?;
-        if !(self.original_len..=self.new_len).contains(&len) {
-            let (least, most) = (self.original_len, self.new_len);
-            let reason = format!("the file has {len} bytes; it had {least} before the repair and {most} after it");
+        let (before, after) = (self.original_len, self.new_len);
+        if !(before.min(after)..=before.max(after)).contains(&len) {
+            let reason = format!("the file has {len} bytes; it had {before} before the repair and {after} after it");
             return Err(RepairError::mismatch(reason));
         }
         let (mut old, mut new) = (len == self.original_len, len == self.new_len);
@@ -59,7 +59,9 @@ impl Journal {
                 return Err(RepairError::mismatch(reason));
             }
             all_old &= bytes == old;
-            all_new &= bytes == new && stored == part;
+            let is_cut = matches!(record.change, Change::Cut(_));
+            all_old &= stored == part || !is_cut;
+            all_new &= bytes == new && (stored == 0 || !is_cut) && (stored == part || is_cut);
         }
         Ok((all_old, all_new))
     }
@@ -79,6 +81,7 @@ impl Journal {
         Ok(match &record.change {
             Change::Replace { old, new } => (old[range.clone()].to_vec(), new[range].to_vec()),
             Change::Append(new) => (nothing(), new[range].to_vec()),
+            Change::Cut(old) => (old[range].to_vec(), nothing()),
             Change::Copy { from, .. } => (nothing(), self.original(file, from + u64_from(start), len)?),
         })
     }
@@ -105,7 +108,8 @@ impl Journal {
     /// INV-16: the caller has made this journal durable under its name before.
     ///
     /// INV-17: what is appended, the new footer included, is durable before anything refers to it; the copy at the
-    /// start comes last, so that one of the footers is good at every moment if one was.
+    /// start comes last, so that one of the footers is good at every moment if one was. The file is shortened only
+    /// when the footer before the cut is durable.
     ///
     /// # Errors
     /// [`RepairError::UndoMismatch`] as for [`state`](Journal::state), with nothing changed; [`RepairError::Io`].
@@ -128,7 +132,12 @@ impl Journal {
         for record in first {
             write_new(file, record)?;
         }
-        file.sync().doing("sync", 0)
+        file.sync().doing("sync", 0)?;
+        if self.new_len < self.original_len {
+            file.set_len(self.new_len).doing("shorten the file", self.new_len)?;
+            file.sync().doing("sync", 0)?;
+        }
+        Ok(())
     }
 
     fn write_appended(&self, file: &dyn StorageFile, record: &Record) -> Result<(), RepairError> {
@@ -142,7 +151,7 @@ impl Journal {
                 }
                 Ok(())
             }
-            Change::Replace { .. } => Ok(()),
+            Change::Replace { .. } | Change::Cut(_) => Ok(()),
         }
     }
 
@@ -153,7 +162,7 @@ impl Journal {
     pub fn undo(&self, file: &dyn StorageFile) -> Result<(), RepairError> {
         self.state(file)?;
         for record in &self.records {
-            if let Change::Replace { old, .. } = &record.change {
+            if let Change::Replace { old, .. } | Change::Cut(old) = &record.change {
                 file.write_all_at(old, record.offset).doing("write", record.offset)?;
             }
         }
@@ -169,7 +178,7 @@ impl Journal {
 fn write_new(file: &dyn StorageFile, record: &Record) -> Result<(), RepairError> {
     match &record.change {
         Change::Replace { new, .. } => file.write_all_at(new, record.offset).doing("write", record.offset),
-        Change::Append(_) | Change::Copy { .. } => Ok(()),
+        Change::Append(_) | Change::Copy { .. } | Change::Cut(_) => Ok(()),
     }
 }
 

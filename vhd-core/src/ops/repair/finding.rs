@@ -24,6 +24,8 @@ pub enum RepairCode {
     FooterWritten,
     /// The footer copy at the start is written.
     FooterCopyWritten,
+    /// Bytes behind the footer of a fixed image are cut off.
+    BytesCut,
     /// The disk's size in the footer is put right.
     DiskSize,
     /// A dynamic header that stands elsewhere is used.
@@ -55,6 +57,7 @@ impl RepairCode {
             Self::FooterRebuilt => "footer-rebuilt",
             Self::FooterWritten => "footer-written",
             Self::FooterCopyWritten => "footer-copy-written",
+            Self::BytesCut => "bytes-cut",
             Self::DiskSize => "disk-size",
             Self::HeaderFound => "header-found",
             Self::HeaderRestored => "header-restored",

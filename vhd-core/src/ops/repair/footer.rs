@@ -1,7 +1,7 @@
 //! The footer to go by: one that is valid, wherever it stands; else a damaged one put right; else a new one.
 
 use super::draft::Draft;
-use super::error::RepairError;
+use super::error::{Doing as _, RepairError};
 use super::finding::{Certainty, RepairCode};
 use super::{Facts, header};
 use crate::ErrorKind;
@@ -10,7 +10,7 @@ use crate::format::{
     reconstruct_footer, reseal_footer,
 };
 use crate::image::{FooterSource, Footers, read_header, read_table};
-use crate::storage::is_zero;
+use crate::storage::{StorageFile as _, is_zero};
 use crate::units::{u64_from, usize_from};
 
 /// Bytes at the end of a file in which a footer is looked for: a copying tool adds less.
@@ -319,6 +319,29 @@ impl Tail {
             Self::None => None,
         }
     }
+}
+
+/// Puts the footer of a fixed image directly behind its disk of `size` bytes: some programs count from the footer.
+/// What is behind it is cut off, unless that is more than a copying tool adds.
+pub(super) fn settle_fixed(draft: &mut Draft, basis: &Basis, size: u64) -> Result<(), RepairError> {
+    let len = draft.len()?;
+    let end = size + u64_from(FOOTER_SIZE);
+    if len > end + SEARCH {
+        return settle(draft, basis, size);
+    }
+    if draft.write(size, &basis.raw)? {
+        let message = "the footer is written behind the disk".to_owned();
+        draft.found(RepairCode::FooterWritten, Certainty::Certain, Some(size), message);
+    }
+    if len > end {
+        let message = format!(
+            "{} bytes behind the footer are cut off; the undo file keeps them",
+            len - end
+        );
+        draft.found(RepairCode::BytesCut, Certainty::Certain, Some(end), message);
+        draft.overlay.set_len(end).doing("shorten the file", end)?;
+    }
+    Ok(())
 }
 
 /// Puts the footer at the end of the file, behind `needed_end`, and the copy at its start.

@@ -14,7 +14,7 @@ const DIGEST: usize = 32;
 /// The changes of a repair: what stood there and what is to stand there. An undo file holds one.
 ///
 /// Below the original end of the file both are kept as bytes, in whole sectors. Behind it there was nothing, and what
-/// comes there is bytes, zeroes, or a copy of another part of the file as it was.
+/// comes there is bytes, zeroes, or a copy of another part of the file as it was. What is cut off is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Journal {
     pub(super) original_len: u64,
@@ -38,12 +38,14 @@ pub(super) enum Change {
     Append(Vec<u8>),
     /// Behind the original end: a copy of what stood elsewhere.
     Copy { from: u64, len: u64 },
+    /// From here to the original end: cut off.
+    Cut(Vec<u8>),
 }
 
 impl Record {
     pub(super) fn len(&self) -> u64 {
         match &self.change {
-            Change::Replace { new, .. } | Change::Append(new) => u64_from(new.len()),
+            Change::Replace { new: bytes, .. } | Change::Append(bytes) | Change::Cut(bytes) => u64_from(bytes.len()),
             Change::Copy { len, .. } => *len,
         }
     }
@@ -63,12 +65,22 @@ impl Journal {
             records: Vec::new(),
         };
         let mut sectors: Vec<(u64, u64)> = Vec::new();
+        if journal.new_len < original_len {
+            let mut cut = vec![0; usize_from(original_len - journal.new_len)];
+            let offset = journal.new_len;
+            overlay.base().read_exact_at(&mut cut, offset).doing("read", offset)?;
+            let change = Change::Cut(cut);
+            journal.records.push(Record { offset, change });
+        }
         for change in overlay.changes() {
             let end = change.offset + change.len;
             let inside = end.min(original_len);
             if change.offset < inside {
                 let start = change.offset / SECTOR_SIZE * SECTOR_SIZE;
-                let stop = inside.next_multiple_of(SECTOR_SIZE).min(original_len);
+                let stop = inside
+                    .next_multiple_of(SECTOR_SIZE)
+                    .min(original_len)
+                    .min(journal.new_len);
                 match sectors.last_mut() {
                     Some((_, last)) if *last >= start => *last = stop.max(*last),
                     _ => sectors.push((start, stop)),
@@ -108,7 +120,7 @@ impl Journal {
         self.original_len
     }
 
-    /// The length of the file after the repair, in bytes; never less.
+    /// The length of the file after the repair, in bytes.
     #[must_use]
     pub fn new_len(&self) -> u64 {
         self.new_len
@@ -133,6 +145,7 @@ impl Journal {
                 Change::Replace { .. } => (0, 0),
                 Change::Append(_) => (1, 0),
                 Change::Copy { from, .. } => (2, from),
+                Change::Cut(_) => (3, 0),
             };
             for value in [kind, record.offset, record.len(), from] {
                 number(&mut bytes, value);
@@ -142,7 +155,7 @@ impl Journal {
                     bytes.extend_from_slice(old);
                     bytes.extend_from_slice(new);
                 }
-                Change::Append(new) => bytes.extend_from_slice(new),
+                Change::Append(end) | Change::Cut(end) => bytes.extend_from_slice(end),
                 Change::Copy { .. } => {}
             }
         }
@@ -218,10 +231,10 @@ impl<'a> Reader<'a> {
         for _ in 0..count {
             let record = self.record(original_len)?;
             let end = record.offset.checked_add(record.len())?;
-            let inside = if matches!(record.change, Change::Replace { .. }) {
-                end <= original_len
-            } else {
-                record.offset >= original_len && end <= new_len
+            let inside = match record.change {
+                Change::Replace { .. } => end <= original_len.min(new_len),
+                Change::Append(_) | Change::Copy { .. } => record.offset >= original_len && end <= new_len,
+                Change::Cut(_) => record.offset == new_len && end == original_len,
             };
             if !inside || record.offset < free {
                 return None;
@@ -229,7 +242,8 @@ impl<'a> Reader<'a> {
             free = end;
             records.push(record);
         }
-        (self.0.is_empty() && original_len <= new_len).then_some(Journal {
+        let cut_is_kept = original_len <= new_len || free == original_len;
+        (self.0.is_empty() && cut_is_kept).then_some(Journal {
             original_len,
             new_len,
             records,
@@ -244,6 +258,7 @@ impl<'a> Reader<'a> {
                 new: self.take(len)?.to_vec(),
             },
             1 => Change::Append(self.take(len)?.to_vec()),
+            3 => Change::Cut(self.take(len)?.to_vec()),
             2 if from.checked_add(len)? <= original_len => Change::Copy { from, len },
             _ => return None,
         };

@@ -8,8 +8,8 @@
 //!   apply.rs    the changes for real, finished or undone at any time
 //! ```
 //!
-//! A repair never drops anything: what is in doubt stays readable and is listed ([`RepairPlan::doubts`]), and the file
-//! never becomes shorter. docs/repair.md has the rules (INV-16, INV-17).
+//! A repair never drops anything: what is in doubt stays readable and is listed ([`RepairPlan::doubts`]). A file becomes
+//! shorter only by what stands behind the footer of a fixed image, and the undo file keeps that. docs/repair.md has the rules (INV-16, INV-17).
 
 mod apply;
 mod draft;
@@ -142,7 +142,7 @@ fn repair(draft: &mut Draft, facts: &Facts) -> Result<(), RepairError> {
     let mut basis = footer::find(draft, facts)?;
     if !basis.footer.disk_type.is_sparse() {
         let size = fixed_size(draft, &mut basis, facts)?;
-        return footer::settle(draft, &basis, size);
+        return footer::settle_fixed(draft, &basis, size);
     }
     let mut located = header::find(draft, &mut basis)?;
     let end = table::repair(draft, &basis, &mut located)?;

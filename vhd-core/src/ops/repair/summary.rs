@@ -28,6 +28,8 @@ pub enum ByteSummary {
     Absent,
     /// They are zero.
     Zero,
+    /// The file ends before them, from now on.
+    Cut,
     /// They are copied from this offset of the file.
     CopyOf(u64),
     /// They begin like this.
@@ -47,6 +49,7 @@ impl fmt::Display for ByteSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Absent => f.write_str("nothing"),
+            Self::Cut => f.write_str("cut off"),
             Self::Zero => f.write_str("zeroes"),
             Self::CopyOf(offset) => write!(f, "a copy of {offset:#x}"),
             Self::Begin(bytes) => {
@@ -65,6 +68,7 @@ impl Journal {
             let (old, new) = match &record.change {
                 Change::Replace { old, new } => (ByteSummary::of(old), ByteSummary::of(new)),
                 Change::Append(new) => (ByteSummary::Absent, ByteSummary::of(new)),
+                Change::Cut(old) => (ByteSummary::of(old), ByteSummary::Cut),
                 Change::Copy { from, .. } => (ByteSummary::Absent, ByteSummary::CopyOf(*from)),
             };
             ChangeSummary {
