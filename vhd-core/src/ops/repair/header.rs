@@ -15,7 +15,12 @@ use crate::units::{SECTOR_SIZE, u64_from};
 /// Bytes at either end of the file in which a header is looked for.
 const SEARCH: u64 = 16 << 20;
 /// Bytes: writers leave less than this between blocks, to align them.
-pub(super) const SLACK: u64 = 4096;
+const SLACK: u64 = 4096;
+
+/// Bytes that may lie between two blocks that follow one another; of small blocks, too few to hold another one.
+pub(super) fn slack(stored: u64) -> u64 {
+    SLACK.min(stored / 16).max(1)
+}
 
 /// The header to go by, and the table that it leads to.
 pub(super) struct Located {
@@ -117,16 +122,22 @@ fn elsewhere(draft: &Draft, basis: &Basis) -> Result<Option<Located>, RepairErro
     Ok(None)
 }
 
-/// The damaged header at `offset`, if its checksum says what it was.
+/// The damaged header at `offset`, if its checksum says what it was. A sum of bytes is weak: where it speaks for another
+/// shape of table or blocks than is written there, those must confirm it.
 fn reconstructed(draft: &Draft, basis: &Basis, offset: u64) -> Result<Option<Located>, RepairError> {
     let Some(bytes) = draft.structure::<HEADER_SIZE>(offset)? else {
         return Ok(None);
     };
     let header =
         reconstruct_header(&bytes, &basis.footer, TABLE_OFFSET).and_then(|bytes| DynamicHeader::decode(&bytes).ok());
-    match header {
-        Some(header) => with_table(draft, basis, offset, header),
-        None => Ok(None),
+    let Some(header) = header else {
+        return Ok(None);
+    };
+    let shape = |header: &DynamicHeader| (header.table_offset, header.layout, header.max_table_entries);
+    let written = DynamicHeader::decode(&reseal_header(&bytes)).ok();
+    match written.is_some_and(|written| shape(&written) == shape(&header)) {
+        true => with_table(draft, basis, offset, header),
+        false => confirmed(draft, basis, offset, header, true),
     }
 }
 
@@ -136,12 +147,14 @@ fn by_evidence(draft: &Draft, basis: &Basis, offset: u64) -> Result<Option<Locat
     let Some(bytes) = draft.structure::<HEADER_SIZE>(offset)? else {
         return Ok(None);
     };
+    // A header that is valid speaks of a table that is not there: an empty one elsewhere is not it.
+    let is_lost = DynamicHeader::decode(&bytes).is_err();
     let left = DynamicHeader::decode(&reseal_header(&bytes)).ok();
     let dynamic = basis.footer.disk_type == DiskType::Dynamic;
     let size = basis.footer.current_size;
     if let Some(header) = &left {
         for guess in [header.clone(), with_entries(header, header.layout, size)] {
-            if let Some(located) = confirmed(draft, basis, offset, guess, true)? {
+            if let Some(located) = confirmed(draft, basis, offset, guess, is_lost)? {
                 return Ok(Some(located));
             }
         }
@@ -154,17 +167,13 @@ fn by_evidence(draft: &Draft, basis: &Basis, offset: u64) -> Result<Option<Locat
     };
     let mut found = Vec::new();
     for layout in block_layouts() {
-        let may_be_empty = layout.block_size() == u64::from(DEFAULT_BLOCK_SIZE);
+        let may_be_empty = is_lost && layout.block_size() == u64::from(DEFAULT_BLOCK_SIZE);
         let header = DynamicHeader {
             table_offset: TABLE_OFFSET,
             ..with_entries(&template, layout, size)
         };
         found.extend(confirmed(draft, basis, offset, header, may_be_empty)?);
     }
-    eprintln!(
-        "DBG {:?}",
-        found.iter().map(|l: &Located| &l.header.layout).collect::<Vec<_>>()
-    );
     Ok(if found.len() == 1 { found.pop() } else { None })
 }
 
@@ -213,7 +222,7 @@ fn confirmed(
     let stored = header.layout.stored_bytes();
     let table_end = header.table_offset + table_bytes(u64::from(header.max_table_entries));
     let is_confirmed = match placed.is_empty() {
-        true => may_be_empty && space.end < table_end + stored.min(u64::from(DEFAULT_BLOCK_SIZE)),
+        true => may_be_empty && table_end <= len && space.end < table_end + stored.min(u64::from(DEFAULT_BLOCK_SIZE)),
         false => are_packed(&placed, stored, space.end),
     };
     Ok(is_confirmed.then_some(located))
@@ -226,9 +235,7 @@ fn are_packed(placed: &[u64], stored: u64, end: u64) -> bool {
         .iter()
         .zip(followers)
         .map(|(at, next)| next.checked_sub(at + stored));
-    let tight = gaps
-        .filter(|gap| gap.is_some_and(|gap| gap < SLACK.min(stored)))
-        .count();
+    let tight = gaps.filter(|gap| gap.is_some_and(|gap| gap < slack(stored))).count();
     tight > 0 && tight * 2 >= placed.len()
 }
 
@@ -244,8 +251,12 @@ fn is_padded(draft: &Draft, header: &DynamicHeader) -> Result<bool, RepairError>
 /// Writes the header where the footer says it is.
 fn put(draft: &mut Draft, basis: &mut Basis, located: &Located, certainty: Certainty) -> Result<(), RepairError> {
     let (header, offset) = (&located.header, located.offset);
+    let unsure = match (certainty, basis.footer.disk_type) {
+        (Certainty::Assumed, DiskType::Differencing) => "; which parent it names is not certain",
+        _ => "",
+    };
     let message = format!(
-        "the dynamic header is put right: blocks of {} bytes, a table of {} entries at {:#x}",
+        "the dynamic header is put right: blocks of {} bytes, a table of {} entries at {:#x}{unsure}",
         header.layout.block_size(),
         header.max_table_entries,
         header.table_offset

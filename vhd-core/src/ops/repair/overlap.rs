@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 
-use super::header::SLACK;
+use super::header::slack;
 use super::table::Scene;
 use crate::units::BlockIndex;
 
@@ -91,7 +91,7 @@ impl Neighbours {
             starts,
             ends,
             stored,
-            slack: SLACK.min(stored),
+            slack: slack(stored),
         }
     }
 
