@@ -4,6 +4,7 @@
 //! `VHD_KILL_ROUNDS=500 cargo test --release -p vhd-cli --test cli killed_repairs -- --nocapture`
 
 use std::fs;
+use std::process::Command;
 use std::time::Instant;
 
 use crate::compact::{kill_rounds, sha256};
@@ -184,4 +185,79 @@ fn killed_repairs_are_finished_or_undone() {
         kill_rounds()
     ));
     assert!(alive > 0, "no repair was killed: the test tested nothing");
+}
+
+/// A small file system in memory, for as long as it is held. `None`, loudly, where mounting is not allowed.
+struct Small(tempfile::TempDir);
+
+impl Small {
+    fn mount(kib: u64) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let size = format!("size={kib}k");
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
+            .arg(dir.path())
+            .status();
+        if mounted.is_ok_and(|status| status.success()) {
+            return Some(Self(dir));
+        }
+        crate::announce("NOT TESTED: repairs on a full file system: mounting one is not allowed here");
+        None
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn a_full_file_system_loses_nothing() {
+    let lab = Lab::new();
+    much_damaged(&lab, "a.vhd");
+    let damaged = fs::read(lab.path("a.vhd")).unwrap();
+    lab.run(&["repair", "a.vhd", "--yes"], 0);
+    let repaired = fs::read(lab.path("a.vhd")).unwrap();
+    let undo = fs::read(lab.path("a.vhd.undo")).unwrap();
+    let needed = (repaired.len() + undo.len()) / 1024 + 64;
+    let Some(small) = Small::mount(u64::try_from(needed).unwrap()) else {
+        return;
+    };
+    let (image, filler) = (small.0.path().join("a.vhd"), small.0.path().join("filler"));
+    let run = |flag: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_vhd"))
+            .arg("repair")
+            .arg(&image)
+            .arg(flag)
+            .output()
+            .unwrap();
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let mut full = 0;
+    for step in 0..16_usize {
+        fs::write(&image, &damaged).unwrap();
+        // What is left reaches from nothing to almost enough.
+        let room = (repaired.len() + undo.len() - damaged.len()) * step / 15;
+        let free = needed * 1024 - damaged.len();
+        fs::write(&filler, vec![1; free.saturating_sub(room) / 4096 * 4096]).unwrap_or_default();
+        let (code, message) = run("--yes");
+        if code != 0 {
+            assert!(code == 1 && message.contains("VHD-E0303"), "{code}: {message}");
+            full += 1;
+        }
+        fs::remove_file(&filler).unwrap();
+        if step % 2 == 0 {
+            assert_eq!(run("--yes").0, 0);
+            assert!(
+                fs::read(&image).unwrap() == repaired,
+                "finished after space was freed, step {step}"
+            );
+        }
+        let undone = small.0.path().join("a.vhd.undo").exists();
+        assert!(!undone || run("--undo").0 == 0);
+        assert!(fs::read(&image).unwrap() == damaged, "undone, step {step}");
+    }
+    crate::announce(&format!("repair on a full file system: stopped {full} times of 16"));
+    assert!(full > 3, "the file system was never full: the test tested nothing");
 }
