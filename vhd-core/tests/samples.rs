@@ -119,6 +119,9 @@ fn every_sample_reads_to_its_golden_hash() {
     }
 }
 
+/// What is done to the bytes of an image.
+type Damage<'a> = &'a dyn Fn(&mut Vec<u8>);
+
 /// The structures of each sample damaged one after the other: repaired, it reads the same.
 #[test]
 fn damaged_samples_are_repaired_to_the_same_content() {
@@ -129,7 +132,7 @@ fn damaged_samples_are_repaired_to_the_same_content() {
         let sound = std::fs::read(&path).unwrap();
         let fixed = !sound.starts_with(b"conectix");
         let tail = sound.len() - 512;
-        let damages: [(&str, bool, &dyn Fn(&mut Vec<u8>)); 9] = [
+        let damages: [(&str, bool, Damage<'_>); 9] = [
             ("tail zeroed", fixed, &|bytes| bytes[tail..].fill(0)),
             ("tail cut off", fixed, &|bytes| bytes.truncate(tail)),
             ("cookie of the tail", false, &|bytes| bytes[tail] = 0),

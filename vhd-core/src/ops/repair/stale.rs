@@ -58,6 +58,9 @@ fn find(
         return Ok(());
     };
     let layout = located.header.layout;
+    if offset.0 + layout.bitmap_bytes() > draft.len()? {
+        return Ok(()); // the table lies over something else that was written: the last check says so
+    }
     let bitmap = draft.read(offset.0, layout.bitmap_bytes())?;
     let sectors = layout.bytes_on_disk(block, basis.footer.current_size) / SECTOR_SIZE;
     let mut buffer = Vec::new();
