@@ -4,7 +4,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::commands::{
     azure, check, compact, compare, completions, convert, create, diff, export_delta, hash, import_delta, info, man,
-    map, measure, repair, tour, tree,
+    map, measure, repair, tour, tree, verify,
 };
 use crate::exit;
 
@@ -84,6 +84,8 @@ pub(crate) enum Command {
     Compact(compact::CompactArgs),
     /// Say what compaction would gain, and why the rest stays; changes nothing
     Measure(measure::MeasureArgs),
+    /// Say whether an ancestor changed since its digests were recorded, and where
+    Verify(verify::VerifyArgs),
     /// Show what is damaged in an image and what would repair it; with --yes, do it
     Repair(repair::RepairArgs),
     /// Walk through the main jobs in a temporary directory, checking each step

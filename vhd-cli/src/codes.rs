@@ -59,11 +59,15 @@ const TABLE: &[Code] = &[
     library(ErrorKind::BlockOverlap,    "VHD-E0115", Exit::Corrupt),
     library(ErrorKind::FileTooShort,    "VHD-E0116", Exit::Corrupt),
     library(ErrorKind::JournalPending,  "VHD-E0117", Exit::Corrupt),
+    library(ErrorKind::RecordDamaged,   "VHD-E0127", Exit::Corrupt),
+    library(ErrorKind::RecordUnknown,   "VHD-E0128", Exit::Corrupt),
     library(ErrorKind::Ambiguous,       "VHD-E0118", Exit::Refused),
     library(ErrorKind::PartitionTable,  "VHD-E0119", Exit::Refused),
     library(ErrorKind::DigestMissing,   "VHD-E0120", Exit::Refused),
     library(ErrorKind::SavedState,      "VHD-E0121", Exit::Refused),
     library(ErrorKind::ForeignMetadata, "VHD-E0122", Exit::Refused),
+    library(ErrorKind::DigestDamaged,   "VHD-E0123", Exit::Corrupt),
+    library(ErrorKind::DigestOtherDisk, "VHD-E0124", Exit::Refused),
     library(ErrorKind::NotRepairable,   "VHD-E0125", Exit::Corrupt),
     library(ErrorKind::UndoMismatch,    "VHD-E0126", Exit::Refused),
 
@@ -93,6 +97,7 @@ const TABLE: &[Code] = &[
     library(ErrorKind::Verification,    "VHD-E0410", Exit::Failed),
     library(ErrorKind::NoBlocks,        "VHD-E0411", Exit::Refused),
     library(ErrorKind::Cancelled,       "VHD-E0412", Exit::Failed),
+    library(ErrorKind::ContentChanged,  "VHD-E0413", Exit::Differ),
     library(ErrorKind::FactsMissing,    "VHD-E0414", Exit::Refused),
 
     own(Kind::SameFile,                 "VHD-E0501", "same-file",         Exit::Refused),

@@ -36,6 +36,10 @@ pub enum ErrorKind {
     FileTooShort,
     /// Another program left an unfinished journaled operation (cookie `v_poison`).
     JournalPending,
+    /// A document beside an image is not what was written.
+    RecordDamaged,
+    /// A document beside an image is of a kind or version that this program does not know.
+    RecordUnknown,
     /// A virtual machine is saved with the disk: the format forbids to rearrange it.
     SavedState,
     /// Metadata of another program, which would not be true any more.
@@ -50,8 +54,12 @@ pub enum ErrorKind {
     /// The disk says that it has a partition table that is not usable, or can't be moved.
     PartitionTable,
 
-    /// An image that is to be put on another has no digests to verify that by.
+    /// There are no digests to verify a disk by.
     DigestMissing,
+    /// A record of digests is damaged itself.
+    DigestDamaged,
+    /// A record of digests is of another disk.
+    DigestOtherDisk,
 
     /// No file with the parent's identity was found.
     ParentMissing,
@@ -104,6 +112,8 @@ pub enum ErrorKind {
     NoBlocks,
     /// It was told to stop.
     Cancelled,
+    /// What must not change did.
+    ContentChanged,
     /// Something that the file does not tell has to be said by the caller.
     FactsMissing,
 }
@@ -127,6 +137,8 @@ impl ErrorKind {
         Self::BlockOverlap,
         Self::FileTooShort,
         Self::JournalPending,
+        Self::RecordDamaged,
+        Self::RecordUnknown,
         Self::SavedState,
         Self::ForeignMetadata,
         Self::Ambiguous,
@@ -134,6 +146,8 @@ impl ErrorKind {
         Self::UndoMismatch,
         Self::PartitionTable,
         Self::DigestMissing,
+        Self::DigestDamaged,
+        Self::DigestOtherDisk,
         Self::ParentMissing,
         Self::ParentMismatch,
         Self::ChainCycle,
@@ -158,6 +172,7 @@ impl ErrorKind {
         Self::Verification,
         Self::NoBlocks,
         Self::Cancelled,
+        Self::ContentChanged,
         Self::FactsMissing,
     ];
 
@@ -181,6 +196,8 @@ impl ErrorKind {
             Self::BlockOverlap => "block-overlap",
             Self::FileTooShort => "file-too-short",
             Self::JournalPending => "journal-pending",
+            Self::RecordDamaged => "record-damaged",
+            Self::RecordUnknown => "record-unknown",
             Self::SavedState => "saved-state",
             Self::ForeignMetadata => "foreign-metadata",
             Self::Ambiguous => "format-ambiguous",
@@ -188,6 +205,8 @@ impl ErrorKind {
             Self::UndoMismatch => "undo-mismatch",
             Self::PartitionTable => "partition-table",
             Self::DigestMissing => "digest-missing",
+            Self::DigestDamaged => "digest-damaged",
+            Self::DigestOtherDisk => "digest-other-disk",
             Self::ParentMissing => "parent-missing",
             Self::ParentMismatch => "parent-mismatch",
             Self::ChainCycle => "chain-cycle",
@@ -212,6 +231,7 @@ impl ErrorKind {
             Self::Verification => "verification",
             Self::NoBlocks => "no-blocks",
             Self::Cancelled => "cancelled",
+            Self::ContentChanged => "content-changed",
             Self::FactsMissing => "facts-missing",
         }
     }

@@ -114,6 +114,7 @@ pub mod format;
 pub mod image;
 pub mod ops;
 pub mod partition;
+pub mod record;
 pub mod storage;
 mod sync;
 pub mod units;

@@ -21,6 +21,7 @@ mod ranges;
 pub(crate) mod repair;
 pub(crate) mod tour;
 pub(crate) mod tree;
+pub(crate) mod verify;
 
 use crate::cli::Command;
 use crate::exit::Exit;
@@ -52,6 +53,7 @@ fn dispatch(command: &Command) -> Result<Exit, Failure> {
         Command::Tree(args) => tree::run(args),
         Command::Compact(args) => compact::run(args),
         Command::Measure(args) => measure::run(args),
+        Command::Verify(args) => verify::run(args),
         Command::Repair(args) => repair::run(args),
         Command::Tour(args) => tour::run(args),
         Command::Completions(args) => completions::run(args),
@@ -76,6 +78,7 @@ fn identity(command: &Command) -> (&'static str, bool) {
         Command::Tree(args) => (tree::NAME, args.report.json),
         Command::Compact(args) => (compact::NAME, args.report.json),
         Command::Measure(args) => (measure::NAME, args.report.json),
+        Command::Verify(args) => (verify::NAME, args.report.json),
         Command::Repair(args) => (repair::NAME, args.report.json),
         Command::Tour(_) => ("tour", false),
         Command::Completions(_) => ("completions", false),

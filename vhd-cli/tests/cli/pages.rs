@@ -19,6 +19,7 @@ const COMMANDS: &[&str] = &[
     "azure",
     "compact",
     "measure",
+    "verify",
     "repair",
     "tour",
     "completions",

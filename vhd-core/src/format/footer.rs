@@ -183,6 +183,18 @@ impl Footer {
         zerocopy::transmute!(raw)
     }
 
+    /// Like [`encode`](Self::encode), with the reserved bytes of `found`, the footer that this one takes the place
+    /// of: other programs keep things there.
+    #[must_use]
+    pub fn encode_over(&self, found: &[u8; FOOTER_SIZE]) -> [u8; FOOTER_SIZE] {
+        let mut bytes = self.encode();
+        let raw: &mut RawFooter = zerocopy::transmute_mut!(&mut bytes);
+        let found: &RawFooter = zerocopy::transmute_ref!(found);
+        raw.reserved = found.reserved;
+        raw.checksum = U32::new(raw.sum());
+        bytes
+    }
+
     /// What is unusual in the footer's fields. Oddities of the bytes that have no field come from
     /// [`decode_with_oddities`](Self::decode_with_oddities) only.
     #[must_use]

@@ -5,7 +5,8 @@ use std::io;
 use super::error::CreateError;
 use crate::format::{
     BlockLayout, DiskType, DynamicHeader, FOOTER_SIZE, Footer, HEADER_SIZE, LocatorEntry, MAX_BLOCK_SIZE,
-    MAX_DISK_SIZE, MIN_CREATE_BLOCK_SIZE, PlatformCode, Timestamp, UniqueId, encode_locator_utf16le, table_bytes,
+    MAX_DISK_SIZE, MAX_LOCATOR_LENGTH, MIN_CREATE_BLOCK_SIZE, PlatformCode, Timestamp, UniqueId,
+    encode_locator_utf16le, table_bytes,
 };
 use crate::storage::StorageFile;
 use crate::units::{SECTOR_SIZE, u64_from, usize_from};
@@ -86,33 +87,60 @@ pub(crate) fn differencing_header(
 ) -> Result<(DynamicHeader, LocatorData), CreateError> {
     check_size(size)?;
     let mut header = DynamicHeader::new_dynamic(size, check_block_size(block_size)?, TABLE_OFFSET);
+    let start = TABLE_OFFSET + table_bytes(u64::from(header.max_table_entries));
+    let texts = name_parent(&mut header, parent)?;
+    let locators = place_locators(&mut header, texts, &[start]);
+    Ok((header, locators))
+}
+
+/// The texts of a new image's locators, in the order of their slots.
+pub(super) type LocatorTexts = [(PlatformCode, Vec<u8>); 2];
+
+/// Names the parent in the header, and answers what its locators are to say. It has none before they are placed.
+pub(super) fn name_parent(header: &mut DynamicHeader, parent: &ParentLink) -> Result<LocatorTexts, CreateError> {
     header.parent_id = parent.id;
     header.parent_timestamp = parent.modified;
     header.parent_name = parent.name.parse().map_err(|_| CreateError::ParentName {
         name: parent.name.clone(),
         reason: "it has more than 255 UTF-16 units, or a NUL",
     })?;
-    let relative = encode_locator_utf16le(&parent.relative_path);
-    let absolute = encode_locator_utf16le(&parent.absolute_path);
-    let mut offset = TABLE_OFFSET + table_bytes(u64::from(header.max_table_entries));
-    let mut locators = Vec::new();
-    for (slot, code, data) in [(0, PlatformCode::W2ru, relative), (1, PlatformCode::W2ku, absolute)] {
-        let too_long = |_| CreateError::ParentName {
+    header.locators = Default::default();
+    let texts = [
+        (PlatformCode::W2ru, encode_locator_utf16le(&parent.relative_path)),
+        (PlatformCode::W2ku, encode_locator_utf16le(&parent.absolute_path)),
+    ];
+    let longest = usize_from(u64::from(MAX_LOCATOR_LENGTH));
+    match texts.iter().all(|(_, text)| text.len() <= longest) {
+        true => Ok(texts),
+        false => Err(CreateError::ParentName {
             name: parent.absolute_path.clone(),
             reason: "its path is too long",
-        };
-        let length = u32::try_from(data.len()).map_err(too_long)?;
-        let space = length.next_multiple_of(512).max(512);
+        }),
+    }
+}
+
+/// Bytes of the file that a locator's text takes.
+pub(super) fn locator_space(text: &[u8]) -> u64 {
+    u64_from(text.len()).next_multiple_of(SECTOR_SIZE).max(SECTOR_SIZE)
+}
+
+/// Gives the locators their places: those in `places`, and from the last one on one behind the other.
+pub(super) fn place_locators(header: &mut DynamicHeader, texts: LocatorTexts, places: &[u64]) -> LocatorData {
+    let mut behind = 0;
+    let placed = texts.into_iter().enumerate().map(|(slot, (code, text))| {
+        let offset = places.get(slot).copied().unwrap_or(behind);
+        let space = locator_space(&text);
+        behind = offset + space;
         header.locators[slot] = Some(LocatorEntry {
             code,
-            space,
-            length,
+            // Both fit: name_parent limits the length.
+            space: u32::try_from(space).unwrap_or(u32::MAX),
+            length: u32::try_from(text.len()).unwrap_or(u32::MAX),
             offset,
         });
-        locators.push((offset, data));
-        offset += u64::from(space);
-    }
-    Ok((header, locators))
+        (offset, text)
+    });
+    placed.collect()
 }
 
 /// Whether a disk can have `size` bytes.

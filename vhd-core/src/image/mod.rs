@@ -11,6 +11,7 @@
 //! image and every depth of chain.
 
 mod allocator;
+mod amend;
 pub mod check;
 mod commit;
 mod create;
@@ -29,6 +30,7 @@ mod write_span;
 use std::fmt;
 use std::sync::Arc;
 
+pub use amend::{AmendError, Amendment};
 pub use commit::PublishFence;
 pub use create::{ParentLink, Preallocate, create_differencing, create_dynamic, create_fixed};
 pub use error::{CreateError, OpenError};

@@ -1,4 +1,4 @@
-//! Long operations on whole disks: convert, stream, compare, diff, hash, compact, repair.
+//! Long operations on whole disks: convert, stream, compare, diff, hash, compact, repair, verify.
 
 pub mod azure;
 pub mod compact;
@@ -11,6 +11,7 @@ mod error;
 mod hash;
 mod ordered;
 pub mod repair;
+pub mod verify;
 mod zeroes;
 
 pub use compare::{Comparison, compare};

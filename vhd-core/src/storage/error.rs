@@ -95,7 +95,7 @@ impl StorageError {
     }
 
     /// The failure of `operation` on `path`.
-    pub(super) fn at(path: &Path, operation: &'static str, source: impl Into<io::Error>) -> Self {
+    pub(crate) fn at(path: &Path, operation: &'static str, source: impl Into<io::Error>) -> Self {
         let (path, source) = (path.to_path_buf(), source.into());
         match source.kind() {
             io::ErrorKind::NotFound => Self::NotFound { path },

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::{Doing as _, RepairError};
 use super::journal::Journal;
-use crate::storage::{StagedFile, StorageError, StorageFile as _};
+use crate::storage::{self, StagedFile, StorageError, StorageFile as _};
 
 /// An undo file with a journal in it.
 #[derive(Debug)]
@@ -76,17 +76,12 @@ impl UndoFile {
         &self.path
     }
 
-    /// Removes the file, after what it says was undone.
+    /// Removes the file durably, after what it says was undone.
     ///
     /// # Errors
     /// The file system.
     pub fn remove(self) -> Result<(), RepairError> {
-        std::fs::remove_file(&self.path).map_err(|source| {
-            RepairError::from(StorageError::Io {
-                path: self.path.clone(),
-                operation: "remove",
-                source,
-            })
-        })
+        storage::remove_file(&self.path)?;
+        Ok(())
     }
 }

@@ -1,0 +1,209 @@
+//! Small documents beside images: what a job has done so far, what the snapshots of a disk are called.
+//!
+//! A record is a line that names its kind, its version and the SHA-256 of what follows, and then JSON. It is
+//! replaced as a whole: at every moment the old or the new one is there (INV-19). People can read it; a byte
+//! changed by hand makes it refused, not misunderstood.
+
+use std::fs;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sha2::{Digest as _, Sha256};
+
+use crate::ErrorKind;
+use crate::storage::{StagedFile, StorageError, StorageFile as _};
+use crate::units::{u64_from, usize_from};
+
+/// The first word of every record.
+const MAGIC: &str = "vhd-record";
+
+/// Bytes: a record is never larger, and nothing larger is read. A thousand snapshots take less than 1 MiB.
+const MAX_RECORD: u64 = 16 << 20;
+
+/// Which record it is, and how its fields are to be understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordKind {
+    /// One lower-case word.
+    pub name: &'static str,
+    /// Higher when programs that know the former can't understand it.
+    pub version: u32,
+}
+
+/// Why a record can't be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecordError {
+    /// The file is not what was written.
+    #[error("{} is damaged: {reason}", path.display())]
+    Damaged {
+        /// The record.
+        path: PathBuf,
+        /// What was found, and what was expected.
+        reason: String,
+    },
+    /// The file is a record of another kind, or a newer program's.
+    #[error("{} holds \"{found}\", and this program knows \"{expected}\"", path.display())]
+    Unknown {
+        /// The record.
+        path: PathBuf,
+        /// Kind and version in the file.
+        found: String,
+        /// Kind and version that can be read.
+        expected: String,
+    },
+    /// The file can't be read or written.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+impl RecordError {
+    /// The kind of failure.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Damaged { .. } => ErrorKind::RecordDamaged,
+            Self::Unknown { .. } => ErrorKind::RecordUnknown,
+            Self::Storage(error) => error.kind(),
+        }
+    }
+}
+
+impl RecordKind {
+    /// The record at `path`; `None` if there is no such file.
+    ///
+    /// # Errors
+    /// [`RecordError`] when it is not exactly what was written, or nothing that this program understands.
+    pub fn read<T: DeserializeOwned>(&self, path: &Path) -> Result<Option<T>, RecordError> {
+        let Some(bytes) = read_bounded(path)? else {
+            return Ok(None);
+        };
+        let damaged = |reason: &str| RecordError::Damaged {
+            path: path.to_owned(),
+            reason: reason.to_owned(),
+        };
+        let text = std::str::from_utf8(&bytes).map_err(|_| damaged("it is not UTF-8"))?;
+        let (line, body) = text.split_once('\n').ok_or_else(|| damaged("it has no first line"))?;
+        let words: Vec<&str> = line.split(' ').collect();
+        let &[MAGIC, name, version, stored] = words.as_slice() else {
+            return Err(damaged("its first line is not that of a record"));
+        };
+        let computed = digest(body);
+        if stored != computed {
+            return Err(damaged(&format!(
+                "its content has the digest {computed}, its first line {stored}"
+            )));
+        }
+        if name != self.name || version != self.version.to_string() {
+            return Err(RecordError::Unknown {
+                path: path.to_owned(),
+                found: format!("{name} {version}"),
+                expected: format!("{} {}", self.name, self.version),
+            });
+        }
+        serde_json::from_str(body)
+            .map(Some)
+            .map_err(|error| damaged(&error.to_string()))
+    }
+
+    /// Puts `record` at `path`, durably, in the place of what is there.
+    ///
+    /// # Errors
+    /// [`RecordError::Storage`]; then the former record is there, whole.
+    pub fn write<T: Serialize>(&self, path: &Path, record: &T) -> Result<(), RecordError> {
+        let mut body = serde_json::to_string_pretty(record).map_err(|error| RecordError::Damaged {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        })?;
+        body.push('\n');
+        let text = format!("{MAGIC} {} {} {}\n{body}", self.name, self.version, digest(&body));
+        let staged = StagedFile::create_beside(path)?;
+        let written = staged.storage().write_all_at(text.as_bytes(), 0);
+        written.map_err(|source| StorageError::at(path, "write", source))?;
+        // INV-19: content before name, name before anything that relies on it.
+        Ok(staged.publish(true, true)?)
+    }
+}
+
+fn read_bounded(path: &Path) -> Result<Option<Vec<u8>>, RecordError> {
+    let file = match fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(StorageError::at(path, "open", source).into()),
+    };
+    let mut bytes = Vec::new();
+    let read = file.take(MAX_RECORD + 1).read_to_end(&mut bytes);
+    read.map_err(|source| StorageError::at(path, "read", source))?;
+    if bytes.len() > usize_from(MAX_RECORD) {
+        return Err(RecordError::Damaged {
+            path: path.to_owned(),
+            reason: format!(
+                "it has {} bytes or more, a record at most {MAX_RECORD}",
+                u64_from(bytes.len())
+            ),
+        });
+    }
+    Ok(Some(bytes))
+}
+
+fn digest(body: &str) -> String {
+    let digest = Sha256::digest(body.as_bytes());
+    let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{hex}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    const KIND: RecordKind = RecordKind {
+        name: "test",
+        version: 2,
+    };
+
+    fn sample() -> BTreeMap<String, u64> {
+        [("a".to_owned(), 1), ("b".to_owned(), u64::MAX)].into()
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record");
+        assert_eq!(KIND.read::<BTreeMap<String, u64>>(&path).unwrap(), None);
+        KIND.write(&path, &sample()).unwrap();
+        assert_eq!(KIND.read(&path).unwrap(), Some(sample()));
+        KIND.write(&path, &BTreeMap::<String, u64>::new()).unwrap();
+        assert_eq!(KIND.read(&path).unwrap(), Some(BTreeMap::<String, u64>::new()));
+    }
+
+    #[test]
+    fn inv_19_a_record_with_any_byte_changed_or_missing_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record");
+        KIND.write(&path, &sample()).unwrap();
+        let bytes = fs::read(&path).unwrap();
+        for at in 0..bytes.len() {
+            for bit in 0..8 {
+                let mut changed = bytes.clone();
+                changed[at] ^= 1 << bit;
+                fs::write(&path, changed).unwrap();
+                KIND.read::<BTreeMap<String, u64>>(&path).unwrap_err();
+            }
+            fs::write(&path, &bytes[..at]).unwrap();
+            KIND.read::<BTreeMap<String, u64>>(&path).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn records_of_other_kinds_and_versions_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record");
+        for other in [RecordKind { name: "other", ..KIND }, RecordKind { version: 3, ..KIND }] {
+            other.write(&path, &sample()).unwrap();
+            let error = KIND.read::<BTreeMap<String, u64>>(&path).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::RecordUnknown);
+        }
+    }
+}
