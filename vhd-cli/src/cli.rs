@@ -4,7 +4,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::commands::{
     azure, check, compact, compare, completions, convert, create, diff, export_delta, hash, import_delta, info, man,
-    map, measure, repair, tour, tree, verify,
+    map, measure, new_id, repair, reparent, tour, tree, verify,
 };
 use crate::exit;
 
@@ -84,6 +84,10 @@ pub(crate) enum Command {
     Compact(compact::CompactArgs),
     /// Say what compaction would gain, and why the rest stays; changes nothing
     Measure(measure::MeasureArgs),
+    /// Give a differencing image another parent: a moved one, or with --rebase any disk
+    Reparent(reparent::ReparentArgs),
+    /// Give an image, such as a copy, an identity of its own
+    NewId(new_id::NewIdArgs),
     /// Say whether an ancestor changed since its digests were recorded, and where
     Verify(verify::VerifyArgs),
     /// Show what is damaged in an image and what would repair it; with --yes, do it

@@ -16,9 +16,12 @@ pub(crate) mod info;
 pub(crate) mod man;
 pub(crate) mod map;
 pub(crate) mod measure;
+pub(crate) mod new_id;
 mod pair;
+mod parent_time;
 mod ranges;
 pub(crate) mod repair;
+pub(crate) mod reparent;
 pub(crate) mod tour;
 pub(crate) mod tree;
 pub(crate) mod verify;
@@ -53,6 +56,8 @@ fn dispatch(command: &Command) -> Result<Exit, Failure> {
         Command::Tree(args) => tree::run(args),
         Command::Compact(args) => compact::run(args),
         Command::Measure(args) => measure::run(args),
+        Command::Reparent(args) => reparent::run(args),
+        Command::NewId(args) => new_id::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Repair(args) => repair::run(args),
         Command::Tour(args) => tour::run(args),
@@ -78,6 +83,8 @@ fn identity(command: &Command) -> (&'static str, bool) {
         Command::Tree(args) => (tree::NAME, args.report.json),
         Command::Compact(args) => (compact::NAME, args.report.json),
         Command::Measure(args) => (measure::NAME, args.report.json),
+        Command::Reparent(args) => (reparent::NAME, args.report.json),
+        Command::NewId(args) => (new_id::NAME, args.report.json),
         Command::Verify(args) => (verify::NAME, args.report.json),
         Command::Repair(args) => (repair::NAME, args.report.json),
         Command::Tour(_) => ("tour", false),

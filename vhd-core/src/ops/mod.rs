@@ -1,5 +1,6 @@
-//! Long operations on whole disks: convert, stream, compare, diff, hash, compact, repair, verify.
+//! Long operations on whole disks: convert, stream, compare, diff, hash, compact, repair, reparent, verify.
 
+mod alone;
 pub mod azure;
 pub mod compact;
 mod compare;
@@ -9,8 +10,10 @@ pub mod delta;
 mod diff;
 mod error;
 mod hash;
+pub mod new_id;
 mod ordered;
 pub mod repair;
+pub mod reparent;
 pub mod verify;
 mod zeroes;
 
