@@ -4,6 +4,7 @@
 //! `VHD_KILL_ROUNDS=500 cargo test --release -p vhd-cli --test cli killed_repairs -- --nocapture`
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 use std::time::Instant;
 
@@ -38,7 +39,10 @@ fn a_plan_changes_nothing_and_an_undo_gives_every_byte_back() {
     assert_eq!(plan["changes"].as_array().unwrap().len(), 2);
     assert_eq!(fs::read(lab.path("a.vhd")).unwrap(), damaged);
     assert!(!lab.exists("a.vhd.undo"));
+    fs::set_permissions(lab.path("a.vhd"), fs::Permissions::from_mode(0o600)).unwrap();
     let done = stdout(&lab.run(&["repair", "a.vhd", "--yes"], 0));
+    let undo = fs::metadata(lab.path("a.vhd.undo")).unwrap();
+    assert_eq!(undo.permissions().mode() & 0o777, 0o600);
     assert!(done.ends_with("a.vhd: repaired; --undo takes it back\n"), "{done}");
     lab.run(&["check", "a.vhd"], 0);
     assert_eq!(

@@ -53,6 +53,13 @@ impl UndoFile {
     pub fn create(image: &Path, journal: &Journal) -> Result<Self, RepairError> {
         let path = Self::path_of(image);
         let staged = StagedFile::create_beside(&path)?;
+        // It has parts of the image in it: whoever may not read that may not read this.
+        if let Some(file) = staged.storage().host_file() {
+            let rights = std::fs::metadata(image).map(|metadata| metadata.permissions());
+            rights
+                .and_then(|rights| file.set_permissions(rights))
+                .doing("set the rights of the undo file", 0)?;
+        }
         staged
             .storage()
             .write_all_at(&journal.encode(), 0)
