@@ -4,7 +4,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::commands::{
     azure, check, compact, compare, completions, convert, create, diff, export_delta, hash, import_delta, info, man,
-    map, measure, nbd, new_id, reparent, resize, tour, tree, verify,
+    map, measure, nbd, new_id, repair, reparent, resize, tour, tree, verify,
 };
 use crate::exit;
 
@@ -94,6 +94,8 @@ pub(crate) enum Command {
     NewId(new_id::NewIdArgs),
     /// Say whether an ancestor changed since its digests were recorded, and where
     Verify(verify::VerifyArgs),
+    /// Show what is damaged in an image and what would repair it; with --yes, do it
+    Repair(repair::RepairArgs),
     /// Walk through the main jobs in a temporary directory, checking each step
     Tour(tour::TourArgs),
     /// Print a script that completes the command line in a shell

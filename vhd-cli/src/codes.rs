@@ -75,6 +75,8 @@ const TABLE: &[Code] = &[
     library(ErrorKind::ForeignMetadata, "VHD-E0122", Exit::Refused),
     library(ErrorKind::DigestDamaged,   "VHD-E0123", Exit::Corrupt),
     library(ErrorKind::DigestOtherDisk, "VHD-E0124", Exit::Refused),
+    library(ErrorKind::NotRepairable,   "VHD-E0125", Exit::Corrupt),
+    library(ErrorKind::UndoMismatch,    "VHD-E0126", Exit::Refused),
 
     library(ErrorKind::ParentMissing,   "VHD-E0201", Exit::Parent),
     library(ErrorKind::ParentMismatch,  "VHD-E0202", Exit::Parent),
@@ -105,6 +107,7 @@ const TABLE: &[Code] = &[
     library(ErrorKind::NoBlocks,        "VHD-E0411", Exit::Refused),
     library(ErrorKind::Cancelled,       "VHD-E0412", Exit::Failed),
     library(ErrorKind::ContentChanged,  "VHD-E0413", Exit::Differ),
+    library(ErrorKind::FactsMissing,    "VHD-E0414", Exit::Refused),
 
     own(Kind::SameFile,                 "VHD-E0501", "same-file",         Exit::Refused),
     own(Kind::Terminal,                 "VHD-E0502", "terminal",          Exit::Refused),

@@ -165,6 +165,7 @@ from_library!(
     vhd_core::ops::new_id::NewIdError,
     vhd_core::ops::reparent::ReparentError,
     vhd_core::ops::verify::VerifyError,
+    vhd_core::ops::repair::RepairError,
     vhd_core::storage::StorageError,
 );
 

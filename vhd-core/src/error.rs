@@ -48,6 +48,10 @@ pub enum ErrorKind {
     ForeignMetadata,
     /// The file's content does not tell whether it is a VHD or raw.
     Ambiguous,
+    /// Damage that leaves nothing to repair the image by.
+    NotRepairable,
+    /// An undo file that is damaged, or not one of the image as it is now.
+    UndoMismatch,
 
     /// The disk says that it has a partition table that is not usable, or can't be moved.
     PartitionTable,
@@ -116,6 +120,8 @@ pub enum ErrorKind {
     Cancelled,
     /// What must not change did.
     ContentChanged,
+    /// Something that the file does not tell has to be said by the caller.
+    FactsMissing,
 }
 
 impl ErrorKind {
@@ -143,6 +149,8 @@ impl ErrorKind {
         Self::SavedState,
         Self::ForeignMetadata,
         Self::Ambiguous,
+        Self::NotRepairable,
+        Self::UndoMismatch,
         Self::PartitionTable,
         Self::DigestMissing,
         Self::DigestDamaged,
@@ -174,6 +182,7 @@ impl ErrorKind {
         Self::NoBlocks,
         Self::Cancelled,
         Self::ContentChanged,
+        Self::FactsMissing,
     ];
 
     /// The stable name, for scripts and reports.
@@ -202,6 +211,8 @@ impl ErrorKind {
             Self::SavedState => "saved-state",
             Self::ForeignMetadata => "foreign-metadata",
             Self::Ambiguous => "format-ambiguous",
+            Self::NotRepairable => "not-repairable",
+            Self::UndoMismatch => "undo-mismatch",
             Self::PartitionTable => "partition-table",
             Self::DigestMissing => "digest-missing",
             Self::DigestDamaged => "digest-damaged",
@@ -233,6 +244,7 @@ impl ErrorKind {
             Self::NoBlocks => "no-blocks",
             Self::Cancelled => "cancelled",
             Self::ContentChanged => "content-changed",
+            Self::FactsMissing => "facts-missing",
         }
     }
 }

@@ -103,7 +103,7 @@
 //!
 //! # What is not here
 //!
-//! No resize, merge, compaction or repair of an existing image; no snapshot trees; no network. Images need Linux
+//! No resize or merge of an existing image; no snapshot trees; no network. Images need Linux
 //! on a 64-bit machine. There is no unsafe code.
 #![forbid(unsafe_code)]
 

@@ -21,6 +21,7 @@ pub(crate) mod new_id;
 mod pair;
 mod parent_time;
 mod ranges;
+pub(crate) mod repair;
 pub(crate) mod reparent;
 pub(crate) mod resize;
 pub(crate) mod tour;
@@ -62,6 +63,7 @@ fn dispatch(command: &Command) -> Result<Exit, Failure> {
         Command::Reparent(args) => reparent::run(args),
         Command::NewId(args) => new_id::run(args),
         Command::Verify(args) => verify::run(args),
+        Command::Repair(args) => repair::run(args),
         Command::Tour(args) => tour::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(args),
@@ -90,6 +92,7 @@ fn identity(command: &Command) -> (&'static str, bool) {
         Command::Reparent(args) => (reparent::NAME, args.report.json),
         Command::NewId(args) => (new_id::NAME, args.report.json),
         Command::Verify(args) => (verify::NAME, args.report.json),
+        Command::Repair(args) => (repair::NAME, args.report.json),
         Command::Tour(_) => ("tour", false),
         Command::Completions(_) => ("completions", false),
         Command::Man(_) => ("man", false),

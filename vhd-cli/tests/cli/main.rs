@@ -14,6 +14,7 @@ mod file_systems;
 mod kill;
 mod nbd;
 mod pages;
+mod repair;
 mod reparent;
 mod reports;
 mod resize;

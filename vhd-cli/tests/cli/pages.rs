@@ -22,6 +22,7 @@ const COMMANDS: &[&str] = &[
     "nbd",
     "resize",
     "verify",
+    "repair",
     "tour",
     "completions",
     "man",

@@ -19,7 +19,7 @@ use crate::storage::StorageFile;
 use crate::units::{BlockIndex, FileOffset, SECTOR_SIZE, u64_from};
 
 /// The cookie of the map of complete blocks that Xen's programs keep behind the table.
-const BATMAP_COOKIE: &[u8; 8] = b"tdbatmap";
+pub(crate) const BATMAP_COOKIE: &[u8; 8] = b"tdbatmap";
 const TAP_APPLICATION: [u8; 4] = *b"tap\0";
 /// Bytes: no program reserves more for a parent locator; larger claims are damage.
 const MAX_LOCATOR_SPACE: u64 = 1 << 20;

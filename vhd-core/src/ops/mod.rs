@@ -1,4 +1,4 @@
-//! Long operations on whole disks: convert, stream, compare, diff, hash, compact, resize, reparent, verify.
+//! Long operations on whole disks: convert, stream, compare, diff, hash, compact, resize, repair, reparent, verify.
 
 mod alone;
 pub mod azure;
@@ -12,6 +12,7 @@ mod error;
 mod hash;
 pub mod new_id;
 mod ordered;
+pub mod repair;
 pub mod reparent;
 pub mod resize;
 pub mod verify;
