@@ -79,6 +79,10 @@ pub enum ErrorKind {
     Locked,
     /// The destination exists.
     Exists,
+    /// An unfinished job of another kind, or with other arguments, comes first.
+    JobPending,
+    /// A file is not what it was when the job began that is to go on.
+    Changed,
 
     /// A request outside the disk.
     OutOfRange,
@@ -104,6 +108,8 @@ pub enum ErrorKind {
     NoBlocks,
     /// It was told to stop.
     Cancelled,
+    /// Two images are not related as the job needs them.
+    NotRelated,
 }
 
 impl ErrorKind {
@@ -144,6 +150,8 @@ impl ErrorKind {
         Self::NoSpace,
         Self::Locked,
         Self::Exists,
+        Self::JobPending,
+        Self::Changed,
         Self::OutOfRange,
         Self::Misaligned,
         Self::ReadOnly,
@@ -156,6 +164,7 @@ impl ErrorKind {
         Self::Verification,
         Self::NoBlocks,
         Self::Cancelled,
+        Self::NotRelated,
     ];
 
     /// The stable name, for scripts and reports.
@@ -197,6 +206,8 @@ impl ErrorKind {
             Self::NoSpace => "no-space",
             Self::Locked => "locked",
             Self::Exists => "exists",
+            Self::JobPending => "job-pending",
+            Self::Changed => "changed-meanwhile",
             Self::OutOfRange => "out-of-range",
             Self::Misaligned => "misaligned",
             Self::ReadOnly => "read-only",
@@ -209,6 +220,7 @@ impl ErrorKind {
             Self::Verification => "verification",
             Self::NoBlocks => "no-blocks",
             Self::Cancelled => "cancelled",
+            Self::NotRelated => "not-related",
         }
     }
 }
