@@ -88,7 +88,12 @@ fn assert_sound(path: &Path) {
     for layer in opened.layers() {
         let report = check(layer.layer.file()).unwrap();
         let worst = report.worst();
-        assert!(worst <= Some(Severity::Note), "{}: {:?}", layer.path.display(), report.findings);
+        assert!(
+            worst <= Some(Severity::Note),
+            "{}: {:?}",
+            layer.path.display(),
+            report.findings
+        );
     }
 }
 
@@ -112,7 +117,10 @@ fn a_child_goes_into_its_parent_and_a_range_into_an_ancestor() {
         let report = run(&request).unwrap();
         assert_eq!(report.removed.len(), child - target);
         assert_eq!(report.repointed.len(), usize::from(child < depth));
-        chain.assert(target + 1..child + 1, |level| if level == target { child } else { level });
+        chain.assert(
+            target + 1..child + 1,
+            |level| if level == target { child } else { level },
+        );
         // Nothing is left of the merge.
         let left = std::fs::read_dir(dir.path()).unwrap().count();
         assert_eq!(left, depth + 1 - (child - target));

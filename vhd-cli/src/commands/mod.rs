@@ -16,6 +16,7 @@ pub(crate) mod info;
 pub(crate) mod man;
 pub(crate) mod map;
 pub(crate) mod measure;
+pub(crate) mod merge;
 mod pair;
 mod ranges;
 pub(crate) mod tour;
@@ -51,6 +52,7 @@ fn dispatch(command: &Command) -> Result<Exit, Failure> {
         Command::Tree(args) => tree::run(args),
         Command::Compact(args) => compact::run(args),
         Command::Measure(args) => measure::run(args),
+        Command::Merge(args) => merge::run(args),
         Command::Tour(args) => tour::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(args),
@@ -74,6 +76,7 @@ fn identity(command: &Command) -> (&'static str, bool) {
         Command::Tree(args) => (tree::NAME, args.report.json),
         Command::Compact(args) => (compact::NAME, args.report.json),
         Command::Measure(args) => (measure::NAME, args.report.json),
+        Command::Merge(args) => (merge::NAME, args.report.json),
         Command::Tour(_) => ("tour", false),
         Command::Completions(_) => ("completions", false),
         Command::Man(_) => ("man", false),

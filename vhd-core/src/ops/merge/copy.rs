@@ -106,18 +106,33 @@ impl LayerCopy<'_> {
             job: self,
             counts: Counts::default(),
         };
-        let mut at = start;
-        while at < self.target.size() && !self.options.is_cancelled() {
-            at = copier.batch(at)?;
-            if self.mode != CopyMode::Verify && at < self.target.size() {
-                // INV-20: what the checkpoint says is durable in the target.
-                self.target.flush().map_err(|source| copier.target_error(source))?;
-                checkpoint(at)?;
+        let end = thread::scope(|scope| -> Result<u64, MergeError> {
+            let mut at = start;
+            let mut flushing: Option<(u64, Flushing<'_>)> = None;
+            loop {
+                let copied = match at < self.target.size() && !self.options.is_cancelled() {
+                    true => Some(copier.batch(at)?),
+                    false => None,
+                };
+                // The next batch is copied while the one before is synced.
+                if let Some((done, thread)) = flushing.take() {
+                    let flushed = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                    flushed.map_err(|source| copier.target_error(source))?;
+                    // INV-20: what the checkpoint says is durable in the target.
+                    checkpoint(done)?;
+                }
+                let Some(copied) = copied else { return Ok(at) };
+                at = copied;
+                if self.mode != CopyMode::Verify && at < self.target.size() {
+                    flushing = Some((at, scope.spawn(|| self.target.flush())));
+                }
             }
-        }
-        Ok((at, copier.counts.get()))
+        })?;
+        Ok((end, copier.counts.get()))
     }
 }
+
+type Flushing<'scope> = thread::ScopedJoinHandle<'scope, Result<(), DeviceError>>;
 
 /// The work of the threads.
 struct Copier<'a> {
