@@ -187,3 +187,37 @@ fn an_interrupted_compaction_ends_in_order() {
     lab.run(&["check", "a.vhd"], 0);
     crate::announce(&format!("compaction interrupted in order {interrupted} times of 11"));
 }
+
+#[test]
+fn a_full_file_system_stops_a_compaction_and_loses_nothing() {
+    let Some(lab) = Lab::on_a_small_disk(64 * MIB) else {
+        return;
+    };
+    half_zero(&lab, "original.vhd", 12);
+    let (content, mut stopped) = (sha256(&lab, "original.vhd"), 0);
+    for free in 0..12 {
+        std::fs::copy(lab.path("original.vhd"), lab.path("a.vhd")).unwrap();
+        // What is zero takes no space: a block that moves there needs some.
+        let dug = std::process::Command::new("fallocate")
+            .args(["--dig-holes"])
+            .arg(lab.path("a.vhd"))
+            .status();
+        assert!(dug.unwrap().success());
+        lab.fill_but("ballast", free * 900_000);
+        let run = lab.vhd(&["compact", "a.vhd"]).output().unwrap();
+        if !run.status.success() {
+            stopped += 1;
+            let message = String::from_utf8_lossy(&run.stderr).into_owned();
+            assert_eq!(run.status.code(), Some(1), "{message}");
+            assert!(message.contains("VHD-E0303") && message.contains("a.vhd"), "{message}");
+        }
+        let check = lab.vhd(&["check", "a.vhd"]).output().unwrap();
+        assert!(matches!(check.status.code(), Some(0 | 4)), "{check:?}");
+        assert_eq!(sha256(&lab, "a.vhd"), content, "{free}");
+        std::fs::remove_file(lab.path("ballast")).unwrap();
+        lab.run(&["compact", "a.vhd"], 0);
+        lab.run(&["check", "a.vhd"], 0);
+        assert_eq!(sha256(&lab, "a.vhd"), content, "{free}");
+    }
+    assert!(stopped > 0, "the space was never short: the test tested nothing");
+}

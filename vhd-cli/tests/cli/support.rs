@@ -34,16 +34,57 @@ pub(crate) fn reading_commands(image: &str) -> Vec<Vec<String>> {
 
 /// A directory of its own.
 pub(crate) struct Lab {
+    // Unmounted before the directory is removed.
+    _disk: Option<SmallDisk>,
     dir: TempDir,
+}
+
+/// A small file system in memory, mounted on a directory.
+struct SmallDisk(PathBuf);
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let unmounted = std::process::Command::new("umount").arg(&self.0).status();
+        assert!(unmounted.is_ok_and(|status| status.success()) || std::thread::panicking());
+    }
 }
 
 impl Lab {
     pub(crate) fn new() -> Self {
-        let lab = Self {
-            dir: tempfile::tempdir().unwrap(),
-        };
+        Self::in_dir(tempfile::tempdir().unwrap(), None)
+    }
+
+    /// A directory on a file system that holds `bytes`; `None`, said aloud, without the right to mount one.
+    pub(crate) fn on_a_small_disk(bytes: u64) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let size = format!("size={bytes}");
+        let path = dir.path().to_owned();
+        let mount = ["-t", "tmpfs", "-o", &size, "none"];
+        let mounted = std::process::Command::new("mount").args(mount).arg(&path).output();
+        if mounted.is_ok_and(|output| output.status.success()) {
+            return Some(Self::in_dir(dir, Some(SmallDisk(path))));
+        }
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "CI must be able to mount a file system"
+        );
+        crate::announce("NOT TESTED: a file system that is full, for lack of the right to mount one");
+        None
+    }
+
+    fn in_dir(dir: TempDir, disk: Option<SmallDisk>) -> Self {
+        let lab = Self { _disk: disk, dir };
         fs::write(lab.path("other.raw"), vec![0; 4096]).unwrap();
         lab
+    }
+
+    /// Takes all space but `bytes` of the file system with a file of that name, until it is removed.
+    pub(crate) fn fill_but(&self, name: &str, bytes: u64) {
+        use std::io::Write as _;
+        let mut ballast = fs::File::create(self.path(name)).unwrap();
+        while ballast.write_all(&[0x55; 4096]).is_ok() {}
+        let len = ballast.metadata().unwrap().len();
+        ballast.set_len(len.saturating_sub(bytes)).unwrap();
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {

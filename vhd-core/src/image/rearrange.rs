@@ -3,6 +3,9 @@
 //!
 //! docs/compact.md has the order that makes it safe (INV-09 to INV-12).
 
+use std::sync::Arc;
+use std::thread;
+
 use super::commit::Writer;
 use super::error::IoContext;
 use super::open::space_end;
@@ -12,6 +15,7 @@ use super::validate::{Region, metadata_regions};
 use super::{FooterSource, Image};
 use crate::device::DeviceError;
 use crate::format::{BlockLayout, DynamicHeader, FOOTER_SIZE, TableEntry, table_bytes};
+use crate::storage::StorageFile;
 use crate::units::{BlockIndex, FileOffset, SECTOR_SIZE, u64_from};
 
 /// The cookie of the map of complete blocks that Xen's programs keep behind the table.
@@ -129,6 +133,20 @@ impl Image {
         };
         let result = result.and_then(|()| self.file.sync().io_context("sync", 0));
         self.poison_on_error(result)
+    }
+
+    /// A [`barrier`](Image::barrier), and `work` on the file at the same time. What `work` writes is not durable.
+    pub(crate) fn barrier_beside<T: Send>(
+        &mut self,
+        work: impl FnOnce(&dyn StorageFile) -> Result<T, DeviceError> + Send,
+    ) -> Result<T, DeviceError> {
+        let file = Arc::clone(&self.file);
+        thread::scope(|scope| {
+            let worker = scope.spawn(|| work(&*file));
+            let durable = self.barrier();
+            let done = worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            durable.and(done)
+        })
     }
 
     /// Ends the file at `end`, behind which nothing is needed; `false` if it is that short already.

@@ -69,8 +69,10 @@ fn drop_blocks(leaf: &mut Image, drops: &[BlockIndex]) -> Result<(), DeviceError
     leaf.point_blocks(&changes)
 }
 
-/// Copies a batch of blocks, syncs, points the table to them. The sync of one batch also makes the table of
-/// the batch before durable: nothing is written to the space that a move leaves.
+/// Copies a batch of blocks, syncs, points the table to them; while one batch is being synced, the next one is
+/// copied. That is safe because moves are independent: all go into space that was unused before the first of
+/// them, and nothing is written to the space that a move leaves. The sync of one batch also makes the table of
+/// the batch before durable.
 fn move_blocks(
     leaf: &mut Image,
     plan: &CompactPlan,
@@ -78,27 +80,36 @@ fn move_blocks(
     report: &mut CompactReport,
 ) -> Result<(), CompactError> {
     let mut rest = &plan.moves[..];
-    while !rest.is_empty() && !copier.options.is_cancelled() {
-        let (batch, behind) = rest.split_at(batch_len(rest, copier.options.batch_bytes));
-        let done = copier.copy_batch(&**leaf.file(), batch)?;
-        let changes: Vec<_> = batch[..done].iter().map(|step| step.target()).collect();
-        // INV-10: bitmap and data are durable at the new place before the table leads there.
-        leaf.barrier()?;
+    let mut copied: &[Move] = &[];
+    loop {
+        let len = match copier.options.is_cancelled() {
+            true => 0,
+            false => batch_len(rest, copier.options.batch_bytes),
+        };
+        let (batch, behind) = rest.split_at(len);
+        if copied.is_empty() && batch.is_empty() {
+            return Ok(());
+        }
+        let done = match copied.is_empty() {
+            true => copier.copy_batch(&**leaf.file(), batch)?,
+            // INV-10: bitmap and data are durable at the new place before the table leads there.
+            false => leaf.barrier_beside(|file| copier.copy_batch(file, batch))?,
+        };
+        let changes: Vec<_> = copied.iter().map(|step| step.target()).collect();
         leaf.point_blocks(&changes)?;
-        report.moved_blocks += u64_from(done);
-        rest = behind;
+        report.moved_blocks += u64_from(copied.len());
+        (copied, rest) = (&batch[..done], behind);
     }
-    Ok(())
 }
 
-/// How many moves of the front go between two syncs.
+/// How many moves of the front go between two syncs: none if there is none.
 fn batch_len(moves: &[Move], bytes: u64) -> usize {
     let mut sum = 0_u64;
     let fits = moves.iter().take_while(|step| {
         sum = sum.saturating_add(step.len);
         sum <= bytes
     });
-    fits.count().max(1)
+    fits.count().max(1).min(moves.len())
 }
 
 /// Ends the file behind the last thing that is needed.
