@@ -303,23 +303,26 @@ struct Sifted {
     open: Vec<(u64, u64)>,
 }
 
-/// A range of the disk that one of some layers holds.
+/// A range of the disk that one of some layers holds, in one piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Held {
     pub(crate) range: ByteRange,
-    /// Where in the file of which layer, counted from the first; `None` for a range that reads zero.
-    pub(crate) place: Option<(usize, FileOffset)>,
+    /// Which layer, counted from the first.
+    pub(crate) layer: usize,
+    /// Where in its file.
+    pub(crate) file_offset: FileOffset,
 }
 
 /// What `layers` hold of a range, ascending: of each sector what the first layer that has it holds. What none of
-/// them has is left out.
+/// them has is left out, and so is what reads zero because the last one has no parent.
 pub(crate) fn held(layers: &[Layer], range: ByteRange) -> Result<Vec<Held>, DeviceError> {
     let Sifted { found, .. } = sift(layers, 0, range.start, range.end())?;
-    let held = found.into_iter().map(|found| Held {
-        range: ByteRange::new(found.start, found.end - found.start),
-        place: found
-            .place
-            .map(|place| (usize_from(u64::from(place.layer)), place.offset)),
+    let held = found.into_iter().filter_map(|found| {
+        found.place.map(|place| Held {
+            range: ByteRange::new(found.start, found.end - found.start),
+            layer: usize_from(u64::from(place.layer)),
+            file_offset: place.offset,
+        })
     });
     Ok(held.collect())
 }
