@@ -116,8 +116,7 @@ fn merge_seconds(child: &Path, held: u64) -> Result<f64> {
 
 fn cp_seconds(dir: &Path, bytes: u64, seed: u64) -> Result<f64> {
     let (from, to) = (dir.join("source"), dir.join("copy"));
-    let mut source = Vec::new();
-    source.resize(usize::try_from(BLOCK)?, 0);
+    let mut source = vec![0; usize::try_from(BLOCK)?];
     fastrand::Rng::with_seed(seed).fill(&mut source);
     let file = std::fs::File::create(&from)?;
     for at in (0..bytes).step_by(source.len()) {

@@ -21,6 +21,7 @@ mod pair;
 mod ranges;
 pub(crate) mod tour;
 pub(crate) mod tree;
+pub(crate) mod verify;
 
 use crate::cli::Command;
 use crate::exit::Exit;
@@ -53,6 +54,7 @@ fn dispatch(command: &Command) -> Result<Exit, Failure> {
         Command::Compact(args) => compact::run(args),
         Command::Measure(args) => measure::run(args),
         Command::Merge(args) => merge::run(args),
+        Command::Verify(args) => verify::run(args),
         Command::Tour(args) => tour::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(args),
@@ -77,6 +79,7 @@ fn identity(command: &Command) -> (&'static str, bool) {
         Command::Compact(args) => (compact::NAME, args.report.json),
         Command::Measure(args) => (measure::NAME, args.report.json),
         Command::Merge(args) => (merge::NAME, args.report.json),
+        Command::Verify(args) => (verify::NAME, args.report.json),
         Command::Tour(_) => ("tour", false),
         Command::Completions(_) => ("completions", false),
         Command::Man(_) => ("man", false),

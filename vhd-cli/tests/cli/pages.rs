@@ -20,6 +20,7 @@ const COMMANDS: &[&str] = &[
     "compact",
     "merge",
     "measure",
+    "verify",
     "tour",
     "completions",
     "man",
