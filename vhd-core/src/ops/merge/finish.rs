@@ -9,6 +9,7 @@ use super::plan::{open_target, other_disk};
 use super::{MergeError, MergePlan, MergeReport};
 use crate::chain::{OpenedDisk, parent_link};
 use crate::image::{Amendment, Footers, Image, OpenMode};
+use crate::ops::verify::record_path;
 use crate::storage::{Access, HostFile, Sharing, StorageError, remove_file};
 
 /// What is left to be done once everything is in the target. Each step may have been done already.
@@ -40,6 +41,11 @@ impl<'a> Finish<'a> {
             if remove_layer(&layer.known)? {
                 report.removed.push(layer.known.path.clone());
             }
+        }
+        // Digests of what is gone, and of what the target held before.
+        let layers = self.journal.layers.iter().map(|layer| &layer.known.path);
+        for path in layers.chain([&self.journal.target.path]) {
+            remove_file(&record_path(path))?;
         }
         self.journal.remove()
     }
