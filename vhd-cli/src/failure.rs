@@ -126,7 +126,7 @@ impl Failure {
 }
 
 /// The message of an error and of each of its causes.
-fn with_causes(error: &dyn Error) -> String {
+pub(crate) fn with_causes(error: &dyn Error) -> String {
     let mut message = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
@@ -162,6 +162,8 @@ from_library!(
     vhd_core::partition::PartitionError,
     vhd_core::ops::compact::CompactError,
     vhd_core::ops::merge::MergeError,
+    vhd_core::ops::new_id::NewIdError,
+    vhd_core::ops::reparent::ReparentError,
     vhd_core::ops::verify::VerifyError,
     vhd_core::storage::StorageError,
 );

@@ -17,8 +17,12 @@ pub(crate) mod man;
 pub(crate) mod map;
 pub(crate) mod measure;
 pub(crate) mod merge;
+pub(crate) mod nbd;
+pub(crate) mod new_id;
 mod pair;
+mod parent_time;
 mod ranges;
+pub(crate) mod reparent;
 pub(crate) mod tour;
 pub(crate) mod tree;
 pub(crate) mod verify;
@@ -54,6 +58,9 @@ fn dispatch(command: &Command) -> Result<Exit, Failure> {
         Command::Compact(args) => compact::run(args),
         Command::Measure(args) => measure::run(args),
         Command::Merge(args) => merge::run(args),
+        Command::Nbd(args) => nbd::run(args),
+        Command::Reparent(args) => reparent::run(args),
+        Command::NewId(args) => new_id::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Tour(args) => tour::run(args),
         Command::Completions(args) => completions::run(args),
@@ -79,6 +86,9 @@ fn identity(command: &Command) -> (&'static str, bool) {
         Command::Compact(args) => (compact::NAME, args.report.json),
         Command::Measure(args) => (measure::NAME, args.report.json),
         Command::Merge(args) => (merge::NAME, args.report.json),
+        Command::Nbd(_) => (nbd::NAME, false),
+        Command::Reparent(args) => (reparent::NAME, args.report.json),
+        Command::NewId(args) => (new_id::NAME, args.report.json),
         Command::Verify(args) => (verify::NAME, args.report.json),
         Command::Tour(_) => ("tour", false),
         Command::Completions(_) => ("completions", false),

@@ -20,6 +20,7 @@ const COMMANDS: &[&str] = &[
     "compact",
     "merge",
     "measure",
+    "nbd",
     "verify",
     "tour",
     "completions",
