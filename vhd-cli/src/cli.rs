@@ -4,7 +4,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::commands::{
     azure, check, compact, compare, completions, convert, create, diff, export_delta, hash, import_delta, info, man,
-    map, measure, nbd, new_id, repair, reparent, resize, tour, tree, verify,
+    map, measure, merge, nbd, new_id, repair, reparent, resize, tour, tree, verify,
 };
 use crate::exit;
 
@@ -84,6 +84,8 @@ pub(crate) enum Command {
     Compact(compact::CompactArgs),
     /// Say what compaction would gain, and why the rest stays; changes nothing
     Measure(measure::MeasureArgs),
+    /// Write an image, or a range of a chain, into the image below it
+    Merge(merge::MergeArgs),
     /// Serve disks over NBD, to virtual machines and backup programs
     Nbd(nbd::NbdArgs),
     /// Give a disk another size, alone or with all images of its tree

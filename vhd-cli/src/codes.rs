@@ -65,9 +65,6 @@ const TABLE: &[Code] = &[
     library(ErrorKind::BlockOverlap,    "VHD-E0115", Exit::Corrupt),
     library(ErrorKind::FileTooShort,    "VHD-E0116", Exit::Corrupt),
     library(ErrorKind::JournalPending,  "VHD-E0117", Exit::Corrupt),
-    library(ErrorKind::RecordDamaged,   "VHD-E0127", Exit::Corrupt),
-    library(ErrorKind::RecordUnknown,   "VHD-E0128", Exit::Corrupt),
-    library(ErrorKind::ResizeUnfinished, "VHD-E0129", Exit::Refused),
     library(ErrorKind::Ambiguous,       "VHD-E0118", Exit::Refused),
     library(ErrorKind::PartitionTable,  "VHD-E0119", Exit::Refused),
     library(ErrorKind::DigestMissing,   "VHD-E0120", Exit::Refused),
@@ -77,6 +74,9 @@ const TABLE: &[Code] = &[
     library(ErrorKind::DigestOtherDisk, "VHD-E0124", Exit::Refused),
     library(ErrorKind::NotRepairable,   "VHD-E0125", Exit::Corrupt),
     library(ErrorKind::UndoMismatch,    "VHD-E0126", Exit::Refused),
+    library(ErrorKind::RecordDamaged,   "VHD-E0127", Exit::Corrupt),
+    library(ErrorKind::RecordUnknown,   "VHD-E0128", Exit::Corrupt),
+    library(ErrorKind::ResizeUnfinished, "VHD-E0129", Exit::Refused),
 
     library(ErrorKind::ParentMissing,   "VHD-E0201", Exit::Parent),
     library(ErrorKind::ParentMismatch,  "VHD-E0202", Exit::Parent),
@@ -91,6 +91,8 @@ const TABLE: &[Code] = &[
     library(ErrorKind::NoSpace,         "VHD-E0303", Exit::Failed),
     library(ErrorKind::Locked,          "VHD-E0304", Exit::Locked),
     library(ErrorKind::Exists,          "VHD-E0305", Exit::Refused),
+    library(ErrorKind::JobPending,      "VHD-E0307", Exit::Refused),
+    library(ErrorKind::Changed,         "VHD-E0308", Exit::Refused),
     library(ErrorKind::TailInUse,       "VHD-E0313", Exit::Refused),
     library(ErrorKind::TiedSizes,       "VHD-E0314", Exit::Refused),
 
@@ -108,6 +110,7 @@ const TABLE: &[Code] = &[
     library(ErrorKind::Cancelled,       "VHD-E0412", Exit::Failed),
     library(ErrorKind::ContentChanged,  "VHD-E0413", Exit::Differ),
     library(ErrorKind::FactsMissing,    "VHD-E0414", Exit::Refused),
+    library(ErrorKind::NotRelated,      "VHD-E0415", Exit::Refused),
 
     own(Kind::SameFile,                 "VHD-E0501", "same-file",         Exit::Refused),
     own(Kind::Terminal,                 "VHD-E0502", "terminal",          Exit::Refused),

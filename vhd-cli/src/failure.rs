@@ -162,6 +162,7 @@ from_library!(
     vhd_core::partition::PartitionError,
     vhd_core::ops::compact::CompactError,
     vhd_core::ops::resize::ResizeError,
+    vhd_core::ops::merge::MergeError,
     vhd_core::ops::new_id::NewIdError,
     vhd_core::ops::reparent::ReparentError,
     vhd_core::ops::verify::VerifyError,

@@ -93,6 +93,10 @@ pub enum ErrorKind {
     TailInUse,
     /// The image is tied to others that must have the same size.
     TiedSizes,
+    /// An unfinished job of another kind, or with other arguments, comes first.
+    JobPending,
+    /// A file is not what it was when the job began that is to go on.
+    Changed,
 
     /// A request outside the disk.
     OutOfRange,
@@ -122,6 +126,8 @@ pub enum ErrorKind {
     ContentChanged,
     /// Something that the file does not tell has to be said by the caller.
     FactsMissing,
+    /// Two images are not related as the job needs them.
+    NotRelated,
 }
 
 impl ErrorKind {
@@ -169,6 +175,8 @@ impl ErrorKind {
         Self::Exists,
         Self::TailInUse,
         Self::TiedSizes,
+        Self::JobPending,
+        Self::Changed,
         Self::OutOfRange,
         Self::Misaligned,
         Self::ReadOnly,
@@ -183,6 +191,7 @@ impl ErrorKind {
         Self::Cancelled,
         Self::ContentChanged,
         Self::FactsMissing,
+        Self::NotRelated,
     ];
 
     /// The stable name, for scripts and reports.
@@ -231,6 +240,8 @@ impl ErrorKind {
             Self::Exists => "exists",
             Self::TailInUse => "tail-in-use",
             Self::TiedSizes => "tied-sizes",
+            Self::JobPending => "job-pending",
+            Self::Changed => "changed-meanwhile",
             Self::OutOfRange => "out-of-range",
             Self::Misaligned => "misaligned",
             Self::ReadOnly => "read-only",
@@ -245,6 +256,7 @@ impl ErrorKind {
             Self::Cancelled => "cancelled",
             Self::ContentChanged => "content-changed",
             Self::FactsMissing => "facts-missing",
+            Self::NotRelated => "not-related",
         }
     }
 }

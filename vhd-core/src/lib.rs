@@ -103,8 +103,7 @@
 //!
 //! # What is not here
 //!
-//! No resize or merge of an existing image; no snapshot trees; no network. Images need Linux
-//! on a 64-bit machine. There is no unsafe code.
+//! No network and no command line. Images need Linux on a 64-bit machine. There is no unsafe code.
 #![forbid(unsafe_code)]
 
 pub mod chain;

@@ -16,6 +16,7 @@ pub(crate) mod info;
 pub(crate) mod man;
 pub(crate) mod map;
 pub(crate) mod measure;
+pub(crate) mod merge;
 pub(crate) mod nbd;
 pub(crate) mod new_id;
 mod pair;
@@ -58,6 +59,7 @@ fn dispatch(command: &Command) -> Result<Exit, Failure> {
         Command::Tree(args) => tree::run(args),
         Command::Compact(args) => compact::run(args),
         Command::Measure(args) => measure::run(args),
+        Command::Merge(args) => merge::run(args),
         Command::Nbd(args) => nbd::run(args),
         Command::Resize(args) => resize::run(args),
         Command::Reparent(args) => reparent::run(args),
@@ -87,6 +89,7 @@ fn identity(command: &Command) -> (&'static str, bool) {
         Command::Tree(args) => (tree::NAME, args.report.json),
         Command::Compact(args) => (compact::NAME, args.report.json),
         Command::Measure(args) => (measure::NAME, args.report.json),
+        Command::Merge(args) => (merge::NAME, args.report.json),
         Command::Nbd(_) => (nbd::NAME, false),
         Command::Resize(args) => (resize::NAME, args.report.json),
         Command::Reparent(args) => (reparent::NAME, args.report.json),

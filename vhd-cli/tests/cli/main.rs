@@ -12,6 +12,7 @@ mod diff;
 mod failures;
 mod file_systems;
 mod kill;
+mod merge;
 mod nbd;
 mod pages;
 mod repair;

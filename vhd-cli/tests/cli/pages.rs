@@ -18,6 +18,7 @@ const COMMANDS: &[&str] = &[
     "tree",
     "azure",
     "compact",
+    "merge",
     "measure",
     "nbd",
     "resize",

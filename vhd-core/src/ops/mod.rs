@@ -1,4 +1,5 @@
-//! Long operations on whole disks: convert, stream, compare, diff, hash, compact, resize, repair, reparent, verify.
+//! Long operations on whole disks: convert, stream, compare, diff, hash, compact, merge, resize, repair, reparent,
+//! verify.
 
 mod alone;
 pub mod azure;
@@ -10,6 +11,7 @@ pub mod delta;
 mod diff;
 mod error;
 mod hash;
+pub mod merge;
 pub mod new_id;
 mod ordered;
 pub mod repair;
