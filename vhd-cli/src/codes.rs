@@ -80,6 +80,10 @@ const TABLE: &[Code] = &[
     library(ErrorKind::NoSpace,         "VHD-E0303", Exit::Failed),
     library(ErrorKind::Locked,          "VHD-E0304", Exit::Locked),
     library(ErrorKind::Exists,          "VHD-E0305", Exit::Refused),
+    library(ErrorKind::SnapshotMissing, "VHD-E0309", Exit::Refused),
+    library(ErrorKind::SnapshotExists,  "VHD-E0310", Exit::Refused),
+    library(ErrorKind::SnapshotsUnsaved,"VHD-E0311", Exit::Refused),
+    library(ErrorKind::ManifestStale,   "VHD-E0312", Exit::Refused),
 
     library(ErrorKind::OutOfRange,      "VHD-E0401", Exit::Failed),
     library(ErrorKind::Misaligned,      "VHD-E0402", Exit::Failed),

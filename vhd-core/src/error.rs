@@ -79,6 +79,14 @@ pub enum ErrorKind {
     Locked,
     /// The destination exists.
     Exists,
+    /// A disk has no snapshot of that name.
+    SnapshotMissing,
+    /// A disk has a snapshot of that name already.
+    SnapshotExists,
+    /// Writes that no snapshot holds would be lost.
+    SnapshotsUnsaved,
+    /// The manifest of a disk's snapshots does not describe the images that are there.
+    ManifestStale,
 
     /// A request outside the disk.
     OutOfRange,
@@ -144,6 +152,10 @@ impl ErrorKind {
         Self::NoSpace,
         Self::Locked,
         Self::Exists,
+        Self::SnapshotMissing,
+        Self::SnapshotExists,
+        Self::SnapshotsUnsaved,
+        Self::ManifestStale,
         Self::OutOfRange,
         Self::Misaligned,
         Self::ReadOnly,
@@ -197,6 +209,10 @@ impl ErrorKind {
             Self::NoSpace => "no-space",
             Self::Locked => "locked",
             Self::Exists => "exists",
+            Self::SnapshotMissing => "snapshot-missing",
+            Self::SnapshotExists => "snapshot-exists",
+            Self::SnapshotsUnsaved => "snapshots-unsaved",
+            Self::ManifestStale => "manifest-stale",
             Self::OutOfRange => "out-of-range",
             Self::Misaligned => "misaligned",
             Self::ReadOnly => "read-only",

@@ -115,6 +115,7 @@ pub mod image;
 pub mod ops;
 pub mod partition;
 pub mod record;
+pub mod snapshot;
 pub mod storage;
 mod sync;
 pub mod units;

@@ -1,0 +1,486 @@
+//! Snapshots: whatever is created, applied, reverted and deleted, in whatever order and wherever it is interrupted,
+//! each snapshot and the present state read what they must. Names of tests cite docs/invariants.md.
+//!
+//! A failure prints its seed; VHD_TEST_SEED replaces it. VHD_SNAPSHOT_ROUNDS says how many random histories there
+//! are (default 12).
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+
+use common::disk::{assert_reads, create, open, write_session};
+use common::rng::{Rng, seeded};
+use common::temp_dir;
+use tempfile::TempDir;
+use vhd_core::ErrorKind;
+use vhd_core::chain::{OpenOptions, create_child};
+use vhd_core::check::{Severity, check};
+use vhd_core::image::create_dynamic;
+use vhd_core::snapshot::{Manifest, SnapshotTree, Steps, Unsaved, Work, frozen_base, rescan, resolve, survey};
+use vhd_core::storage::{Access, HostFile, Sharing};
+use vhd_core::units::usize_from;
+
+const SIZE: u64 = (1 << 20) + 1536;
+const BLOCK: u64 = 512 << 10;
+
+static GO_ON: AtomicBool = AtomicBool::new(false);
+const WORK: Work<'static> = Work {
+    steps: &(),
+    progress: &(),
+    cancel: &GO_ON,
+};
+
+/// What a disk must read.
+#[derive(Clone, Debug, Default)]
+struct Model {
+    snapshots: BTreeMap<String, Vec<u8>>,
+    now: Vec<u8>,
+}
+
+/// A disk in a directory of its own, and what it must read.
+struct Lab {
+    dir: TempDir,
+    model: Model,
+    rng: Rng,
+}
+
+impl Lab {
+    fn new(seed: u64) -> Self {
+        let dir = temp_dir();
+        create(&dir.path().join("vm.vhd"), |file| create_dynamic(file, SIZE, BLOCK));
+        let mut lab = Self {
+            dir,
+            model: Model {
+                now: vec![0; usize_from(SIZE)],
+                ..Model::default()
+            },
+            rng: seeded(seed, "snapshots"),
+        };
+        lab.write();
+        lab
+    }
+
+    fn disk(&self) -> PathBuf {
+        self.dir.path().join("vm.vhd")
+    }
+
+    fn tree(&self) -> SnapshotTree<'static> {
+        SnapshotTree::open(&self.disk(), WORK).unwrap()
+    }
+
+    /// Random writes to the present state.
+    fn write(&mut self) {
+        let active = resolve(&self.disk(), "now").unwrap();
+        let operations = self.rng.usize(1..6);
+        write_session(&active, &mut self.model.now, &mut self.rng, operations);
+    }
+
+    /// Writes, and keeps the state.
+    fn snapshot(&mut self, name: &str) {
+        self.write();
+        self.tree().create(name).unwrap();
+        self.model.snapshots.insert(name.to_owned(), self.model.now.clone());
+    }
+
+    fn apply(&mut self, name: &str, unsaved: Unsaved<'_>) {
+        self.tree().apply(name, unsaved).unwrap();
+        if let Unsaved::Snapshot(kept) = unsaved {
+            self.model.snapshots.insert(kept.to_owned(), self.model.now.clone());
+        }
+        self.model.now = self.model.snapshots[name].clone();
+    }
+
+    fn check(&self) {
+        check_disk(self.dir.path(), &self.model);
+    }
+
+    fn files(&self) -> Vec<String> {
+        names_in(self.dir.path())
+    }
+}
+
+/// Each snapshot and the present state read what they must, through images that are in order.
+fn check_disk(dir: &Path, model: &Model) {
+    let disk = dir.join("vm.vhd");
+    let listed = manifest_of(&disk)
+        .listed()
+        .map(|one| one.name.clone())
+        .collect::<Vec<_>>();
+    let mut expected: Vec<String> = model.snapshots.keys().cloned().collect();
+    let mut found = listed.clone();
+    expected.sort();
+    found.sort();
+    assert_eq!(found, expected);
+    for (name, content) in &model.snapshots {
+        check_file(&resolve(&disk, name).unwrap(), content);
+    }
+    check_file(&resolve(&disk, "now").unwrap(), &model.now);
+}
+
+fn check_file(path: &Path, content: &[u8]) {
+    assert_reads(path, content);
+    let opened = open(path, false);
+    assert!(opened.warnings().is_empty(), "{:?}", opened.warnings());
+    for layer in opened.layers() {
+        let report = check(layer.layer.file()).unwrap();
+        let bad =
+            |finding: &&vhd_core::check::Finding| matches!(finding.severity, Severity::Corrupt | Severity::Repairable);
+        let bad: Vec<_> = report.findings.iter().filter(bad).collect();
+        assert!(bad.is_empty(), "{}: {bad:?}", layer.path.display());
+    }
+}
+
+fn manifest_of(disk: &Path) -> Manifest {
+    survey(disk).unwrap().manifest
+}
+
+fn names_in(dir: &Path) -> Vec<String> {
+    let entries = dir.read_dir().unwrap();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+/// Nothing is left that the manifest does not mention.
+fn assert_nothing_left(dir: &Path) {
+    let manifest = manifest_of(&dir.join("vm.vhd"));
+    assert_eq!(manifest.pending, None);
+    let mut expected: Vec<String> = manifest.files().map(|file| file.name.clone()).collect();
+    if !manifest.snapshots.is_empty() {
+        expected.push("vm.vhd.snapshots".to_owned());
+    }
+    expected.sort();
+    assert_eq!(names_in(dir), expected);
+}
+
+/// What there is of a tree but its names: which files, which below which, which is written to.
+fn shape(manifest: &Manifest) -> Vec<(String, Option<String>)> {
+    let file = |id| manifest.snapshot(id).unwrap().file.name.clone();
+    let snapshots = manifest.snapshots.iter();
+    let mut shape: Vec<_> = snapshots
+        .map(|one| (one.file.name.clone(), one.parent.map(file)))
+        .collect();
+    shape.sort();
+    shape.push((manifest.active.file.name.clone(), manifest.active.parent.map(file)));
+    shape
+}
+
+#[test]
+fn snapshots_are_taken_applied_and_reverted() {
+    let mut lab = Lab::new(0x51);
+    lab.check();
+    assert_eq!(lab.files(), ["vm.vhd"]);
+    lab.snapshot("one");
+    lab.check();
+    assert!(resolve(&lab.disk(), "one").unwrap().ends_with("vm.vhd"));
+    lab.snapshot("two");
+    lab.write();
+    lab.check();
+
+    let error = lab.tree().apply("one", Unsaved::Refuse).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::SnapshotsUnsaved);
+    lab.check();
+    lab.apply("one", Unsaved::Snapshot("kept"));
+    lab.check();
+    // An empty leaf is nothing to lose.
+    lab.apply("two", Unsaved::Refuse);
+    lab.check();
+    lab.write();
+    lab.apply("kept", Unsaved::Discard);
+    lab.check();
+    lab.write();
+    lab.write();
+    let reverted = lab.tree().revert().unwrap();
+    assert_eq!(reverted.snapshot.name, "kept");
+    assert!(reverted.discarded_bytes > 0);
+    lab.model.now = lab.model.snapshots["kept"].clone();
+    lab.check();
+    assert_nothing_left(lab.dir.path());
+}
+
+#[test]
+fn a_snapshot_is_reached_by_any_file_of_the_tree() {
+    let mut lab = Lab::new(0x52);
+    lab.snapshot("one");
+    lab.snapshot("two");
+    let file = resolve(&lab.disk(), "two").unwrap();
+    let tree = SnapshotTree::open(&file, WORK).unwrap();
+    assert_eq!(tree.disk(), lab.disk());
+    drop(tree);
+    let link = lab.dir.path().join("link");
+    std::os::unix::fs::symlink(lab.disk(), &link).unwrap();
+    assert_eq!(resolve(&link, "two").unwrap(), file.canonicalize().unwrap());
+    let frozen = frozen_base(&lab.disk()).unwrap();
+    assert_eq!(frozen.snapshot.as_deref(), Some("one"));
+    assert_eq!(frozen.active, resolve(&lab.disk(), "NOW").unwrap());
+}
+
+#[test]
+fn names_are_unique_and_can_be_changed() {
+    let mut lab = Lab::new(0x53);
+    lab.snapshot("one");
+    lab.snapshot("two");
+    let mut tree = lab.tree();
+    assert_eq!(tree.create("one").unwrap_err().kind(), ErrorKind::SnapshotExists);
+    assert_eq!(tree.rename("one", "two").unwrap_err().kind(), ErrorKind::SnapshotExists);
+    assert_eq!(
+        tree.rename("no", "three").unwrap_err().kind(),
+        ErrorKind::SnapshotMissing
+    );
+    assert_eq!(tree.create("a@b").unwrap_err().kind(), ErrorKind::InvalidArgument);
+    assert_eq!(
+        tree.apply("no", Unsaved::Discard).unwrap_err().kind(),
+        ErrorKind::SnapshotMissing
+    );
+    tree.rename("one", "first").unwrap();
+    drop(tree);
+    let content = lab.model.snapshots.remove("one").unwrap();
+    lab.model.snapshots.insert("first".to_owned(), content);
+    lab.check();
+    assert_eq!(
+        resolve(&lab.disk(), "one").unwrap_err().kind(),
+        ErrorKind::SnapshotMissing
+    );
+}
+
+#[test]
+fn a_leaf_in_use_is_not_frozen_and_not_dropped() {
+    let mut lab = Lab::new(0x54);
+    lab.snapshot("one");
+    lab.write();
+    let active = resolve(&lab.disk(), "now").unwrap();
+    let writer = HostFile::open(&active, Access::ReadWrite, Sharing::Exclusive).unwrap();
+    assert_eq!(lab.tree().create("two").unwrap_err().kind(), ErrorKind::Locked);
+    assert_eq!(lab.tree().revert().unwrap_err().kind(), ErrorKind::Locked);
+    drop(writer);
+    lab.check();
+    // A reader does not mind that nothing is written any more.
+    let reader = HostFile::open(&active, Access::ReadOnly, Sharing::Exclusive).unwrap();
+    lab.tree().create("two").unwrap();
+    lab.model.snapshots.insert("two".to_owned(), lab.model.now.clone());
+    drop(reader);
+    lab.check();
+    // One command at a time.
+    let first = lab.tree();
+    let second = SnapshotTree::open(&lab.disk(), WORK).err().unwrap();
+    assert_eq!(second.kind(), ErrorKind::Locked);
+    drop(first);
+}
+
+#[test]
+fn images_outside_the_tree_keep_their_parents() {
+    let mut lab = Lab::new(0x55);
+    lab.snapshot("one");
+    lab.write();
+    let active = resolve(&lab.disk(), "now").unwrap();
+    let clone = lab.dir.path().join("clone.vhd");
+    create_child(&clone, &active, None, &OpenOptions::new()).unwrap();
+    let content = lab.model.now.clone();
+    assert_eq!(lab.tree().revert().unwrap_err().kind(), ErrorKind::HasChildren);
+    assert_reads(&clone, &content);
+    lab.apply("one", Unsaved::Snapshot("two"));
+    lab.tree().delete("two", false).unwrap();
+    assert_reads(&clone, &content);
+    let settled = lab.tree().settle().unwrap();
+    let [waiting] = settled.waiting.as_slice() else {
+        panic!("{settled:?}");
+    };
+    assert_eq!(waiting.reason.as_ref().unwrap().kind(), ErrorKind::HasChildren);
+    lab.model.snapshots.remove("two");
+    lab.check();
+    std::fs::remove_file(&clone).unwrap();
+    assert_eq!(lab.tree().settle().unwrap().removed, [active]);
+    lab.check();
+    assert_nothing_left(lab.dir.path());
+}
+
+#[test]
+fn a_manifest_that_is_not_true_is_refused_and_made_anew() {
+    let mut lab = Lab::new(0x56);
+    lab.snapshot("one");
+    lab.snapshot("two");
+    lab.write();
+    lab.apply("one", Unsaved::Snapshot("three"));
+    lab.write();
+    let before = manifest_of(&lab.disk());
+    let manifest = lab.dir.path().join("vm.vhd.snapshots");
+    let text = std::fs::read(&manifest).unwrap();
+
+    // Damaged: names are lost but for the files', the damaged one is kept.
+    std::fs::write(&manifest, &text[..text.len() / 2]).unwrap();
+    let error = SnapshotTree::open(&lab.disk(), WORK).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::RecordDamaged);
+    let error = rescan(&lab.disk(), None, WORK).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::ManifestStale);
+    let (tree, found) = rescan(&lab.disk(), Some(Path::new(&before.active.file.name)), WORK).unwrap();
+    assert_eq!(shape(tree.manifest()), shape(&before));
+    assert_eq!(found.named_by_file.len(), 3);
+    drop(tree);
+
+    // There, but not of these files.
+    std::fs::write(&manifest, &text).unwrap();
+    let lost = resolve(&lab.disk(), "three").unwrap();
+    std::fs::rename(&lost, lab.dir.path().join("elsewhere")).unwrap();
+    let error = SnapshotTree::open(&lab.disk(), WORK).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::ManifestStale);
+    let (tree, found) = rescan(&lab.disk(), None, WORK).unwrap();
+    assert_eq!(found.lost, ["three"]);
+    drop(tree);
+    lab.model.snapshots.remove("three");
+    lab.check();
+    // It is back: known by nobody.
+    std::fs::rename(lab.dir.path().join("elsewhere"), &lost).unwrap();
+    let (tree, found) = rescan(&lost, None, WORK).unwrap();
+    assert_eq!(found.named_by_file, [lost.file_stem().unwrap().to_str().unwrap()]);
+    assert_eq!(shape(tree.manifest()), shape(&before));
+}
+
+#[test]
+fn a_disk_with_children_and_no_manifest_is_not_taken_for_a_plain_one() {
+    let mut lab = Lab::new(0x57);
+    lab.snapshot("one");
+    let active = resolve(&lab.disk(), "now").unwrap();
+    std::fs::remove_file(lab.dir.path().join("vm.vhd.snapshots")).unwrap();
+    for disk in [&lab.disk(), &active] {
+        let error = SnapshotTree::open(disk, WORK).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::ManifestStale, "{error}");
+    }
+    let (tree, _) = rescan(&active, None, WORK).unwrap();
+    assert_eq!(tree.manifest().snapshots[0].name, "vm");
+    assert_eq!(tree.path(&tree.manifest().active.file), active);
+}
+
+/// The directory as it is after each step: what a process that is killed there leaves.
+struct Crashes<'a> {
+    dir: &'a Path,
+    taken: Mutex<Vec<(String, TempDir)>>,
+}
+
+impl Crashes<'_> {
+    fn of(dir: &Path) -> Crashes<'_> {
+        let crashes = Crashes {
+            dir,
+            taken: Mutex::default(),
+        };
+        crashes.done("before");
+        crashes
+    }
+
+    fn take(&self) -> Vec<(String, TempDir)> {
+        std::mem::take(&mut self.taken.lock().unwrap())
+    }
+}
+
+impl Steps for Crashes<'_> {
+    fn done(&self, step: &str) {
+        self.taken.lock().unwrap().push((step.to_owned(), copy_of(self.dir)));
+    }
+}
+
+/// A copy of a directory whose files have the times of the originals: children remember them.
+fn copy_of(dir: &Path) -> TempDir {
+    let copy = temp_dir();
+    for name in names_in(dir) {
+        let (from, to) = (dir.join(&name), copy.path().join(&name));
+        std::fs::copy(&from, &to).unwrap();
+        let modified = from.metadata().unwrap().modified().unwrap();
+        let file = std::fs::File::options().write(true).open(&to).unwrap();
+        file.set_modified(modified).unwrap();
+    }
+    copy
+}
+
+/// Does `operation` and looks at what each interruption of it would leave: after recovery the disk is as before or as
+/// after, and nothing is left over. Returns how many interruptions there were.
+fn enumerate(lab: &mut Lab, operation: impl Fn(&mut SnapshotTree<'_>), after: Model) -> usize {
+    let before = lab.model.clone();
+    let crashes = Crashes::of(lab.dir.path());
+    let work = Work {
+        steps: &crashes,
+        ..WORK
+    };
+    operation(&mut SnapshotTree::open(&lab.disk(), work).unwrap());
+    lab.model = after;
+    lab.check();
+    let taken = crashes.take();
+    for (step, copy) in &taken {
+        let disk = copy.path().join("vm.vhd");
+        let readable = |model: &Model, name: &str| {
+            model.snapshots.get(name).is_some_and(|content| {
+                let path = resolve(&disk, name);
+                path.is_ok_and(|path| common::disk::read_all(&open(&path, false).disk()) == *content)
+            })
+        };
+        // Before anything is recovered: what is listed reads right.
+        for snapshot in manifest_of(&disk).listed() {
+            let name = &snapshot.name;
+            assert!(readable(&before, name) || readable(&lab.model, name), "{step}: {name}");
+        }
+        let nested = Crashes::of(copy.path());
+        let recovering = Work { steps: &nested, ..WORK };
+        let mut tree = SnapshotTree::open(&disk, recovering).unwrap_or_else(|error| panic!("{step}: {error}"));
+        tree.settle().unwrap();
+        let names: Vec<String> = tree.manifest().listed().map(|one| one.name.clone()).collect();
+        drop(tree);
+        check_either(copy.path(), &names, [&before, &lab.model], step);
+        // And a crash of the recovery.
+        for (again, copy) in nested.take() {
+            let mut tree = SnapshotTree::open(&copy.path().join("vm.vhd"), WORK).unwrap();
+            tree.settle().unwrap();
+            drop(tree);
+            check_either(copy.path(), &names, [&before, &lab.model], &format!("{step}, {again}"));
+        }
+    }
+    taken.len()
+}
+
+fn check_either(dir: &Path, names: &[String], models: [&Model; 2], step: &str) {
+    let now = resolve(&dir.join("vm.vhd"), "now").unwrap();
+    let now = common::disk::read_all(&open(&now, false).disk());
+    let names: Vec<&String> = {
+        let mut names: Vec<&String> = names.iter().collect();
+        names.sort();
+        names
+    };
+    let is_it = |model: &&&Model| model.now == now && model.snapshots.keys().collect::<Vec<_>>() == names;
+    let Some(model) = models.iter().find(is_it) else {
+        panic!("{step}: neither as before nor as after: {names:?}");
+    };
+    check_disk(dir, model);
+    assert_nothing_left(dir);
+}
+
+#[test]
+fn inv_24_25_an_interrupted_creation() {
+    let mut lab = Lab::new(0x58);
+    for name in ["first", "second"] {
+        lab.write();
+        let mut after = lab.model.clone();
+        after.snapshots.insert(name.to_owned(), after.now.clone());
+        let crashes = enumerate(&mut lab, |tree| drop(tree.create(name).unwrap()), after);
+        assert_eq!(crashes, 4);
+    }
+}
+
+#[test]
+fn inv_23_24_25_an_interrupted_application() {
+    let mut lab = Lab::new(0x59);
+    lab.snapshot("one");
+    lab.snapshot("two");
+    lab.write();
+    let mut after = lab.model.clone();
+    after.snapshots.insert("kept".to_owned(), after.now.clone());
+    after.now = after.snapshots["one"].clone();
+    let keep = |tree: &mut SnapshotTree<'_>| drop(tree.apply("one", Unsaved::Snapshot("kept")).unwrap());
+    assert_eq!(enumerate(&mut lab, keep, after), 4);
+    lab.write();
+    let mut after = lab.model.clone();
+    after.now = after.snapshots["kept"].clone();
+    let discard = |tree: &mut SnapshotTree<'_>| drop(tree.apply("kept", Unsaved::Discard).unwrap());
+    assert_eq!(enumerate(&mut lab, discard, after), 6);
+}
