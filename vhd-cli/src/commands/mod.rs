@@ -18,6 +18,8 @@ pub(crate) mod map;
 pub(crate) mod measure;
 mod pair;
 mod ranges;
+pub(crate) mod snapshot;
+mod stem;
 pub(crate) mod tour;
 pub(crate) mod tree;
 
@@ -49,6 +51,7 @@ fn dispatch(command: &Command) -> Result<Exit, Failure> {
         Command::ImportDelta(args) => import_delta::run(args),
         Command::Azure(args) => azure::run(args),
         Command::Tree(args) => tree::run(args),
+        Command::Snapshot(args) => snapshot::run(args),
         Command::Compact(args) => compact::run(args),
         Command::Measure(args) => measure::run(args),
         Command::Tour(args) => tour::run(args),
@@ -72,6 +75,7 @@ fn identity(command: &Command) -> (&'static str, bool) {
         Command::ImportDelta(args) => (import_delta::NAME, args.report.json),
         Command::Azure(args) => azure::identity(args),
         Command::Tree(args) => (tree::NAME, args.report.json),
+        Command::Snapshot(args) => snapshot::identity(args),
         Command::Compact(args) => (compact::NAME, args.report.json),
         Command::Measure(args) => (measure::NAME, args.report.json),
         Command::Tour(_) => ("tour", false),

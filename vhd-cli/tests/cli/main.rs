@@ -14,6 +14,7 @@ mod file_systems;
 mod kill;
 mod pages;
 mod reports;
+mod snapshot;
 mod streams;
 mod support;
 mod tree;

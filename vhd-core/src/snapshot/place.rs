@@ -3,13 +3,12 @@
 use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use super::error::SnapshotError;
 use super::manifest::{ImageFile, KIND, Manifest};
 use crate::chain::children_beside;
 use crate::format::UniqueId;
-use crate::image::{Footers, Image, OpenError, OpenMode};
+use crate::image::Footers;
 use crate::record::RecordError;
 use crate::storage::{Access, HostFile, Sharing, StorageError};
 
@@ -167,14 +166,6 @@ impl Place {
             Ok(footers) => Ok(Some(footers.footer.unique_id)),
             Err(source) => Err(SnapshotError::Image { path, source }),
         }
-    }
-
-    /// The image in a file, for a look: nothing is locked.
-    pub(super) fn look_at(&self, name: &str) -> Result<Image, SnapshotError> {
-        let path = self.path(name);
-        let file = Arc::new(HostFile::open(&path, Access::ReadOnly, Sharing::Unlocked)?);
-        let image = Image::open(file, &OpenMode::ancestor());
-        image.map_err(|source: OpenError| SnapshotError::Image { path, source })
     }
 
     /// Takes the lock of an image, which keeps everybody else away.

@@ -2,7 +2,7 @@
 
 use super::error::SnapshotError;
 use super::manifest::{ImageFile, Pending};
-use super::survey::stored_bytes;
+use super::survey::{look_at, stored_bytes};
 use super::tree::SnapshotTree;
 use crate::storage;
 
@@ -37,7 +37,8 @@ impl SnapshotTree<'_> {
     fn undo_leaf(&mut self, name: &str, over: &ImageFile) -> Result<(), SnapshotError> {
         if self.place.identity(name)?.is_some() {
             let _held = self.place.hold(name)?;
-            let image = self.place.look_at(name)?;
+            let path = self.place.path(name);
+            let image = look_at(&path)?;
             let parent = image.header().map(|header| header.parent_id);
             if !image.is_differencing() || parent != Some(over.id) {
                 return Err(self.stale(format!(
@@ -45,13 +46,13 @@ impl SnapshotTree<'_> {
                     over.name
                 )));
             }
-            let bytes = stored_bytes(&image, &self.place.path(name))?;
+            let bytes = stored_bytes(&image, &path)?;
             if bytes > 0 {
                 return Err(self.stale(format!(
                     "{name} was made by an interrupted command and holds {bytes} bytes"
                 )));
             }
-            storage::remove_file(&self.place.path(name))?;
+            storage::remove_file(&path)?;
             self.work.steps.done("leaf removed");
         }
         let mut next = self.manifest.clone();

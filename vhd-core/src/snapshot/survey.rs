@@ -3,15 +3,15 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::error::SnapshotError;
-use super::manifest::{ImageFile, Manifest, Node};
+use super::manifest::{ImageFile, Manifest};
 use super::place::Place;
 use super::tree::plain;
-use crate::format::UniqueId;
-use crate::image::{Image, ReadSpan};
-use crate::storage::StorageError;
-use crate::units::{VirtualOffset, u64_from};
+use crate::image::{Image, OpenMode, ReadSpan};
+use crate::storage::{Access, HostFile, Sharing, StorageError};
+use crate::units::VirtualOffset;
 
 /// Bytes in a block as the system counts the space that a file takes.
 const HOST_BLOCK: u64 = 512;
@@ -23,25 +23,21 @@ pub struct Survey {
     pub disk: PathBuf,
     /// The manifest; one without snapshots for a disk that has none.
     pub manifest: Manifest,
-    /// What each node's file holds, Now last.
-    pub layers: Vec<Layer>,
+    /// What the file of each of the manifest's snapshots holds, in their order.
+    pub snapshots: Vec<Layer>,
+    /// What the active leaf holds.
+    pub now: Layer,
 }
 
-/// A snapshot, or the present state.
+/// The file of a snapshot, or of the present state.
 #[derive(Debug)]
 pub struct Layer {
-    /// Which.
-    pub node: Node,
-    /// Its file.
+    /// The file.
     pub path: PathBuf,
     /// Bytes of the disk that are stored in this file and not below it.
     pub stored_bytes: u64,
     /// Bytes that the file takes on its file system.
     pub host_bytes: u64,
-    /// How many depend on it directly.
-    pub dependants: u64,
-    /// Bytes on the file system that deleting it gives back at once. 0 where its content must stay or move.
-    pub freed_by_delete: u64,
 }
 
 /// Looks at the snapshots of the disk that `disk` is the base or another file of. Nothing is locked or changed.
@@ -54,36 +50,34 @@ pub fn survey(disk: &Path) -> Result<Survey, SnapshotError> {
         Some(manifest) => manifest,
         None => plain(&place)?,
     };
-    let snapshots = manifest.snapshots.iter().map(|snapshot| Node::Snapshot(snapshot.id));
-    let layers: Result<Vec<Layer>, SnapshotError> = snapshots
-        .chain([Node::Now])
-        .filter_map(|node| Some((node, manifest.file_of(node)?)))
-        .map(|(node, file)| layer(&place, &manifest, node, file))
-        .collect();
+    let snapshots = manifest.snapshots.iter();
+    let snapshots: Result<_, SnapshotError> = snapshots.map(|one| layer(&place, &manifest, &one.file)).collect();
     Ok(Survey {
         disk: place.disk(),
-        layers: layers?,
+        snapshots: snapshots?,
+        now: layer(&place, &manifest, &manifest.active.file)?,
         manifest,
     })
 }
 
-fn layer(place: &Place, manifest: &Manifest, node: Node, file: &ImageFile) -> Result<Layer, SnapshotError> {
+fn layer(place: &Place, manifest: &Manifest, file: &ImageFile) -> Result<Layer, SnapshotError> {
     let path = place.current_path(manifest, file);
-    let image = place.look_at(path.file_name().and_then(|name| name.to_str()).unwrap_or(&file.name))?;
+    let image = look_at(&path)?;
     let metadata = fs::metadata(&path).map_err(|source| StorageError::at(&path, "query", source))?;
-    let host_bytes = metadata.blocks() * HOST_BLOCK;
-    let dependants = match node {
-        Node::Snapshot(id) => u64_from(manifest.dependants(id).len()),
-        Node::Now => 0,
-    };
-    let goes = matches!(node, Node::Snapshot(_)) && dependants == 0;
     Ok(Layer {
-        node,
         stored_bytes: stored_bytes(&image, &path)?,
+        host_bytes: metadata.blocks() * HOST_BLOCK,
         path,
-        host_bytes,
-        dependants,
-        freed_by_delete: if goes { host_bytes } else { 0 },
+    })
+}
+
+/// The image in a file, for a look: nothing is locked.
+pub(super) fn look_at(path: &Path) -> Result<Image, SnapshotError> {
+    let file = Arc::new(HostFile::open(path, Access::ReadOnly, Sharing::Unlocked)?);
+    let image = Image::open(file, &OpenMode::ancestor());
+    image.map_err(|source| SnapshotError::Image {
+        path: path.to_owned(),
+        source,
     })
 }
 
@@ -103,18 +97,4 @@ pub(super) fn stored_bytes(image: &Image, path: &Path) -> Result<u64, SnapshotEr
         offset += span.len();
     }
     Ok(stored)
-}
-
-impl Survey {
-    /// What is known of a snapshot's file.
-    #[must_use]
-    pub fn layer_of(&self, id: UniqueId) -> Option<&Layer> {
-        self.layers.iter().find(|layer| layer.node == Node::Snapshot(id))
-    }
-
-    /// What is known of the active leaf.
-    #[must_use]
-    pub fn now(&self) -> Option<&Layer> {
-        self.layers.iter().find(|layer| layer.node == Node::Now)
-    }
 }

@@ -9,6 +9,7 @@ use super::error::SnapshotError;
 use super::manifest::{ImageFile, KIND, Manifest, Pending, Snapshot, check_name};
 use super::place::Place;
 use super::recover::Recovered;
+use super::survey::look_at;
 use crate::chain::{ChainError, MAX_DEPTH, OpenOptions, create_child};
 use crate::ops::Progress;
 use crate::storage;
@@ -235,7 +236,7 @@ impl<'w> SnapshotTree<'w> {
 /// A disk without a manifest has no snapshots, unless its files say otherwise.
 pub(super) fn plain(place: &Place) -> Result<Manifest, SnapshotError> {
     let name = place.base().to_owned();
-    let image = place.look_at(&name)?;
+    let image = look_at(&place.disk())?;
     let file = ImageFile {
         name,
         id: image.unique_id(),

@@ -1,0 +1,252 @@
+//! `vhd snapshot` and DISK@NAME.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use serde_json::Value;
+
+use crate::kill::killed;
+use crate::support::{Lab, MIB, stderr, stdout};
+
+/// A disk with a snapshot "one" and one "two", and something written after each.
+fn disk() -> Lab {
+    let lab = Lab::new();
+    lab.dynamic("vm.vhd", 8 * MIB);
+    lab.write("vm.vhd", 0, &[1; 512]);
+    for (name, byte) in [("one", 2), ("two", 3)] {
+        let report = lab.json_of(&["snapshot", "create", "vm.vhd", "--name", name]);
+        lab.write(report["active"].as_str().unwrap(), 0, &[byte; 512]);
+    }
+    lab
+}
+
+trait Snapshots {
+    fn json_of(&self, args: &[&str]) -> Value;
+    fn hash(&self, image: &str) -> String;
+    fn reads(&self, image: &str, byte: u8);
+}
+
+impl Snapshots for Lab {
+    fn json_of(&self, args: &[&str]) -> Value {
+        let mut args = args.to_vec();
+        args.push("--json");
+        let value: Value = serde_json::from_slice(&self.run(&args, 0).get_output().stdout).unwrap();
+        assert_eq!(value["command"], format!("{} {}", args[0], args[1]));
+        value
+    }
+
+    fn hash(&self, image: &str) -> String {
+        self.json(&["hash", image], 0)["sha256"].as_str().unwrap().to_owned()
+    }
+
+    /// The first sector of the disk is full of `byte`.
+    fn reads(&self, image: &str, byte: u8) {
+        self.run(&["convert", image, "out.raw", "--to", "raw", "--force"], 0);
+        assert_eq!(std::fs::read(self.path("out.raw")).unwrap()[0], byte, "{image}");
+    }
+}
+
+#[test]
+fn names_stand_for_snapshots_wherever_an_image_is_read() {
+    let lab = disk();
+    lab.reads("vm.vhd@one", 1);
+    lab.reads("vm.vhd@two", 2);
+    lab.reads("vm.vhd@now", 3);
+    for command in ["info", "map", "check", "hash", "measure"] {
+        lab.run(&[command, "vm.vhd@two"], 0);
+    }
+    lab.run(&["compare", "vm.vhd@one", "vm.vhd@two"], 5);
+    lab.run(&["diff", "vm.vhd@two", "vm.vhd@two"], 0);
+    lab.run(&["export-delta", "vm.vhd@now", "--since", "vm.vhd@one", "d.vhd"], 0);
+    lab.run(&["import-delta", "d.vhd", "--onto", "vm.vhd@one", "back.vhd"], 0);
+    assert_eq!(lab.hash("back.vhd"), lab.hash("vm.vhd@now"));
+    lab.run(&["create", "clone.vhd", "--parent", "vm.vhd@two"], 0);
+    lab.reads("clone.vhd", 2);
+
+    lab.run(&["hash", "vm.vhd@three"], 8);
+    lab.run(&["hash", "vm.vhd@"], 8);
+    lab.run(&["hash", "no.vhd@one"], 1);
+    lab.run(&["compact", "vm.vhd@one"], 2);
+    // A file that is really called so.
+    std::fs::copy(lab.path("vm.vhd"), lab.path("vm.vhd@two")).unwrap();
+    lab.reads("vm.vhd@two", 1);
+    // The base is a snapshot, which is said.
+    let told = stderr(&lab.run(&["hash", "vm.vhd"], 0));
+    assert!(
+        told.contains("snapshot \"one\"") && told.contains("vm.vhd@now"),
+        "{told}"
+    );
+}
+
+#[test]
+fn a_tree_is_listed_and_drawn() {
+    let lab = disk();
+    lab.run(&["snapshot", "apply", "vm.vhd", "one"], 8);
+    let applied = lab.json_of(&[
+        "snapshot",
+        "apply",
+        "vm.vhd",
+        "one",
+        "--snapshot-first",
+        "--name",
+        "kept",
+    ]);
+    assert_eq!(applied["taken"], "kept");
+    let shown = lab.json_of(&["snapshot", "tree", "vm.vhd"]);
+    let names: Vec<&str> = shown["snapshots"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["one", "two", "kept"]);
+    assert_eq!(shown["snapshots"][2]["stored_bytes"], 512);
+    assert_eq!(shown["snapshots"][0]["freed_by_delete"], 0);
+    assert!(shown["snapshots"][2]["freed_by_delete"].as_u64().unwrap() > 0);
+    assert_eq!(shown["now"]["parent"], shown["snapshots"][0]["id"]);
+    let drawn = stdout(&lab.run(&["snapshot", "tree", "vm.vhd"], 0));
+    let starts: Vec<&str> = drawn
+        .lines()
+        .map(|line| line.split("  holds").next().unwrap())
+        .map(|line| line.split("  20").next().unwrap())
+        .collect();
+    assert_eq!(
+        starts,
+        ["vm.vhd", "`-- one", "    |-- two", "    |   `-- kept", "    `-- Now"]
+    );
+    let listed = stdout(&lab.run(&["snapshot", "list", "vm.vhd"], 0));
+    assert_eq!(listed.lines().count(), 4);
+    assert!(listed.lines().last().unwrap().starts_with("Now"), "{listed}");
+    // A plain disk has none.
+    lab.dynamic("plain.vhd", MIB);
+    assert_eq!(
+        lab.json_of(&["snapshot", "list", "plain.vhd"])["snapshots"],
+        Value::Array(Vec::new())
+    );
+    lab.run(&["snapshot", "revert", "plain.vhd"], 8);
+}
+
+#[test]
+fn revert_says_what_is_lost() {
+    let lab = disk();
+    let report = lab.json_of(&["snapshot", "revert", "vm.vhd"]);
+    assert_eq!(report["discarded_bytes"], 512);
+    assert_eq!(report["name"], "two");
+    lab.reads("vm.vhd@now", 2);
+    lab.run(&["snapshot", "rename", "vm.vhd", "two", "2"], 0);
+    lab.reads("vm.vhd@2", 2);
+    lab.run(&["snapshot", "rename", "vm.vhd", "2", "one"], 8);
+    lab.run(&["snapshot", "create", "vm.vhd", "--name", "a/b"], 8);
+}
+
+#[test]
+fn a_rescan_needs_the_images_alone() {
+    let lab = disk();
+    let expected: Vec<String> = ["one", "two", "now"]
+        .map(|name| lab.hash(&format!("vm.vhd@{name}")))
+        .into();
+    std::fs::remove_file(lab.path("vm.vhd.snapshots")).unwrap();
+    lab.run(&["snapshot", "create", "vm.vhd", "--name", "x"], 8);
+    let report = lab.json_of(&["snapshot", "rescan", "vm.vhd"]);
+    assert_eq!(report["snapshots"], 2);
+    let names: Vec<&str> = report["named_by_file"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(Value::as_str)
+        .collect();
+    assert_eq!(names[0], "vm");
+    let found = [
+        format!("vm.vhd@{}", names[0]),
+        format!("vm.vhd@{}", names[1]),
+        "vm.vhd@now".to_owned(),
+    ];
+    assert_eq!(found.map(|image| lab.hash(&image)).to_vec(), expected);
+}
+
+/// How often each operation is killed: VHD_KILLS asks for a longer run.
+fn kills() -> u32 {
+    let asked = std::env::var("VHD_KILLS").ok().and_then(|text| text.parse().ok());
+    asked.unwrap_or(6)
+}
+
+/// The files of the disk in one directory become those of another, with their times.
+fn copy(from: &Lab, to: &Lab) {
+    for name in to.names().iter().filter(|name| name.starts_with("vm")) {
+        std::fs::remove_file(to.path(name)).unwrap();
+    }
+    for name in from.names().iter().filter(|name| name.starts_with("vm")) {
+        let (from, to) = (from.path(name), to.path(name));
+        std::fs::copy(&from, &to).unwrap();
+        let modified = from.metadata().unwrap().modified().unwrap();
+        let file = std::fs::File::options().write(true).open(&to).unwrap();
+        file.set_modified(modified).unwrap();
+    }
+}
+
+/// The contents of all snapshots and of the present state, by name.
+fn contents(lab: &Lab) -> BTreeMap<String, String> {
+    let shown = lab.json_of(&["snapshot", "list", "vm.vhd"]);
+    let snapshots = shown["snapshots"].as_array().unwrap().iter();
+    let listed = snapshots.filter(|one| one["deleted"] == false);
+    let names = listed.map(|one| one["name"].as_str().unwrap().to_owned());
+    names
+        .chain(["now".to_owned()])
+        .map(|name| (name.clone(), lab.hash(&format!("vm.vhd@{name}"))))
+        .collect()
+}
+
+/// Kills a command at times spread over its run. What can be read right after is as before or as after, and so is
+/// everything when the next command has brought it to its end.
+fn kill_often(lab: &Lab, args: &[&str]) {
+    let work = Lab::new();
+    copy(lab, &work);
+    let before = contents(&work);
+    let started = Instant::now();
+    work.run(args, 0);
+    let whole = started.elapsed();
+    let after = contents(&work);
+    let kills = kills();
+    let mut unfinished = 0;
+    for number in 0..kills {
+        copy(lab, &work);
+        if !killed(&work, args, whole * number / kills) {
+            unfinished += 1;
+        }
+        let is_either = |found: &BTreeMap<String, String>| found == &before || found == &after;
+        let found = contents(&work);
+        assert!(is_either(&found), "{args:?} {number}: {found:?}");
+        work.run(&["snapshot", "rescan", "vm.vhd"], 0);
+        let found = contents(&work);
+        assert!(is_either(&found), "{args:?} {number}, recovered: {found:?}");
+        let shown = work.json_of(&["snapshot", "list", "vm.vhd"]);
+        let images = shown["snapshots"].as_array().unwrap().len() + 1;
+        let visible = work
+            .names()
+            .into_iter()
+            .filter(|name| name.starts_with("vm") && name.ends_with("vhd"));
+        assert_eq!(visible.count(), images, "{args:?} {number}");
+        work.run(&["check", "vm.vhd@now"], 0);
+    }
+    assert!(unfinished > 0, "{args:?} was never killed: the test tested nothing");
+    crate::announce(&format!("{args:?}: killed {unfinished} times of {kills}"));
+}
+
+#[test]
+fn killed_creations_and_applications_lose_nothing() {
+    let lab = disk();
+    kill_often(&lab, &["snapshot", "create", "vm.vhd", "--name", "three"]);
+    kill_often(&lab, &["snapshot", "apply", "vm.vhd", "one", "--discard-current"]);
+    kill_often(
+        &lab,
+        &[
+            "snapshot",
+            "apply",
+            "vm.vhd",
+            "one",
+            "--snapshot-first",
+            "--name",
+            "kept",
+        ],
+    );
+}
