@@ -4,7 +4,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::commands::{
     azure, check, compact, compare, completions, convert, create, diff, export_delta, hash, import_delta, info, man,
-    map, measure, snapshot, tour, tree,
+    map, measure, merge, snapshot, tour, tree,
 };
 use crate::exit;
 
@@ -86,6 +86,8 @@ pub(crate) enum Command {
     Compact(compact::CompactArgs),
     /// Say what compaction would gain, and why the rest stays; changes nothing
     Measure(measure::MeasureArgs),
+    /// Write an image, or a range of a chain, into the image below it
+    Merge(merge::MergeArgs),
     /// Walk through the main jobs in a temporary directory, checking each step
     Tour(tour::TourArgs),
     /// Print a script that completes the command line in a shell

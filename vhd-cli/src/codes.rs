@@ -80,6 +80,8 @@ const TABLE: &[Code] = &[
     library(ErrorKind::NoSpace,         "VHD-E0303", Exit::Failed),
     library(ErrorKind::Locked,          "VHD-E0304", Exit::Locked),
     library(ErrorKind::Exists,          "VHD-E0305", Exit::Refused),
+    library(ErrorKind::JobPending,      "VHD-E0307", Exit::Refused),
+    library(ErrorKind::Changed,         "VHD-E0308", Exit::Refused),
     library(ErrorKind::SnapshotMissing, "VHD-E0309", Exit::Refused),
     library(ErrorKind::SnapshotExists,  "VHD-E0310", Exit::Refused),
     library(ErrorKind::SnapshotsUnsaved,"VHD-E0311", Exit::Refused),
@@ -97,6 +99,7 @@ const TABLE: &[Code] = &[
     library(ErrorKind::Verification,    "VHD-E0410", Exit::Failed),
     library(ErrorKind::NoBlocks,        "VHD-E0411", Exit::Refused),
     library(ErrorKind::Cancelled,       "VHD-E0412", Exit::Failed),
+    library(ErrorKind::NotRelated,      "VHD-E0415", Exit::Refused),
 
     own(Kind::SameFile,                 "VHD-E0501", "same-file",         Exit::Refused),
     own(Kind::Terminal,                 "VHD-E0502", "terminal",          Exit::Refused),

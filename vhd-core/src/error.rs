@@ -79,6 +79,10 @@ pub enum ErrorKind {
     Locked,
     /// The destination exists.
     Exists,
+    /// An unfinished job of another kind, or with other arguments, comes first.
+    JobPending,
+    /// A file is not what it was when the job began that is to go on.
+    Changed,
     /// A disk has no snapshot of that name.
     SnapshotMissing,
     /// A disk has a snapshot of that name already.
@@ -112,6 +116,8 @@ pub enum ErrorKind {
     NoBlocks,
     /// It was told to stop.
     Cancelled,
+    /// Two images are not related as the job needs them.
+    NotRelated,
 }
 
 impl ErrorKind {
@@ -152,6 +158,8 @@ impl ErrorKind {
         Self::NoSpace,
         Self::Locked,
         Self::Exists,
+        Self::JobPending,
+        Self::Changed,
         Self::SnapshotMissing,
         Self::SnapshotExists,
         Self::SnapshotsUnsaved,
@@ -168,6 +176,7 @@ impl ErrorKind {
         Self::Verification,
         Self::NoBlocks,
         Self::Cancelled,
+        Self::NotRelated,
     ];
 
     /// The stable name, for scripts and reports.
@@ -209,6 +218,8 @@ impl ErrorKind {
             Self::NoSpace => "no-space",
             Self::Locked => "locked",
             Self::Exists => "exists",
+            Self::JobPending => "job-pending",
+            Self::Changed => "changed-meanwhile",
             Self::SnapshotMissing => "snapshot-missing",
             Self::SnapshotExists => "snapshot-exists",
             Self::SnapshotsUnsaved => "snapshots-unsaved",
@@ -225,6 +236,7 @@ impl ErrorKind {
             Self::Verification => "verification",
             Self::NoBlocks => "no-blocks",
             Self::Cancelled => "cancelled",
+            Self::NotRelated => "not-related",
         }
     }
 }

@@ -16,6 +16,7 @@ pub(crate) mod info;
 pub(crate) mod man;
 pub(crate) mod map;
 pub(crate) mod measure;
+pub(crate) mod merge;
 mod pair;
 mod ranges;
 pub(crate) mod snapshot;
@@ -54,6 +55,7 @@ fn dispatch(command: &Command) -> Result<Exit, Failure> {
         Command::Snapshot(args) => snapshot::run(args),
         Command::Compact(args) => compact::run(args),
         Command::Measure(args) => measure::run(args),
+        Command::Merge(args) => merge::run(args),
         Command::Tour(args) => tour::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(args),
@@ -78,6 +80,7 @@ fn identity(command: &Command) -> (&'static str, bool) {
         Command::Snapshot(args) => snapshot::identity(args),
         Command::Compact(args) => (compact::NAME, args.report.json),
         Command::Measure(args) => (measure::NAME, args.report.json),
+        Command::Merge(args) => (merge::NAME, args.report.json),
         Command::Tour(_) => ("tour", false),
         Command::Completions(_) => ("completions", false),
         Command::Man(_) => ("man", false),

@@ -19,6 +19,7 @@ const COMMANDS: &[&str] = &[
     "snapshot",
     "azure",
     "compact",
+    "merge",
     "measure",
     "tour",
     "completions",

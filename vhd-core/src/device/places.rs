@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwapOption;
 
-use super::{DeviceError, Layer};
+use super::{ByteRange, DeviceError, Layer};
 use crate::image::ReadSpan;
 use crate::units::{FileOffset, SECTOR_SIZE, VirtualOffset, u64_from, usize_from};
 
@@ -272,6 +272,15 @@ struct Found {
 
 /// The runs of `start..end`, each layer from `first` on asked for what the ones above it left open.
 fn walk(layers: &[Layer], first: usize, start: u64, end: u64) -> Result<Runs, DeviceError> {
+    let Sifted { found, open } = sift(layers, first, start, end)?;
+    if !open.is_empty() {
+        return Err(DeviceError::NoParent);
+    }
+    Ok(join(&found, start))
+}
+
+/// What the layers from `first` on have of `start..end`.
+fn sift(layers: &[Layer], first: usize, start: u64, end: u64) -> Result<Sifted, DeviceError> {
     let mut found = Vec::new();
     let mut open = vec![(start, end)];
     for (layer, number) in layers.iter().zip(0..).skip(first) {
@@ -284,11 +293,35 @@ fn walk(layers: &[Layer], first: usize, start: u64, end: u64) -> Result<Runs, De
             break;
         }
     }
-    if !open.is_empty() {
-        return Err(DeviceError::NoParent);
-    }
     found.sort_unstable_by_key(|found| found.start);
-    Ok(join(&found, start))
+    Ok(Sifted { found, open })
+}
+
+/// What some layers have of a range, ascending, and what none of them has.
+struct Sifted {
+    found: Vec<Found>,
+    open: Vec<(u64, u64)>,
+}
+
+/// A range of the disk that one of some layers holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) range: ByteRange,
+    /// Where in the file of which layer, counted from the first; `None` for a range that reads zero.
+    pub(crate) place: Option<(usize, FileOffset)>,
+}
+
+/// What `layers` hold of a range, ascending: of each sector what the first layer that has it holds. What none of
+/// them has is left out.
+pub(crate) fn held(layers: &[Layer], range: ByteRange) -> Result<Vec<Held>, DeviceError> {
+    let Sifted { found, .. } = sift(layers, 0, range.start, range.end())?;
+    let held = found.into_iter().map(|found| Held {
+        range: ByteRange::new(found.start, found.end - found.start),
+        place: found
+            .place
+            .map(|place| (usize_from(u64::from(place.layer)), place.offset)),
+    });
+    Ok(held.collect())
 }
 
 /// Makes maximal runs of what was found for the block at `start`.

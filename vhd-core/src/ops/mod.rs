@@ -1,4 +1,4 @@
-//! Long operations on whole disks: convert, stream, compare, diff, hash, compact.
+//! Long operations on whole disks: convert, stream, compare, diff, hash, compact, merge.
 
 pub mod azure;
 pub mod compact;
@@ -9,6 +9,7 @@ pub mod delta;
 mod diff;
 mod error;
 mod hash;
+pub mod merge;
 mod ordered;
 mod zeroes;
 

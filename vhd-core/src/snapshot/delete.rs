@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 
 use super::error::SnapshotError;
-use super::manifest::{ImageFile, Node, Pending, Snapshot};
+use super::manifest::{Node, Pending, Snapshot};
 use super::tree::SnapshotTree;
 use crate::ErrorKind;
 use crate::format::UniqueId;
@@ -73,7 +73,7 @@ impl SnapshotTree<'_> {
             match (done, dependant) {
                 (Ok(()), None) => settled.removed.push(path),
                 (Ok(()), Some(_)) => settled.merged.push(path),
-                (Err(error), _) if can_wait(&error) => {
+                (Err(error), _) if can_wait(&error) && self.manifest.pending.is_none() => {
                     blocked.push(snapshot.id);
                     settled.waiting.push(self.waiting(&snapshot, Some(error)));
                 }
@@ -105,7 +105,7 @@ impl SnapshotTree<'_> {
             .filter(|snapshot| !blocked.contains(&snapshot.id))
             .filter_map(|snapshot| {
                 let dependants = self.manifest.dependants(snapshot.id);
-                dependants.is_empty().then(|| (snapshot, dependants.first().copied()))
+                (dependants.len() < 2).then(|| (snapshot, dependants.first().copied()))
             });
         let first = ready
             .min_by_key(|(snapshot, dependant)| (dependant.is_some(), self.manifest.line(Some(snapshot.id)).count()));
@@ -128,18 +128,9 @@ impl SnapshotTree<'_> {
         self.write(next, "snapshot dropped")?;
         self.finish_removal(&snapshot.file)
     }
-
-    /// Merges the one dependant of a deleted snapshot into its file.
-    fn merge_dependant(&mut self, snapshot: &Snapshot, _dependant: Node) -> Result<(), SnapshotError> {
-        Err(self.stale(format!("{} can't be merged yet", snapshot.file.name)))
-    }
-
-    pub(super) fn finish_merge(&mut self, child: &ImageFile, into: &ImageFile) -> Result<(), SnapshotError> {
-        Err(self.stale(format!("{} can't be merged into {} yet", child.name, into.name)))
-    }
 }
 
 /// Somebody else uses or needs a file: the deletion is done when he does not any more.
-fn can_wait(error: &SnapshotError) -> bool {
+pub(super) fn can_wait(error: &SnapshotError) -> bool {
     matches!(error.kind(), ErrorKind::Locked | ErrorKind::HasChildren)
 }

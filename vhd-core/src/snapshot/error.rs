@@ -6,6 +6,7 @@ use crate::ErrorKind;
 use crate::chain::{ChainError, CreateChildError};
 use crate::device::DeviceError;
 use crate::image::OpenError;
+use crate::ops::merge::MergeError;
 use crate::record::RecordError;
 use crate::storage::StorageError;
 
@@ -84,6 +85,15 @@ pub enum SnapshotError {
     /// A file can't be opened, locked or removed.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// It was told to stop while a deleted snapshot was merged.
+    #[error("interrupted while {} was merged; what was done is kept, and the next command goes on", child.display())]
+    Interrupted {
+        /// What is merged.
+        child: PathBuf,
+    },
+    /// A deleted snapshot can't be merged.
+    #[error(transparent)]
+    Merge(#[from] MergeError),
     /// A new leaf can't be made.
     #[error(transparent)]
     Create(#[from] CreateChildError),
@@ -124,6 +134,8 @@ impl SnapshotError {
             Self::Record(error) => error.kind(),
             Self::Storage(error) => error.kind(),
             Self::Create(error) => error.kind(),
+            Self::Interrupted { .. } => ErrorKind::Cancelled,
+            Self::Merge(error) => error.kind(),
             Self::Chain(error) => error.kind(),
             Self::Image { source, .. } => source.kind(),
             Self::Device { source, .. } => source.kind(),

@@ -28,6 +28,7 @@ mod delete;
 mod error;
 mod locate;
 mod manifest;
+mod merge;
 mod place;
 mod recover;
 mod rescan;

@@ -29,7 +29,10 @@ impl SnapshotTree<'_> {
                 storage::sync_directory_of(&self.place.manifest())?;
                 self.finish_removal(&file).map(|()| Some(Recovered::FileRemoved))
             }
-            Some(Pending::Merge { child, into }) => self.finish_merge(&child, &into).map(|()| Some(Recovered::Merged)),
+            Some(Pending::Merge { child, into }) => {
+                let merged = self.finish_merge(&child, &into)?;
+                Ok(merged.then_some(Recovered::Merged))
+            }
         }
     }
 
@@ -55,8 +58,6 @@ impl SnapshotTree<'_> {
             storage::remove_file(&path)?;
             self.work.steps.done("leaf removed");
         }
-        let mut next = self.manifest.clone();
-        next.pending = None;
-        self.write(next, "leaf undone")
+        self.forget_pending()
     }
 }

@@ -12,6 +12,7 @@ use super::tree::{SnapshotTree, Work};
 use crate::ErrorKind;
 use crate::chain::forest::{Forest, Limits};
 use crate::format::UniqueId;
+use crate::ops::merge::is_unfinished;
 use crate::storage::StorageError;
 
 /// What a damaged manifest is called when a new one takes its place.
@@ -152,6 +153,7 @@ struct Scan<'a> {
 impl Scan<'_> {
     fn manifest(&self, active: Option<&Path>, found: &mut Rescanned) -> Result<Manifest, SnapshotError> {
         let tree = self.tree()?;
+        self.refuse_unfinished(&tree)?;
         let leaf = self.active(&tree, active)?;
         let mut manifest = Manifest::of_plain(leaf.file.clone());
         let frozen: Vec<&Found> = tree.into_iter().filter(|image| image.file != leaf.file).collect();
@@ -196,6 +198,17 @@ impl Scan<'_> {
             at += 1;
         }
         Ok(tree)
+    }
+
+    /// The target of an unfinished merge is no state that anybody kept.
+    fn refuse_unfinished(&self, tree: &[&Found]) -> Result<(), SnapshotError> {
+        for image in tree {
+            let path = self.place.path(&image.file.name);
+            if is_unfinished(&path)? {
+                return Err(self.stale(format!("a merge of {} is unfinished: finish it first", path.display())));
+            }
+        }
+        Ok(())
     }
 
     fn active<'b>(&self, tree: &[&'b Found], active: Option<&Path>) -> Result<&'b Found, SnapshotError> {

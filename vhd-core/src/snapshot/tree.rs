@@ -208,9 +208,14 @@ impl<'w> SnapshotTree<'w> {
             }
             Some(id) => return Err(self.stale(format!("{} is the image {id}, not {}", file.name, file.id))),
         }
+        self.forget_pending()
+    }
+
+    /// Says in the manifest that nothing is pending any more.
+    pub(super) fn forget_pending(&mut self) -> Result<(), SnapshotError> {
         let mut next = self.manifest.clone();
         next.pending = None;
-        self.write(next, "removal finished")
+        self.write(next, "nothing pending")
     }
 
     /// Each file is there and has the identity that the manifest says.
