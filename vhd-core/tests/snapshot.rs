@@ -7,25 +7,32 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
+use std::time::{Duration, SystemTime};
 
+use common::announce;
 use common::disk::{assert_reads, create, open, write_session};
-use common::rng::{Rng, seeded};
-use common::{announce, temp_dir};
+use common::rng::{Rng, chance, seeded};
 use tempfile::TempDir;
 use vhd_core::ErrorKind;
 use vhd_core::chain::{OpenOptions, create_child};
 use vhd_core::check::{Severity, check};
 use vhd_core::image::create_dynamic;
 use vhd_core::ops::Progress;
-use vhd_core::snapshot::{Manifest, SnapshotTree, Steps, Unsaved, Work, frozen_base, rescan, resolve, survey};
+use vhd_core::snapshot::{
+    Manifest, Recovered, SnapshotTree, Steps, Unsaved, Work, frozen_base, rescan, resolve, survey,
+};
 use vhd_core::storage::{Access, HostFile, Sharing};
-use vhd_core::units::usize_from;
+use vhd_core::units::{u64_from, usize_from};
+use vhd_testkit::bytes::is_zero;
 
-const SIZE: u64 = (1 << 20) + 1536;
+const SIZE: u64 = (600 << 10) + 1536;
 const BLOCK: u64 = 512 << 10;
+/// Zeroes of this length are not written when a file is copied.
+const PIECE: usize = 4096;
 
 static GO_ON: AtomicBool = AtomicBool::new(false);
 const WORK: Work<'static> = Work {
@@ -33,6 +40,16 @@ const WORK: Work<'static> = Work {
     progress: &(),
     cancel: &GO_ON,
 };
+
+/// A directory for small images, in memory where there is one: what is tested here is not what the host makes of a
+/// sync, and there are thousands of them.
+fn temp_dir() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() {
+        return tempfile::tempdir_in(memory).unwrap();
+    }
+    tempfile::tempdir().unwrap()
+}
 
 /// What a disk must read.
 #[derive(Clone, Debug, Default)]
@@ -77,6 +94,10 @@ impl Lab {
         let active = resolve(&self.disk(), "now").unwrap();
         let operations = self.rng.usize(1..6);
         write_session(&active, &mut self.model.now, &mut self.rng, operations);
+        // A child remembers its parent's time: one that is changed afterwards is to be noticed.
+        let file = std::fs::File::options().write(true).open(&active).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(3600))
+            .unwrap();
     }
 
     /// Writes, and keeps the state.
@@ -412,10 +433,13 @@ fn copy_files(from: &Path, to: &Path) {
     }
     for name in names_in(from) {
         let (from, to) = (from.join(&name), to.join(&name));
-        std::fs::copy(&from, &to).unwrap();
-        let modified = from.metadata().unwrap().modified().unwrap();
-        let file = std::fs::File::options().write(true).open(&to).unwrap();
-        file.set_modified(modified).unwrap();
+        let bytes = std::fs::read(&from).unwrap();
+        let file = std::fs::File::create(&to).unwrap();
+        file.set_len(u64_from(bytes.len())).unwrap();
+        for (number, piece) in bytes.chunks(PIECE).enumerate().filter(|(_, piece)| !is_zero(piece)) {
+            file.write_all_at(piece, u64_from(number * PIECE)).unwrap();
+        }
+        file.set_modified(from.metadata().unwrap().modified().unwrap()).unwrap();
     }
 }
 
@@ -450,7 +474,8 @@ fn enumerate(lab: &mut Lab, operation: impl Fn(&mut SnapshotTree<'_>), after: Mo
         tree.settle().unwrap_or_else(|error| panic!("{step}: {error}"));
         drop(tree);
         check_either(dir, models, step);
-        let nested = nested.take();
+        // The first is the crash itself.
+        let nested = nested.take().split_off(1);
         count += nested.len();
         for (again, crashed) in &nested {
             copy_files(crashed.path(), dir);
@@ -587,5 +612,162 @@ fn inv_23_24_25_the_table_of_deletions() {
     assert!(!five.exists());
 
     announce(&format!("deletions: {crashes} interruptions"));
+    lab.check();
+}
+
+#[test]
+fn a_subtree_is_deleted_and_the_present_state_stays() {
+    let mut lab = grown(0x5B);
+    let mut after = lab.model.clone();
+    after
+        .snapshots
+        .retain(|name, _| ["one", "third"].contains(&name.as_str()));
+    let operation = |tree: &mut SnapshotTree<'_>| drop(tree.delete("two", true).unwrap());
+    let crashes = enumerate(&mut lab, operation, after);
+    announce(&format!("deletion of a subtree: {crashes} interruptions"));
+    assert_eq!(
+        lab.files().len(),
+        4,
+        "one, third, Now and the manifest: {:?}",
+        lab.files()
+    );
+    let mut after = lab.model.clone();
+    after.snapshots.clear();
+    let operation = |tree: &mut SnapshotTree<'_>| drop(tree.delete("one", true).unwrap());
+    enumerate(&mut lab, operation, after);
+    assert_eq!(lab.files(), ["vm.vhd"]);
+}
+
+#[test]
+fn a_file_in_use_is_merged_when_it_is_not_any_more() {
+    let mut lab = Lab::new(0x5C);
+    lab.snapshot("one");
+    lab.snapshot("two");
+    lab.write();
+    let active = resolve(&lab.disk(), "now").unwrap();
+    for access in [Access::ReadWrite, Access::ReadOnly] {
+        let user = HostFile::open(&active, access, Sharing::Exclusive).unwrap();
+        let mut tree = lab.tree();
+        let settled = if access == Access::ReadWrite {
+            tree.delete("two", false).unwrap()
+        } else {
+            tree.settle().unwrap()
+        };
+        let [waiting] = settled.waiting.as_slice() else {
+            panic!("{settled:?}");
+        };
+        assert_eq!(waiting.reason.as_ref().unwrap().kind(), ErrorKind::Locked);
+        assert_eq!(tree.manifest().pending, None);
+        drop(user);
+    }
+    lab.model.snapshots.remove("two");
+    lab.check();
+    // The next deletion does both.
+    lab.tree().delete("one", false).unwrap();
+    lab.model.snapshots.clear();
+    lab.check();
+    assert_eq!(lab.files(), ["vm.vhd"]);
+}
+
+#[test]
+fn a_merge_that_is_told_to_stop_goes_on_later() {
+    let mut lab = Lab::new(0x5D);
+    lab.snapshot("one");
+    lab.write();
+    let stop = AtomicBool::new(true);
+    let work = Work { cancel: &stop, ..WORK };
+    let error = SnapshotTree::open(&lab.disk(), work)
+        .unwrap()
+        .delete("one", false)
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Cancelled);
+    lab.model.snapshots.clear();
+    lab.check();
+    // A guest writes in between.
+    lab.write();
+    lab.check();
+    let tree = lab.tree();
+    assert_eq!(tree.recovered(), Some(&Recovered::Merged));
+    drop(tree);
+    lab.check();
+    assert_eq!(lab.files(), ["vm.vhd"]);
+}
+
+/// Random histories: whatever is done in whatever order, everything reads as the model says, and the images alone tell
+/// the same tree.
+#[test]
+fn random_histories() {
+    let asked = std::env::var("VHD_SNAPSHOT_ROUNDS")
+        .ok()
+        .and_then(|text| text.parse().ok());
+    let mut operations = 0;
+    for round in 0..asked.unwrap_or(12) {
+        let mut lab = Lab::new(0x600 + round);
+        for number in 0..lab.rng.usize(8..30) {
+            random_change(&mut lab, number);
+            operations += 1;
+            if chance(&mut lab.rng, 30) {
+                lab.check();
+                rescan_alone(&mut lab);
+            }
+        }
+        lab.check();
+        lab.tree().settle().unwrap();
+        assert_nothing_left(lab.dir.path());
+    }
+    announce(&format!("random histories: {operations} operations"));
+}
+
+fn random_change(lab: &mut Lab, number: usize) {
+    let names: Vec<String> = lab.model.snapshots.keys().cloned().collect();
+    let what = lab.rng.u8(..100);
+    if names.is_empty() || what < 35 {
+        lab.snapshot(&format!("s{number}"));
+        return;
+    }
+    let name = names[lab.rng.usize(..names.len())].clone();
+    if chance(&mut lab.rng, 60) {
+        lab.write();
+    }
+    match what {
+        35..45 => lab.apply(&name, Unsaved::Discard),
+        45..60 => lab.apply(&name, Unsaved::Snapshot(&format!("kept{number}"))),
+        60..68 => {
+            let reverted = lab.tree().revert().map(|applied| applied.snapshot.name);
+            match reverted {
+                Ok(name) => lab.model.now = lab.model.snapshots[&name].clone(),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::SnapshotMissing),
+            }
+        }
+        68..95 => {
+            lab.tree().delete(&name, false).unwrap();
+            lab.model.snapshots.remove(&name);
+        }
+        _ => {
+            let manifest = manifest_of(&lab.disk());
+            let gone = manifest.descendants(manifest.named(&name).unwrap().id);
+            lab.tree().delete(&name, true).unwrap();
+            for snapshot in manifest.listed().filter(|one| gone.contains(&one.id)) {
+                lab.model.snapshots.remove(&snapshot.name);
+            }
+        }
+    }
+}
+
+/// The tree is found again from the images, once without the manifest and once with it.
+fn rescan_alone(lab: &mut Lab) {
+    let before = manifest_of(&lab.disk());
+    let path = lab.dir.path().join("vm.vhd.snapshots");
+    let Ok(text) = std::fs::read(&path) else { return };
+    std::fs::remove_file(&path).unwrap();
+    let active = lab.dir.path().join(&before.active.file.name);
+    let (tree, _) = rescan(&lab.disk(), Some(&active), WORK).unwrap();
+    assert_eq!(shape(tree.manifest()), shape(&before));
+    drop(tree);
+    std::fs::write(&path, text).unwrap();
+    let (tree, found) = rescan(&active, None, WORK).unwrap();
+    assert_eq!(shape(tree.manifest()), shape(&before));
+    assert!(found.lost.is_empty() && found.named_by_file.is_empty());
+    drop(tree);
     lab.check();
 }

@@ -67,6 +67,8 @@ fn names_stand_for_snapshots_wherever_an_image_is_read() {
     lab.run(&["hash", "vm.vhd@"], 8);
     lab.run(&["hash", "no.vhd@one"], 1);
     lab.run(&["compact", "vm.vhd@one"], 2);
+    // What is frozen is not replaced.
+    lab.run(&["convert", "vm.vhd@now", "vm.vhd", "--force"], 8);
     // A file that is really called so.
     std::fs::copy(lab.path("vm.vhd"), lab.path("vm.vhd@two")).unwrap();
     lab.reads("vm.vhd@two", 1);
@@ -249,4 +251,57 @@ fn killed_creations_and_applications_lose_nothing() {
             "kept",
         ],
     );
+}
+
+#[test]
+fn killed_deletions_lose_nothing() {
+    let lab = Lab::new();
+    lab.dynamic("vm.vhd", 64 * MIB);
+    // Something to merge: the kills are to hit the copying too.
+    let piece = vec![0x5A; 1 << 20];
+    let mut active = "vm.vhd".to_owned();
+    for (number, name) in (0_u64..).zip(["one", "two", "three", "now"]) {
+        for at in 0..8 {
+            lab.write(&active, (at * 4 + number) * MIB, &piece);
+        }
+        if name != "now" {
+            let report = lab.json_of(&["snapshot", "create", "vm.vhd", "--name", name]);
+            active = report["active"].as_str().unwrap().to_owned();
+        }
+    }
+    kill_often(&lab, &["snapshot", "delete", "vm.vhd", "two"]);
+    kill_often(&lab, &["snapshot", "delete", "vm.vhd", "three"]);
+    kill_often(&lab, &["snapshot", "delete", "vm.vhd", "one", "--subtree"]);
+}
+
+/// A file system without room for what is to be done: nothing is lost, and it is done when there is room.
+#[test]
+fn a_full_file_system_loses_nothing() {
+    let Some(lab) = Lab::on_a_small_disk(12 * MIB) else {
+        return;
+    };
+    lab.dynamic("vm.vhd", 16 * MIB);
+    lab.write("vm.vhd", 0, &vec![1; 3 << 20]);
+    let before = lab.hash("vm.vhd@now");
+    for left in [0, 4096, 8192, 16384] {
+        lab.fill_but("ballast", left);
+        let failed = stderr(&lab.run(&["snapshot", "create", "vm.vhd", "--name", "one"], 1));
+        assert!(failed.contains("VHD-E0303"), "{left}: {failed}");
+        assert_eq!(lab.hash("vm.vhd@now"), before);
+    }
+    std::fs::remove_file(lab.path("ballast")).unwrap();
+    let report = lab.json_of(&["snapshot", "create", "vm.vhd", "--name", "one"]);
+    let active = report["active"].as_str().unwrap().to_owned();
+    lab.write(&active, 8 * MIB, &vec![2; 3 << 20]);
+    let now = lab.hash("vm.vhd@now");
+
+    // The merge needs room for blocks that the base has not.
+    lab.fill_but("ballast", 64 << 10);
+    let failed = stderr(&lab.run(&["snapshot", "delete", "vm.vhd", "one"], 1));
+    assert!(failed.contains("VHD-E0303"), "{failed}");
+    assert_eq!(lab.hash("vm.vhd@now"), now);
+    std::fs::remove_file(lab.path("ballast")).unwrap();
+    lab.run(&["snapshot", "rescan", "vm.vhd"], 0);
+    assert_eq!(lab.hash("vm.vhd"), now);
+    assert_eq!(lab.names(), ["other.raw", "vm.vhd"]);
 }
