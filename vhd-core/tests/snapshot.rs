@@ -1,5 +1,5 @@
 //! Snapshots: whatever is created, applied, reverted and deleted, in whatever order and wherever it is interrupted,
-//! each snapshot and the present state read what they must. Names of tests cite docs/invariants.md.
+//! each snapshot and the present state read what they must. Names of tests cite docs/snapshots.md.
 //!
 //! A failure prints its seed; VHD_TEST_SEED replaces it. VHD_SNAPSHOT_ROUNDS says how many random histories there
 //! are (default 12).

@@ -20,7 +20,7 @@
 //!
 //! What makes a crash harmless is one order for all operations: the manifest says what is about to be done
 //! (INV-25), new files are durable before it refers to them (INV-24), and files go after it does not refer to them
-//! any more (INV-23). `docs/invariants.md` states them.
+//! any more (INV-23). `docs/snapshots.md` states them.
 
 mod apply;
 mod create;

@@ -67,7 +67,7 @@ pub(super) fn rename(args: &RenameArgs) -> Result<Exit, Failure> {
 pub(super) fn delete(args: &DeleteArgs) -> Result<Exit, Failure> {
     let report = with_tree(&args.disk, |tree| {
         let settled = tree.delete(&args.name, args.subtree)?;
-        Ok(DeletedReport::of(&tree.disk(), &args.name, &settled))
+        Ok(DeletedReport::of(tree, &args.name, &settled))
     })?;
     output::report(args.disk.report, DELETE, &report)?;
     Ok(Exit::Ok)

@@ -45,6 +45,7 @@ pub(super) struct RenamedReport {
 pub(super) struct DeletedReport {
     disk: String,
     name: String,
+    active: String,
     #[serde(flatten)]
     settled: SettledReport,
 }
@@ -105,10 +106,11 @@ impl AppliedReport {
 }
 
 impl DeletedReport {
-    pub(super) fn of(disk: &Path, name: &str, settled: &Settled) -> Self {
+    pub(super) fn of(tree: &SnapshotTree<'_>, name: &str, settled: &Settled) -> Self {
         Self {
-            disk: path_text(disk),
+            disk: path_text(&tree.disk()),
             name: name.to_owned(),
+            active: path_text(&tree.path(&tree.manifest().active.file)),
             settled: SettledReport::of(settled),
         }
     }
@@ -181,6 +183,7 @@ impl fmt::Display for RenamedReport {
 impl fmt::Display for DeletedReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}: deleted snapshot \"{}\"", self.disk, self.name)?;
+        writeln!(f, "Write to {}", self.active)?;
         self.settled.fmt(f)
     }
 }
