@@ -23,7 +23,7 @@ use vhd_core::check::{Severity, check};
 use vhd_core::image::create_dynamic;
 use vhd_core::ops::Progress;
 use vhd_core::snapshot::{
-    Manifest, Recovered, SnapshotTree, Steps, Unsaved, Work, frozen_base, rescan, resolve, survey,
+    Manifest, Recovered, SnapshotTree, Steps, Unsaved, Work, export, frozen_base, import, rescan, resolve, survey,
 };
 use vhd_core::storage::{Access, HostFile, Sharing};
 use vhd_core::units::{u64_from, usize_from};
@@ -691,6 +691,52 @@ fn a_merge_that_is_told_to_stop_goes_on_later() {
     drop(tree);
     lab.check();
     assert_eq!(lab.files(), ["vm.vhd"]);
+}
+
+#[test]
+fn trees_are_exported_and_imported() {
+    let mut lab = grown(0x5E);
+    let (out, back) = (temp_dir(), temp_dir());
+    let exported = export(&lab.disk(), "branch", out.path(), &()).unwrap();
+    assert_eq!(exported.snapshots, 3);
+    let line = ["one", "two", "branch"].map(str::to_owned);
+    let mut expected = Model {
+        snapshots: lab.model.snapshots.clone(),
+        now: lab.model.snapshots["branch"].clone(),
+    };
+    expected.snapshots.retain(|name, _| line.contains(name));
+    check_disk(out.path(), &expected);
+    // Nothing leads back: the copies are children of copies.
+    let opened = open(&exported.active, false);
+    assert!(
+        opened.paths().iter().all(|path| path.starts_with(out.path())),
+        "{opened:?}"
+    );
+    drop(opened);
+    lab.check();
+
+    // All of it, the present state included.
+    let imported = import(lab.dir.path(), &back.path().join("new"), &()).unwrap();
+    assert_eq!(imported.snapshots, lab.model.snapshots.len());
+    check_disk(&back.path().join("new"), &lab.model);
+    // It is a disk like any other.
+    SnapshotTree::open(&imported.disk, WORK)
+        .unwrap()
+        .delete("two", true)
+        .unwrap();
+    lab.check();
+    lab.write();
+    lab.check();
+
+    let error = export(&lab.disk(), "one", out.path(), &()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Exists);
+    let error = export(&lab.disk(), "no", back.path(), &()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::SnapshotMissing);
+    assert_eq!(
+        import(back.path(), out.path(), &()).unwrap_err().kind(),
+        ErrorKind::NotFound
+    );
+    check_disk(out.path(), &expected);
 }
 
 /// Random histories: whatever is done in whatever order, everything reads as the model says, and the images alone tell

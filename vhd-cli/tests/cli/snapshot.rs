@@ -166,6 +166,19 @@ fn a_rescan_needs_the_images_alone() {
     assert_eq!(found.map(|image| lab.hash(&image)).to_vec(), expected);
 }
 
+#[test]
+fn trees_go_out_and_in() {
+    let lab = disk();
+    let exported = lab.json_of(&["snapshot", "export", "vm.vhd", "two", "out"]);
+    assert_eq!(exported["snapshots"], 2);
+    lab.reads("out/vm.vhd@now", 2);
+    lab.reads("out/vm.vhd@one", 1);
+    lab.run(&["snapshot", "export", "vm.vhd", "one", "out"], 8);
+    lab.run(&["snapshot", "import", "out", "in"], 0);
+    assert_eq!(lab.hash("in/vm.vhd@two"), lab.hash("vm.vhd@two"));
+    lab.run(&["compare", "out/vm.vhd@now", "in/vm.vhd@now"], 0);
+}
+
 /// How often each operation is killed: VHD_KILLS asks for a longer run.
 fn kills() -> u32 {
     let asked = std::env::var("VHD_KILLS").ok().and_then(|text| text.parse().ok());

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::ErrorKind;
 use crate::chain::{ChainError, CreateChildError};
 use crate::device::DeviceError;
-use crate::image::OpenError;
+use crate::image::{AmendError, OpenError};
 use crate::ops::merge::MergeError;
 use crate::record::RecordError;
 use crate::storage::StorageError;
@@ -79,6 +79,39 @@ pub enum SnapshotError {
         /// One of those based on it.
         child: PathBuf,
     },
+    /// An interrupted operation comes first.
+    #[error("an operation on the snapshots of {} is unfinished: any command that changes them goes on with it", disk.display())]
+    Pending {
+        /// The disk.
+        disk: PathBuf,
+    },
+    /// There is no manifest in a directory, or more than one.
+    #[error("{} does not have the snapshots of exactly one disk", dir.display())]
+    NoTree {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// The base is a child of an image that does not belong to the tree.
+    #[error("{} is based on an image that does not belong to its snapshots, and would not be copied", path.display())]
+    ParentElsewhere {
+        /// The base.
+        path: PathBuf,
+    },
+    /// A copy is not what was copied.
+    #[error("{} does not read as what was copied", path.display())]
+    Verification {
+        /// The copy.
+        path: PathBuf,
+    },
+    /// A copy can't be pointed to its parent.
+    #[error("{} can't be pointed to its parent", path.display())]
+    Relink {
+        /// The copy.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: AmendError,
+    },
     /// The manifest can't be read or written.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -131,6 +164,11 @@ impl SnapshotError {
             Self::Unsaved { .. } => ErrorKind::SnapshotsUnsaved,
             Self::Stale { .. } | Self::ActiveUnknown { .. } => ErrorKind::ManifestStale,
             Self::HasChildren { .. } => ErrorKind::HasChildren,
+            Self::Pending { .. } => ErrorKind::JobPending,
+            Self::NoTree { .. } => ErrorKind::NotFound,
+            Self::ParentElsewhere { .. } => ErrorKind::Unsupported,
+            Self::Verification { .. } => ErrorKind::Verification,
+            Self::Relink { source, .. } => source.kind(),
             Self::Record(error) => error.kind(),
             Self::Storage(error) => error.kind(),
             Self::Create(error) => error.kind(),

@@ -16,6 +16,7 @@
 //!   tree.rs      SnapshotTree: one command at a time  recover.rs  what an interrupted one left
 //!   create.rs  apply.rs  delete.rs  merge.rs          rescan.rs   a manifest from the images alone
 //!   survey.rs    what each file holds                 locate.rs   DISK@NAME
+//!   transfer.rs  whole trees in other directories
 //! ```
 //!
 //! What makes a crash harmless is one order for all operations: the manifest says what is about to be done
@@ -33,6 +34,7 @@ mod place;
 mod recover;
 mod rescan;
 mod survey;
+mod transfer;
 mod tree;
 
 pub use apply::{Applied, Unsaved};
@@ -44,4 +46,5 @@ pub use manifest::{Active, ImageFile, MAX_NAME, Manifest, NOW, Node, Pending, Sn
 pub use recover::Recovered;
 pub use rescan::{Rescanned, rescan};
 pub use survey::{Layer, Survey, survey};
+pub use transfer::{Transferred, export, import};
 pub use tree::{SnapshotTree, Steps, Work};

@@ -70,6 +70,23 @@ impl Place {
         })
     }
 
+    /// The place of the one disk with snapshots in a directory.
+    pub(super) fn only_one_in(dir: &Path) -> Result<Self, SnapshotError> {
+        let any = Self::in_directory(dir, "");
+        match any.neighbours()?.as_slice() {
+            [base] => Ok(Self::in_directory(dir, base)),
+            _ => Err(SnapshotError::NoTree { dir: dir.to_owned() }),
+        }
+    }
+
+    /// The place of a disk whose base has, or gets, a name in a directory.
+    pub(super) fn in_directory(dir: &Path, base: &str) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            base: base.to_owned(),
+        }
+    }
+
     /// The bases of the other manifests in the directory.
     fn neighbours(&self) -> Result<Vec<String>, SnapshotError> {
         let dir = self.directory();

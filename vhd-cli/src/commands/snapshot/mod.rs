@@ -4,6 +4,7 @@ mod change;
 mod draw;
 mod report;
 mod show;
+mod transfer;
 
 use std::path::PathBuf;
 
@@ -53,6 +54,10 @@ enum Job {
     Rename(RenameArgs),
     /// Delete a snapshot; what all others and the present state read stays the same
     Delete(DeleteArgs),
+    /// Copy a snapshot and what it is based on into a directory, as a disk of its own
+    Export(ExportArgs),
+    /// Copy the one disk with snapshots in a directory into another directory
+    Import(ImportArgs),
     /// Make the document with names and tree anew from the images
     Rescan(RescanArgs),
 }
@@ -133,6 +138,29 @@ struct RescanArgs {
     active: Option<PathBuf>,
 }
 
+#[derive(Args, Debug)]
+struct ExportArgs {
+    #[command(flatten)]
+    disk: DiskArgs,
+    /// The snapshot
+    #[arg(value_name = "NAME")]
+    snapshot: String,
+    /// The directory that the files go into; it is created if it is not there
+    dir: PathBuf,
+}
+
+#[derive(Args, Debug)]
+struct ImportArgs {
+    /// The directory with the files
+    dir: PathBuf,
+    /// The directory that they are copied into; it is created if it is not there
+    dest: PathBuf,
+    #[command(flatten)]
+    progress: ProgressArgs,
+    #[command(flatten)]
+    report: ReportArgs,
+}
+
 pub(crate) fn run(args: &SnapshotArgs) -> Result<Exit, Failure> {
     match &args.job {
         Job::Create(args) => change::create(args),
@@ -143,6 +171,8 @@ pub(crate) fn run(args: &SnapshotArgs) -> Result<Exit, Failure> {
         Job::Rename(args) => change::rename(args),
         Job::Delete(args) => change::delete(args),
         Job::Rescan(args) => change::rescan(args),
+        Job::Export(args) => transfer::export(args),
+        Job::Import(args) => transfer::import(args),
     }
 }
 
@@ -157,5 +187,7 @@ pub(crate) fn identity(args: &SnapshotArgs) -> (&'static str, bool) {
         Job::Rename(args) => (change::RENAME, args.disk.report.json),
         Job::Delete(args) => (change::DELETE, args.disk.report.json),
         Job::Rescan(args) => (change::RESCAN, args.disk.report.json),
+        Job::Export(args) => (transfer::EXPORT, args.disk.report.json),
+        Job::Import(args) => (transfer::IMPORT, args.report.json),
     }
 }
