@@ -18,7 +18,7 @@ use crate::failure::Failure;
 use crate::input::{ChainArgs, is_dash};
 use crate::output::{self, ReportArgs, path_text};
 use crate::progress::ProgressArgs;
-use crate::{human, interrupt};
+use crate::{human, interrupt, size};
 
 pub(crate) const NAME: &str = "merge";
 
@@ -56,6 +56,9 @@ pub(crate) struct MergeArgs {
     /// A child of CHILD in a directory that is not looked at, to be pointed to its new parent
     #[arg(long = "child", value_name = "FILE", conflicts_with = "output")]
     children: Vec<PathBuf>,
+    /// Make progress durable after so many bytes [default: 256M]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse_bytes, conflicts_with = "output")]
+    batch: Option<u64>,
     /// Say what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -183,7 +186,7 @@ fn in_place(args: &MergeArgs, request: &MergeRequest) -> Result<MergeJson, Failu
     let options = MergeOptions {
         cancel: &cancel,
         threads: 0,
-        batch_bytes: MergeOptions::DEFAULT_BATCH,
+        batch_bytes: args.batch.unwrap_or(MergeOptions::DEFAULT_BATCH),
     };
     let reporter = args.progress.reporter("merging");
     let done = merge(&planned, &options, &reporter)?;

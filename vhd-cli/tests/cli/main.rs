@@ -12,6 +12,7 @@ mod diff;
 mod failures;
 mod file_systems;
 mod kill;
+mod merge;
 mod pages;
 mod reports;
 mod snapshot;

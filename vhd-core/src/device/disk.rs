@@ -217,7 +217,8 @@ impl Disk {
     }
 
     fn is_aligned(&self, offset: u64, len: u64) -> bool {
-        (offset | len).is_multiple_of(self.block())
+        // A power of two: a division would take longer than the rest of this layer.
+        (offset | len) & (self.block() - 1) == 0
     }
 
     fn check(&self, offset: u64, len: u64) -> Result<(), DeviceError> {

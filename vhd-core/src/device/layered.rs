@@ -22,13 +22,14 @@ pub enum Layer {
     /// A VHD.
     Vhd(Box<Image>),
     /// A raw file; the last layer only.
-    Raw(PaddedFile),
+    Raw(Arc<PaddedFile>),
 }
 
 impl Layer {
     /// A raw file as the base of a chain.
     pub fn raw(file: Arc<dyn StorageFile>) -> std::io::Result<Self> {
-        Ok(Self::Raw(PaddedFile::new(file, u64::from(LOGICAL_BLOCK))?))
+        let padded = PaddedFile::new(file, u64::from(LOGICAL_BLOCK))?;
+        Ok(Self::Raw(Arc::new(padded)))
     }
 
     /// The size of the layer's own disk in bytes.
@@ -45,7 +46,14 @@ impl Layer {
     pub fn file(&self) -> &dyn StorageFile {
         match self {
             Self::Vhd(image) => &**image.file(),
-            Self::Raw(file) => file,
+            Self::Raw(file) => &**file,
+        }
+    }
+
+    fn shared_file(&self) -> Arc<dyn StorageFile> {
+        match self {
+            Self::Vhd(image) => Arc::clone(image.file()),
+            Self::Raw(file) => Arc::clone(file) as _,
         }
     }
 
@@ -79,6 +87,8 @@ impl Layer {
 /// A disk made of a leaf and its ancestors. Only the leaf is ever written.
 pub struct LayeredDevice {
     layers: Vec<Layer>,
+    /// Their files: one step nearer than through the layers.
+    files: Box<[Arc<dyn StorageFile>]>,
     parents: Option<PlaceIndex>,
     info: DeviceInfo,
     size: u64,
@@ -111,8 +121,9 @@ impl LayeredDevice {
         let preferred = block_size.unwrap_or(MAX_PREFERRED_TRANSFER).min(MAX_PREFERRED_TRANSFER);
         let preferred = u32::try_from(preferred).unwrap_or(LOGICAL_BLOCK);
         let info = DeviceInfo::new(leaf.unique_id().0, preferred, capabilities);
-        let layers = std::iter::once(Layer::Vhd(Box::new(leaf))).chain(ancestors).collect();
+        let layers: Vec<Layer> = std::iter::once(Layer::Vhd(Box::new(leaf))).chain(ancestors).collect();
         Self {
+            files: layers.iter().map(Layer::shared_file).collect(),
             layers,
             parents,
             info,
@@ -198,7 +209,7 @@ impl LayeredDevice {
     }
 
     fn file_of(&self, layer: u32) -> &dyn StorageFile {
-        self.layers[usize_from(u64::from(layer))].file()
+        &*self.files[usize_from(u64::from(layer))]
     }
 
     fn check_write(&self, offset: u64, len: u64) -> Result<(), DeviceError> {

@@ -5,17 +5,15 @@
 //! reads zero), a list of runs where a block is in several pieces. A read then costs the same at every depth:
 //! the word, and at most one list.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
-
-use arc_swap::ArcSwapOption;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{ByteRange, DeviceError, Layer};
 use crate::image::ReadSpan;
 use crate::units::{FileOffset, SECTOR_SIZE, VirtualOffset, u64_from, usize_from};
 
-/// Bytes of run lists that one disk keeps; beyond that the ones that were learned first are learned again.
-const LIST_BYTES: u64 = 64 << 20;
+/// Bytes of run lists that one disk keeps; what is learned beyond that is learned again each time.
+const LIST_BYTES: u64 = 256 << 20;
 
 /// Blocks per lazily allocated group of run lists.
 const GROUP: usize = 512;
@@ -83,70 +81,72 @@ impl Summary {
     }
 }
 
-/// A piece of a block; small, because a search touches several of them, and memory is what it waits for.
-#[derive(Clone, Copy, Debug)]
-struct Run {
-    /// Where the run ends, in sectors from the start of the block.
-    end_sector: u32,
-    /// [`Run::NOWHERE`] for a run that reads zero.
-    layer: u32,
-    /// Where the run starts in the layer's file, in sectors.
-    file_sector: u64,
-}
+/// A piece of a block, in a word: a search touches several of them, and memory is what it waits for.
+///
+/// From the top: where it ends, in sectors from the start of the block, less one; its layer; where it starts in
+/// the layer's file, in sectors, or [`NOWHERE`](Run::NOWHERE).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Run(u64);
 
 impl Run {
-    const NOWHERE: u32 = u32::MAX;
+    const LAYER_BITS: u32 = 12;
+    const SECTOR_BITS: u32 = 33;
+    /// Stands for a run that reads zero.
+    const NOWHERE: u64 = (1 << Self::SECTOR_BITS) - 1;
 
-    fn new(end: u64, place: Option<Place>) -> Self {
-        let end_sector = u32::try_from(end / SECTOR_SIZE).expect("a block has at most 2^32 sectors");
-        match place {
-            Some(Place { layer, offset }) => Self {
-                end_sector,
-                layer,
-                file_sector: offset.0 / SECTOR_SIZE,
-            },
-            None => Self {
-                end_sector,
-                layer: Self::NOWHERE,
-                file_sector: 0,
-            },
-        }
+    /// A run that ends `end` bytes behind the start of its block; `None` if a word can't hold it.
+    fn new(end: u64, place: Option<Place>) -> Option<Self> {
+        let last = (end / SECTOR_SIZE).checked_sub(1)?;
+        let (layer, sector) = match place {
+            Some(Place { layer, offset }) => (u64::from(layer), offset.0 / SECTOR_SIZE),
+            None => (0, Self::NOWHERE),
+        };
+        let fits = last < 1 << (u64::BITS - Self::LAYER_BITS - Self::SECTOR_BITS)
+            && layer < 1 << Self::LAYER_BITS
+            && (sector < Self::NOWHERE || place.is_none());
+        fits.then_some(Self(
+            (last << (Self::LAYER_BITS + Self::SECTOR_BITS)) | (layer << Self::SECTOR_BITS) | sector,
+        ))
     }
 
     /// Where the run ends, in bytes from the start of the block.
     fn end(self) -> u64 {
-        u64::from(self.end_sector) * SECTOR_SIZE
+        ((self.0 >> (Self::LAYER_BITS + Self::SECTOR_BITS)) + 1) * SECTOR_SIZE
     }
 
     fn place(self) -> Option<Place> {
-        let offset = FileOffset(self.file_sector * SECTOR_SIZE);
-        (self.layer != Self::NOWHERE).then_some(Place {
-            layer: self.layer,
-            offset,
+        let sector = self.0 & Self::NOWHERE;
+        let layer = (self.0 >> Self::SECTOR_BITS) & ((1 << Self::LAYER_BITS) - 1);
+        (sector != Self::NOWHERE).then(|| Place {
+            layer: u32::try_from(layer).unwrap_or(u32::MAX),
+            offset: FileOffset(sector * SECTOR_SIZE),
         })
     }
 }
 
 type Runs = Box<[Run]>;
-type Group = Box<[ArcSwapOption<Runs>]>;
+type Group = Box<[OnceLock<Runs>]>;
 
 /// Remembers where the unchanging layers have each block of the leaf.
 pub(super) struct PlaceIndex {
     /// The first layer that does not change: 0 for a leaf that is open for reading, else 1.
     first: usize,
-    block_size: u64,
+    /// Blocks are of two to the power of this many bytes: every read looks one up, and a division takes long.
+    block_shift: u32,
     disk_size: u64,
     summaries: Box<[AtomicU64]>,
     lists: RunLists,
 }
 
 impl PlaceIndex {
-    /// For a leaf of `disk_size` bytes in blocks of `block_size` bytes; the layers from `first` on do not change.
+    /// For a leaf of `disk_size` bytes in blocks of `block_size` bytes, or of the next power of two; the layers from
+    /// `first` on do not change.
     pub(super) fn new(first: usize, disk_size: u64, block_size: u64) -> Self {
-        let blocks = disk_size.div_ceil(block_size);
+        let block_shift = block_size.next_power_of_two().trailing_zeros();
+        let blocks = disk_size.div_ceil(1 << block_shift);
         Self {
             first,
-            block_size,
+            block_shift,
             disk_size,
             summaries: (0..blocks)
                 .map(|_| AtomicU64::new(Summary::Unknown.to_word()))
@@ -155,18 +155,22 @@ impl PlaceIndex {
         }
     }
 
+    fn block_size(&self) -> u64 {
+        1 << self.block_shift
+    }
+
     /// Where the unchanging layers have the first bytes of the range.
     pub(super) fn locate(&self, layers: &[Layer], offset: u64, len: u64) -> Result<Located, DeviceError> {
-        let block = usize_from(offset / self.block_size);
-        let within = offset % self.block_size;
-        let len = len.min(self.block_size - within);
+        let block = usize_from(offset >> self.block_shift);
+        let within = offset & (self.block_size() - 1);
+        let len = len.min(self.block_size() - within);
         match Summary::from_word(self.summaries[block].load(Ordering::Relaxed)) {
             Summary::Zero => Ok(Located { place: None, len }),
             Summary::Whole(place) => Ok(Located {
                 place: Some(place.advanced(within)),
                 len,
             }),
-            Summary::Pieces => match &*self.lists.get(block) {
+            Summary::Pieces => match self.lists.get(block) {
                 Some(runs) => Ok(locate_in(runs, within, len)),
                 None => self.learn(layers, block, within, len),
             },
@@ -176,15 +180,15 @@ impl PlaceIndex {
 
     /// Walks down the chain for a whole block and remembers what it found.
     fn learn(&self, layers: &[Layer], block: usize, within: u64, len: u64) -> Result<Located, DeviceError> {
-        let start = u64_from(block) * self.block_size;
-        let end = self.disk_size.min(start + self.block_size);
-        let runs = walk(layers, self.first, start, end)?;
-        let located = locate_in(&runs, within, len);
-        let summary = match (&*runs, runs[0].place()) {
-            ([_], None) => Summary::Zero,
-            ([_], Some(place)) => Summary::Whole(place),
-            _ => {
-                self.lists.insert(block, runs);
+        let start = u64_from(block) * self.block_size();
+        let end = self.disk_size.min(start + self.block_size());
+        let found = walk(layers, self.first, start, end)?;
+        let located = find(&found, start + within, len);
+        let summary = match &found[..] {
+            [Found { place: None, .. }] => Summary::Zero,
+            [Found { place: Some(place), .. }] => Summary::Whole(*place),
+            pieces => {
+                self.lists.insert(block, start, pieces);
                 Summary::Pieces
             }
         };
@@ -199,8 +203,6 @@ struct RunLists {
     /// In groups that are allocated when a block of theirs is in pieces.
     groups: Box<[OnceLock<Group>]>,
     bytes: AtomicU64,
-    /// Where the search for a list to drop goes on.
-    hand: AtomicUsize,
 }
 
 impl RunLists {
@@ -210,45 +212,26 @@ impl RunLists {
                 .map(|_| OnceLock::new())
                 .collect(),
             bytes: AtomicU64::new(0),
-            hand: AtomicUsize::new(0),
         }
     }
 
-    fn get(&self, block: usize) -> arc_swap::Guard<Option<Arc<Runs>>> {
-        self.list(block).load()
+    fn get(&self, block: usize) -> Option<&[Run]> {
+        Some(self.groups[block / GROUP].get()?[block % GROUP].get()?)
     }
 
-    fn list(&self, block: usize) -> &ArcSwapOption<Runs> {
-        let group = self.groups[block / GROUP].get_or_init(|| (0..GROUP).map(|_| ArcSwapOption::empty()).collect());
-        &group[block % GROUP]
-    }
-
-    fn insert(&self, block: usize, runs: Runs) {
-        self.bytes.fetch_add(bytes_of(&runs), Ordering::Relaxed);
-        self.forget(self.list(block).swap(Some(Arc::new(runs))));
-        let blocks = self.groups.len() * GROUP;
-        for _ in 0..blocks {
-            if self.bytes.load(Ordering::Relaxed) <= LIST_BYTES {
-                break;
-            }
-            let victim = self.hand.fetch_add(1, Ordering::Relaxed) % blocks;
-            if victim != block
-                && let Some(group) = self.groups[victim / GROUP].get()
-            {
-                self.forget(group[victim % GROUP].swap(None));
-            }
+    /// Keeps the pieces of the block that begins at `start` of the disk, if there is room for them.
+    fn insert(&self, block: usize, start: u64, pieces: &[Found]) {
+        let bytes = u64_from(pieces.len() * size_of::<Run>());
+        if self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= LIST_BYTES
+            && let Some(runs) = pieces.iter().map(|run| Run::new(run.end - start, run.place)).collect()
+            && let group = self.groups[block / GROUP].get_or_init(|| (0..GROUP).map(|_| OnceLock::new()).collect())
+            && group[block % GROUP].set(runs).is_ok()
+        {
+            return;
         }
+        // No room, or another thread was first.
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
-
-    fn forget(&self, dropped: Option<Arc<Runs>>) {
-        if let Some(runs) = dropped {
-            self.bytes.fetch_sub(bytes_of(&runs), Ordering::Relaxed);
-        }
-    }
-}
-
-fn bytes_of(runs: &Runs) -> u64 {
-    u64_from(size_of_val(&**runs) + size_of::<Runs>())
 }
 
 /// Looks byte `within` of a block up in its runs.
@@ -262,6 +245,15 @@ fn locate_in(runs: &[Run], within: u64, len: u64) -> Located {
     }
 }
 
+/// Looks byte `offset` of the disk up in what was found.
+fn find(found: &[Found], offset: u64, len: u64) -> Located {
+    let run = &found[found.partition_point(|found| found.end <= offset)];
+    Located {
+        place: run.place.map(|place| place.advanced(offset - run.start)),
+        len: len.min(run.end - offset),
+    }
+}
+
 /// A range of the disk that a layer answered.
 #[derive(Clone, Copy)]
 struct Found {
@@ -271,12 +263,12 @@ struct Found {
 }
 
 /// The runs of `start..end`, each layer from `first` on asked for what the ones above it left open.
-fn walk(layers: &[Layer], first: usize, start: u64, end: u64) -> Result<Runs, DeviceError> {
+fn walk(layers: &[Layer], first: usize, start: u64, end: u64) -> Result<Vec<Found>, DeviceError> {
     let Sifted { found, open } = sift(layers, first, start, end)?;
     if !open.is_empty() {
         return Err(DeviceError::NoParent);
     }
-    Ok(join(&found, start))
+    Ok(join(&found))
 }
 
 /// What the layers from `first` on have of `start..end`.
@@ -303,29 +295,32 @@ struct Sifted {
     open: Vec<(u64, u64)>,
 }
 
-/// A range of the disk that one of some layers holds.
+/// A range of the disk that one of some layers holds, in one piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Held {
     pub(crate) range: ByteRange,
-    /// Where in the file of which layer, counted from the first; `None` for a range that reads zero.
-    pub(crate) place: Option<(usize, FileOffset)>,
+    /// Which layer, counted from the first.
+    pub(crate) layer: usize,
+    /// Where in its file.
+    pub(crate) file_offset: FileOffset,
 }
 
 /// What `layers` hold of a range, ascending: of each sector what the first layer that has it holds. What none of
-/// them has is left out.
+/// them has is left out, and so is what reads zero because the last one has no parent.
 pub(crate) fn held(layers: &[Layer], range: ByteRange) -> Result<Vec<Held>, DeviceError> {
     let Sifted { found, .. } = sift(layers, 0, range.start, range.end())?;
-    let held = found.into_iter().map(|found| Held {
-        range: ByteRange::new(found.start, found.end - found.start),
-        place: found
-            .place
-            .map(|place| (usize_from(u64::from(place.layer)), place.offset)),
+    let held = found.into_iter().filter_map(|found| {
+        found.place.map(|place| Held {
+            range: ByteRange::new(found.start, found.end - found.start),
+            layer: usize_from(u64::from(place.layer)),
+            file_offset: place.offset,
+        })
     });
     Ok(held.collect())
 }
 
-/// Makes maximal runs of what was found for the block at `start`.
-fn join(found: &[Found], start: u64) -> Runs {
+/// Makes maximal runs of what was found.
+fn join(found: &[Found]) -> Vec<Found> {
     let mut runs: Vec<Found> = Vec::new();
     for next in found {
         match runs.last_mut() {
@@ -335,9 +330,7 @@ fn join(found: &[Found], start: u64) -> Runs {
             _ => runs.push(*next),
         }
     }
-    runs.into_iter()
-        .map(|run| Run::new(run.end - start, run.place))
-        .collect()
+    runs
 }
 
 /// Asks one layer about `from..to`: what it has goes to `found`, what it leaves to its parent to `passed_on`.
@@ -444,27 +437,62 @@ mod tests {
                 place: None,
             },
         ];
-        let runs = join(&found, 4096);
+        let joined = join(&found);
+        assert_eq!(joined.iter().map(|run| run.end).collect::<Vec<_>>(), [5120, 5632, 6656]);
+        let lists = RunLists::new(1);
+        lists.insert(0, 4096, &joined);
+        let runs = lists.get(0).unwrap();
         assert_eq!(runs.iter().map(|run| run.end()).collect::<Vec<_>>(), [1024, 1536, 2560]);
-        assert_eq!(
-            locate_in(&runs, 512, 4096),
-            Located {
-                place: at(1024),
-                len: 512
-            }
-        );
-        assert_eq!(locate_in(&runs, 1536, 512), Located { place: None, len: 512 });
+        for within in (0..2560).step_by(512) {
+            assert_eq!(locate_in(runs, within, 4096), find(&joined, 4096 + within, 4096));
+        }
+        let half = Located {
+            place: at(1024),
+            len: 512,
+        };
+        assert_eq!(locate_in(runs, 512, 4096), half);
+        assert_eq!(locate_in(runs, 1536, 512), Located { place: None, len: 512 });
     }
 
     #[test]
-    fn lists_are_dropped_past_the_bound() {
-        let lists = RunLists::new(64);
-        let big = || vec![Run::new(512, None); usize_from(LIST_BYTES) / 8 / size_of::<Run>()].into_boxed_slice();
-        for block in 0..32 {
-            lists.insert(block, big());
-            assert!(lists.bytes.load(Ordering::Relaxed) <= LIST_BYTES);
-            assert!(lists.get(block).is_some());
+    fn a_run_is_a_word_or_nothing() {
+        let at = |layer, sector| {
+            Some(Place {
+                layer,
+                offset: FileOffset(sector * SECTOR_SIZE),
+            })
+        };
+        for (end, place) in [(512, None), (256 << 20, at(4095, (1 << 33) - 2)), (1024, at(0, 0))] {
+            let run = Run::new(end, place).unwrap();
+            assert_eq!((run.end(), run.place()), (end, place));
         }
-        assert!(lists.get(0).is_none());
+        for (end, place) in [
+            (0, None),
+            ((256 << 20) + 512, None),
+            (512, at(4096, 0)),
+            (512, at(0, (1 << 33) - 1)),
+        ] {
+            assert_eq!(Run::new(end, place), None);
+        }
+    }
+
+    #[test]
+    fn lists_are_kept_within_the_bound() {
+        let lists = RunLists::new(64);
+        let many = usize_from(LIST_BYTES) / size_of::<Run>() / 4;
+        let pieces = vec![
+            Found {
+                start: 0,
+                end: 512,
+                place: None
+            };
+            many
+        ];
+        for block in 0..6 {
+            lists.insert(block, 0, &pieces);
+            lists.insert(block, 0, &pieces);
+            assert_eq!(lists.get(block).is_some(), block < 4);
+        }
+        assert_eq!(lists.bytes.load(Ordering::Relaxed), LIST_BYTES);
     }
 }

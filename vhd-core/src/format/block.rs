@@ -80,13 +80,13 @@ impl BlockLayout {
     /// The block that holds `offset`. Offsets past all that a table can count give the largest index.
     #[must_use]
     pub fn block_of(self, offset: VirtualOffset) -> BlockIndex {
-        BlockIndex(u32::try_from(offset.0 / self.block_size()).unwrap_or(u32::MAX))
+        BlockIndex(u32::try_from(offset.0 >> self.block_size.trailing_zeros()).unwrap_or(u32::MAX))
     }
 
     /// Bytes from the start of its block to `offset`.
     #[must_use]
     pub fn offset_in_block(self, offset: VirtualOffset) -> u64 {
-        offset.0 % self.block_size()
+        offset.0 & (self.block_size() - 1)
     }
 
     /// Where the data of `block` begins on the disk.

@@ -55,6 +55,13 @@ impl MergeOptions<'_> {
     /// Bytes that are copied before progress is made durable, unless asked otherwise.
     pub const DEFAULT_BATCH: u64 = 256 << 20;
 
+    /// A batch is never smaller than what a thread takes on.
+    fn window(&self) -> u64 {
+        WINDOW
+            .min(self.batch_bytes.next_multiple_of(SECTOR_SIZE))
+            .max(SECTOR_SIZE)
+    }
+
     pub(super) fn is_cancelled(&self) -> bool {
         self.cancel.load(Ordering::Relaxed)
     }
@@ -111,10 +118,10 @@ impl LayerCopy<'_> {
             let mut flushing: Option<(u64, Flushing<'_>)> = None;
             loop {
                 let copied = match at < self.target.size() && !self.options.is_cancelled() {
-                    true => Some(copier.batch(at)?),
+                    true => Some(copier.batch(at)),
                     false => None,
                 };
-                // The next batch is copied while the one before is synced.
+                // The next batch is copied while the one before is synced. A failure to sync is the cause of any other.
                 if let Some((done, thread)) = flushing.take() {
                     let flushed = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
                     flushed.map_err(|source| copier.target_error(source))?;
@@ -122,7 +129,7 @@ impl LayerCopy<'_> {
                     checkpoint(done)?;
                 }
                 let Some(copied) = copied else { return Ok(at) };
-                at = copied;
+                at = copied?;
                 if self.mode != CopyMode::Verify && at < self.target.size() {
                     flushing = Some((at, scope.spawn(|| self.target.flush())));
                 }
@@ -160,6 +167,8 @@ impl Counts {
 /// Windows that are handed out until a batch is full.
 struct Batch {
     next: AtomicU64,
+    /// Bytes of the disk that are handed out at once.
+    window: u64,
     bytes: AtomicU64,
     stopped: AtomicBool,
     started: Instant,
@@ -171,6 +180,7 @@ impl Copier<'_> {
     fn batch(&self, start: u64) -> Result<u64, MergeError> {
         let batch = Batch {
             next: AtomicU64::new(start),
+            window: self.job.options.window(),
             bytes: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
             started: Instant::now(),
@@ -191,11 +201,11 @@ impl Copier<'_> {
     fn work(&self, batch: &Batch) -> Result<(), MergeError> {
         let mut buffers = Buffers::default();
         while self.goes_on(batch) {
-            let start = batch.next.fetch_add(WINDOW, Ordering::Relaxed);
+            let start = batch.next.fetch_add(batch.window, Ordering::Relaxed);
             if start >= self.job.target.size() {
                 break;
             }
-            let window = ByteRange::new(start, WINDOW.min(self.job.target.size() - start));
+            let window = ByteRange::new(start, batch.window.min(self.job.target.size() - start));
             match self.window(window, &mut buffers) {
                 Ok(bytes) => batch.bytes.fetch_add(bytes, Ordering::Relaxed),
                 Err(error) => {
@@ -222,10 +232,7 @@ impl Copier<'_> {
         let mut bytes = 0;
         while let Some(first) = rest.first() {
             let (group, behind) = rest.split_at(group_len(rest));
-            match first.place {
-                None => self.zero(first.range)?,
-                Some((layer, FileOffset(offset))) => self.copy(layer, offset, group, buffers)?,
-            }
+            self.copy(first.layer, first.file_offset.0, group, buffers)?;
             let held: u64 = group.iter().map(|piece| piece.range.len).sum();
             self.job.progress.advance(held);
             bytes += held;
@@ -357,13 +364,11 @@ fn cut(found: &[Held]) -> Vec<Held> {
     for whole in found {
         let mut done = 0;
         while done < whole.range.len {
-            let len = match whole.place {
-                Some(_) => STEP.min(whole.range.len - done),
-                None => whole.range.len,
-            };
+            let len = STEP.min(whole.range.len - done);
             pieces.push(Held {
                 range: ByteRange::new(whole.range.start + done, len),
-                place: whole.place.map(|(layer, offset)| (layer, FileOffset(offset.0 + done))),
+                file_offset: FileOffset(whole.file_offset.0 + done),
+                ..*whole
             });
             done += len;
         }
@@ -374,12 +379,11 @@ fn cut(found: &[Held]) -> Vec<Held> {
 /// How many of the first pieces are read at once: they lie in one file like on the disk, and close together.
 fn group_len(pieces: &[Held]) -> usize {
     let first = pieces[0];
-    let Some((layer, FileOffset(start))) = first.place else {
-        return 1;
-    };
     let mut end = first.range.end();
     let joins = pieces[1..].iter().take_while(|next| {
-        let together = next.place == Some((layer, FileOffset(start + (next.range.start - first.range.start))))
+        let in_line = next.file_offset.0.wrapping_sub(first.file_offset.0) == next.range.start - first.range.start;
+        let together = next.layer == first.layer
+            && in_line
             && next.range.start - end <= READ_GAP
             && next.range.end() - first.range.start <= STEP;
         end = next.range.end();

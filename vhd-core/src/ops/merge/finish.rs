@@ -11,7 +11,7 @@ use super::plan::{open_target, other_disk};
 use super::{MergeError, MergePlan, MergeReport};
 use crate::chain::{OpenedDisk, parent_link};
 use crate::image::{Amendment, Footers, Image, OpenMode};
-use crate::storage::{Access, HostFile, Sharing, remove_file};
+use crate::storage::{Access, HostFile, Sharing, StorageError, remove_file};
 
 /// What is left to be done once everything is in the target. Each step may have been done already.
 pub(super) struct Finish<'a> {
@@ -67,7 +67,14 @@ impl<'a> Finish<'a> {
             return Ok(false);
         }
         let link = parent_link(path, &self.journal.target.path, target)?;
-        let file = Arc::new(HostFile::open(path, Access::ReadWrite, Sharing::Exclusive)?);
+        let file = match HostFile::open(path, Access::ReadWrite, Sharing::Exclusive) {
+            Ok(file) => Arc::new(file),
+            // A machine may run on one that was pointed before the merge died.
+            Err(StorageError::Locked { .. }) if dependants::parent_id(path)? == Some(self.journal.target.id) => {
+                return Ok(false);
+            }
+            Err(error) => return Err(error.into()),
+        };
         let modified = file.modified().ok();
         let image = Image::open(file, &OpenMode::read_write()).map_err(|source| MergeError::Child {
             path: path.to_owned(),
