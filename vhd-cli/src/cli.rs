@@ -4,7 +4,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::commands::{
     azure, check, compact, compare, completions, convert, create, diff, export_delta, hash, import_delta, info, man,
-    map, measure, merge, snapshot, tour, tree,
+    map, measure, merge, snapshot, tour, tree, verify,
 };
 use crate::exit;
 
@@ -88,6 +88,8 @@ pub(crate) enum Command {
     Measure(measure::MeasureArgs),
     /// Write an image, or a range of a chain, into the image below it
     Merge(merge::MergeArgs),
+    /// Say whether an ancestor changed since its digests were recorded, and where
+    Verify(verify::VerifyArgs),
     /// Walk through the main jobs in a temporary directory, checking each step
     Tour(tour::TourArgs),
     /// Print a script that completes the command line in a shell

@@ -66,6 +66,8 @@ const TABLE: &[Code] = &[
     library(ErrorKind::DigestMissing,   "VHD-E0120", Exit::Refused),
     library(ErrorKind::SavedState,      "VHD-E0121", Exit::Refused),
     library(ErrorKind::ForeignMetadata, "VHD-E0122", Exit::Refused),
+    library(ErrorKind::DigestDamaged,   "VHD-E0123", Exit::Corrupt),
+    library(ErrorKind::DigestOtherDisk, "VHD-E0124", Exit::Refused),
 
     library(ErrorKind::ParentMissing,   "VHD-E0201", Exit::Parent),
     library(ErrorKind::ParentMismatch,  "VHD-E0202", Exit::Parent),
@@ -99,6 +101,7 @@ const TABLE: &[Code] = &[
     library(ErrorKind::Verification,    "VHD-E0410", Exit::Failed),
     library(ErrorKind::NoBlocks,        "VHD-E0411", Exit::Refused),
     library(ErrorKind::Cancelled,       "VHD-E0412", Exit::Failed),
+    library(ErrorKind::ContentChanged,  "VHD-E0413", Exit::Differ),
     library(ErrorKind::NotRelated,      "VHD-E0415", Exit::Refused),
 
     own(Kind::SameFile,                 "VHD-E0501", "same-file",         Exit::Refused),

@@ -15,13 +15,14 @@ pub(crate) enum Exit {
     Corrupt,
     /// `check`: only leaked space, or damage that loses nothing.
     Repairable,
-    /// `compare`: the contents differ.
+    /// `compare`, `diff`: the contents differ. `verify`: an ancestor changed.
     Differ,
     /// A parent is missing, is another disk, or is its own ancestor.
     Parent,
     /// Another program uses the image.
     Locked,
-    /// Refused, and nothing was changed: the destination exists, sizes do not match, a format is ambiguous.
+    /// Refused, and nothing was changed: the destination exists, sizes do not match, a format is ambiguous, there is no
+    /// record to verify by.
     Refused,
 }
 
@@ -61,10 +62,12 @@ impl Exit {
             Self::Usage => "the command line is wrong",
             Self::Corrupt => "an image is corrupt, or no VHD where one is needed",
             Self::Repairable => "check: only leaked space or repairable findings",
-            Self::Differ => "compare, diff: the contents differ",
+            Self::Differ => "compare, diff: the contents differ; verify: an ancestor changed",
             Self::Parent => "a parent is missing, another disk, or its own ancestor (check: 3)",
             Self::Locked => "another program uses the image",
-            Self::Refused => "refused, nothing changed: destination exists, sizes differ, format ambiguous, ...",
+            Self::Refused => {
+                "refused, nothing changed: destination exists, sizes differ, format ambiguous, no usable digest record, ..."
+            }
         }
     }
 }

@@ -163,6 +163,7 @@ from_library!(
     vhd_core::ops::compact::CompactError,
     vhd_core::ops::merge::MergeError,
     vhd_core::snapshot::SnapshotError,
+    vhd_core::ops::verify::VerifyError,
     vhd_core::storage::StorageError,
 );
 

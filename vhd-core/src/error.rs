@@ -50,8 +50,12 @@ pub enum ErrorKind {
     /// The disk says that it has a partition table that is not usable, or can't be moved.
     PartitionTable,
 
-    /// An image that is to be put on another has no digests to verify that by.
+    /// There are no digests to verify a disk by.
     DigestMissing,
+    /// A record of digests is damaged itself.
+    DigestDamaged,
+    /// A record of digests is of another disk.
+    DigestOtherDisk,
 
     /// No file with the parent's identity was found.
     ParentMissing,
@@ -116,6 +120,8 @@ pub enum ErrorKind {
     NoBlocks,
     /// It was told to stop.
     Cancelled,
+    /// What must not change did.
+    ContentChanged,
     /// Two images are not related as the job needs them.
     NotRelated,
 }
@@ -146,6 +152,8 @@ impl ErrorKind {
         Self::Ambiguous,
         Self::PartitionTable,
         Self::DigestMissing,
+        Self::DigestDamaged,
+        Self::DigestOtherDisk,
         Self::ParentMissing,
         Self::ParentMismatch,
         Self::ChainCycle,
@@ -176,6 +184,7 @@ impl ErrorKind {
         Self::Verification,
         Self::NoBlocks,
         Self::Cancelled,
+        Self::ContentChanged,
         Self::NotRelated,
     ];
 
@@ -206,6 +215,8 @@ impl ErrorKind {
             Self::Ambiguous => "format-ambiguous",
             Self::PartitionTable => "partition-table",
             Self::DigestMissing => "digest-missing",
+            Self::DigestDamaged => "digest-damaged",
+            Self::DigestOtherDisk => "digest-other-disk",
             Self::ParentMissing => "parent-missing",
             Self::ParentMismatch => "parent-mismatch",
             Self::ChainCycle => "chain-cycle",
@@ -236,6 +247,7 @@ impl ErrorKind {
             Self::Verification => "verification",
             Self::NoBlocks => "no-blocks",
             Self::Cancelled => "cancelled",
+            Self::ContentChanged => "content-changed",
             Self::NotRelated => "not-related",
         }
     }

@@ -23,6 +23,7 @@ pub(crate) mod snapshot;
 mod stem;
 pub(crate) mod tour;
 pub(crate) mod tree;
+pub(crate) mod verify;
 
 use crate::cli::Command;
 use crate::exit::Exit;
@@ -55,6 +56,7 @@ fn dispatch(command: &Command) -> Result<Exit, Failure> {
         Command::Snapshot(args) => snapshot::run(args),
         Command::Compact(args) => compact::run(args),
         Command::Measure(args) => measure::run(args),
+        Command::Verify(args) => verify::run(args),
         Command::Merge(args) => merge::run(args),
         Command::Tour(args) => tour::run(args),
         Command::Completions(args) => completions::run(args),
@@ -80,6 +82,7 @@ fn identity(command: &Command) -> (&'static str, bool) {
         Command::Snapshot(args) => snapshot::identity(args),
         Command::Compact(args) => (compact::NAME, args.report.json),
         Command::Measure(args) => (measure::NAME, args.report.json),
+        Command::Verify(args) => (verify::NAME, args.report.json),
         Command::Merge(args) => (merge::NAME, args.report.json),
         Command::Tour(_) => ("tour", false),
         Command::Completions(_) => ("completions", false),

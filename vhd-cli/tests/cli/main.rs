@@ -19,6 +19,7 @@ mod snapshot;
 mod streams;
 mod support;
 mod tree;
+mod verify;
 
 #[allow(dead_code, reason = "these tests use a part of it")]
 #[path = "../../../vhd-core/tests/common/tools.rs"]

@@ -167,6 +167,25 @@ fn a_rescan_needs_the_images_alone() {
 }
 
 #[test]
+fn digests_notice_a_frozen_file_that_is_changed() {
+    let lab = disk();
+    let report = lab.json_of(&["snapshot", "create", "vm.vhd", "--name", "three", "--digest"]);
+    assert!(report["digest_bytes"].as_u64().unwrap() > 0);
+    let frozen = report["frozen"].as_str().unwrap().to_owned();
+    let verify = ["verify", "vm.vhd@now", "--allow-missing"];
+    lab.run(&verify, 0);
+    lab.write(&frozen, 4096, b"changed");
+    lab.run(&verify, 5);
+    // What a deletion changes is no alarm, and no record is left over.
+    lab.run(&["snapshot", "create", "vm.vhd", "--name", "four", "--digest"], 0);
+    lab.run(&["snapshot", "delete", "vm.vhd", "three"], 0);
+    let records = lab.names().into_iter().filter(|name| name.ends_with(".digest")).count();
+    assert_eq!(records, 0);
+    lab.run(&["snapshot", "create", "vm.vhd", "--name", "five", "--digest"], 0);
+    lab.run(&verify, 0);
+}
+
+#[test]
 fn trees_go_out_and_in() {
     let lab = disk();
     let exported = lab.json_of(&["snapshot", "export", "vm.vhd", "two", "out"]);

@@ -73,7 +73,7 @@ impl Layer {
         }
     }
 
-    pub(super) fn resolve_read(&self, offset: VirtualOffset, len: u64) -> Result<ReadSpan, DeviceError> {
+    pub(crate) fn resolve_read(&self, offset: VirtualOffset, len: u64) -> Result<ReadSpan, DeviceError> {
         match self {
             Self::Vhd(image) => image.resolve_read(offset, len),
             Self::Raw(_) => Ok(ReadSpan::Data {

@@ -1,4 +1,4 @@
-//! Long operations on whole disks: convert, stream, compare, diff, hash, compact, merge.
+//! Long operations on whole disks: convert, stream, compare, diff, hash, compact, merge, verify.
 
 pub mod azure;
 pub mod compact;
@@ -11,6 +11,7 @@ mod error;
 mod hash;
 pub mod merge;
 mod ordered;
+pub mod verify;
 mod zeroes;
 
 pub use compare::{Comparison, compare};

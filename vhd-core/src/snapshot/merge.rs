@@ -5,6 +5,8 @@ use super::error::SnapshotError;
 use super::manifest::{ImageFile, Node, Pending, Snapshot};
 use super::tree::SnapshotTree;
 use crate::ops::merge::{MergeOptions, MergePlan, MergeRequest, is_unfinished, merge, plan};
+use crate::ops::verify::record_path;
+use crate::storage::remove_file;
 
 impl SnapshotTree<'_> {
     /// Merges the one dependant of a deleted snapshot into its file. What can be refused is refused before anything
@@ -69,6 +71,10 @@ impl SnapshotTree<'_> {
             threads: 0,
             batch_bytes: MergeOptions::DEFAULT_BATCH,
         };
+        // Digests of what is about to change, and of what is about to go, would raise a false alarm.
+        for path in [plan.child(), plan.target()] {
+            remove_file(&record_path(path))?;
+        }
         let report = merge(plan, &options, self.work.progress)?;
         if report.cancelled {
             return Err(SnapshotError::Interrupted {

@@ -12,6 +12,7 @@ use super::recover::Recovered;
 use super::survey::look_at;
 use crate::chain::{ChainError, MAX_DEPTH, OpenOptions, create_child};
 use crate::ops::Progress;
+use crate::ops::verify::record_path;
 use crate::storage;
 
 /// Told of each step of an operation when it is durable: for tests that look at what a crash would leave there.
@@ -204,6 +205,7 @@ impl<'w> SnapshotTree<'w> {
             Some(id) if id == file.id => {
                 // INV-23: the manifest without it is durable.
                 storage::remove_file(&self.path(file))?;
+                storage::remove_file(&record_path(&self.path(file)))?;
                 self.work.steps.done("file removed");
             }
             Some(id) => return Err(self.stale(format!("{} is the image {id}, not {}", file.name, file.id))),

@@ -3,7 +3,9 @@
 use std::sync::atomic::AtomicBool;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use vhd_core::snapshot::{self, Recovered, SnapshotTree, Unsaved, Work};
+use vhd_core::chain::OpenOptions;
+use vhd_core::ops::verify::{self, VerifyOptions};
+use vhd_core::snapshot::{self, Created, Recovered, SnapshotTree, Unsaved, Work};
 
 use super::report::{AppliedReport, CreatedReport, DeletedReport, RenamedReport, RescannedReport};
 use super::{ApplyArgs, CreateArgs, DeleteArgs, DiskArgs, RenameArgs, RescanArgs};
@@ -22,8 +24,29 @@ pub(super) const RESCAN: &str = "snapshot rescan";
 
 pub(super) fn create(args: &CreateArgs) -> Result<Exit, Failure> {
     let created = with_tree(&args.disk, |tree| Ok(tree.create(&args.name)?))?;
-    output::report(args.disk.report, CREATE, &CreatedReport::of(&created))?;
+    let digest = args.digest.then(|| record_digests(&args.disk, &created)).transpose()?;
+    output::report(args.disk.report, CREATE, &CreatedReport::of(&created, digest))?;
     Ok(Exit::Ok)
+}
+
+/// Records digests of the image that was frozen. The snapshot is there, whatever becomes of them.
+fn record_digests(args: &DiskArgs, created: &Created) -> Result<u64, Failure> {
+    let cancel = interrupt::flag_on_interrupt();
+    let options = VerifyOptions {
+        cancel: &cancel,
+        threads: 0,
+        fast: false,
+    };
+    let opened = OpenOptions::new().open(&created.active)?;
+    let reporter = args.progress.reporter("recording digests");
+    let frozen = opened.layers().nth(1);
+    // What was recorded of it while it was the active file is history.
+    let recorded = frozen.map(|frozen| verify::record(frozen, true, &options, &reporter));
+    let about = format!("snapshot \"{}\" is taken, without digests", created.snapshot.name);
+    let recorded = recorded
+        .transpose()
+        .map_err(|error| Failure::from(error).about(about))?;
+    Ok(recorded.map_or(0, |report| report.record_bytes))
 }
 
 pub(super) fn apply(args: &ApplyArgs) -> Result<Exit, Failure> {

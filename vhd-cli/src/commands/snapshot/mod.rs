@@ -88,6 +88,9 @@ struct CreateArgs {
     /// What it is called: no slash, no @, at most 100 characters, and not "now"
     #[arg(long)]
     name: String,
+    /// Record digests of the frozen file, by which `vhd verify` notices if it is changed
+    #[arg(long)]
+    digest: bool,
 }
 
 #[derive(Args, Debug)]

@@ -18,6 +18,8 @@ pub(super) struct CreatedReport {
     created: Option<String>,
     frozen: String,
     active: String,
+    /// Bytes of the record of digests, with --digest.
+    digest_bytes: Option<u64>,
 }
 
 /// A snapshot that was applied.
@@ -80,7 +82,7 @@ struct WaitingReport {
 }
 
 impl CreatedReport {
-    pub(super) fn of(created: &Created) -> Self {
+    pub(super) fn of(created: &Created, digest_bytes: Option<u64>) -> Self {
         let snapshot = &created.snapshot;
         Self {
             name: snapshot.name.clone(),
@@ -88,6 +90,7 @@ impl CreatedReport {
             created: human::unix_utc(snapshot.created),
             frozen: snapshot.file.name.clone(),
             active: path_text(&created.active),
+            digest_bytes,
         }
     }
 }
