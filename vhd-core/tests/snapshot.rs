@@ -14,8 +14,9 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
 use common::announce;
-use common::disk::{assert_reads, create, open, write_session};
+use common::disk::{assert_reads, assert_same, create, open, write_session};
 use common::rng::{Rng, chance, seeded};
+use common::tools::{have, seven_zip_reads};
 use tempfile::TempDir;
 use vhd_core::ErrorKind;
 use vhd_core::chain::{OpenOptions, create_child};
@@ -613,6 +614,12 @@ fn inv_23_24_25_the_table_of_deletions() {
 
     announce(&format!("deletions: {crashes} interruptions"));
     lab.check();
+    if have(&["7zz"], "snapshots as 7-Zip reads them") {
+        for (name, content) in &lab.model.snapshots {
+            assert_same(&seven_zip_reads(&file(&lab, name)), content, name);
+        }
+        assert_same(&seven_zip_reads(&file(&lab, "now")), &lab.model.now, "now");
+    }
 }
 
 #[test]
