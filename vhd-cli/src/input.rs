@@ -92,7 +92,12 @@ impl SourceArgs {
 
     /// Opens `source` for reading, with its ancestors, and says what is odd about them.
     pub(crate) fn open(&self, source: &Source) -> Result<OpenedDisk, Failure> {
-        let opened = self.options(source).open(&source.path)?;
+        self.open_noting(source, &mut Vec::new())
+    }
+
+    /// The same, and `found` has the files of the chain as far as they are in order, after a failure too.
+    pub(crate) fn open_noting(&self, source: &Source, found: &mut Vec<PathBuf>) -> Result<OpenedDisk, Failure> {
+        let opened = self.options(source).open_noting(&source.path, found)?;
         for warning in opened.warnings() {
             output::warning(warning);
         }

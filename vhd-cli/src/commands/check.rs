@@ -120,7 +120,11 @@ fn check_storage(file: &dyn StorageFile, path: &Path) -> Result<CheckReport, Fai
 fn check_ancestors(args: &CheckArgs, source: &Source, outcome: &mut Outcome) -> Result<(), Failure> {
     let chain = args.chain.clone();
     let options = SourceArgs { from: None, chain }.options(source);
-    match options.format(Some(ImageFormat::Vhd)).open(&source.path) {
+    let mut found = Vec::new();
+    match options
+        .format(Some(ImageFormat::Vhd))
+        .open_noting(&source.path, &mut found)
+    {
         Ok(opened) => {
             for layer in opened.layers().skip(1) {
                 if layer.layer.image().is_some() {
@@ -133,7 +137,12 @@ fn check_ancestors(args: &CheckArgs, source: &Source, outcome: &mut Outcome) -> 
             }
             Ok(())
         }
-        Err(error) => add_chain_error(args, source, error, outcome),
+        Err(error) => {
+            for ancestor in found.iter().skip(1) {
+                outcome.add(ancestor, check_file(args, ancestor)?);
+            }
+            add_chain_error(args, error, outcome)
+        }
     }
 }
 
@@ -146,7 +155,7 @@ fn is_about_parents(warning: &ChainWarning) -> bool {
 }
 
 /// What is wrong with the chain is a finding; what kept it from being looked at is a failure.
-fn add_chain_error(args: &CheckArgs, source: &Source, error: ChainError, outcome: &mut Outcome) -> Result<(), Failure> {
+fn add_chain_error(args: &CheckArgs, error: ChainError, outcome: &mut Outcome) -> Result<(), Failure> {
     let at = match &error {
         ChainError::Image { path, .. } | ChainError::TooDeep { path, .. } => path.clone(),
         ChainError::ParentMissing { child, .. }
@@ -159,7 +168,8 @@ fn add_chain_error(args: &CheckArgs, source: &Source, error: ChainError, outcome
     if is_damage && failure.exit() != Exit::Corrupt {
         return Err(failure);
     }
-    if at != source.path {
+    let name = path_text(&at);
+    if outcome.files.iter().all(|file| file.path != name) {
         outcome.add(&at, check_file(args, &at)?);
     }
     // A damaged file's own findings say more, but the chain may be stricter than they are.

@@ -1,9 +1,8 @@
 //! `vhd compact`: a shorter file with the same content.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
-use std::time::SystemTime;
 
 use clap::Args;
 use serde::Serialize;
@@ -13,6 +12,7 @@ use vhd_core::device::LayeredDevice;
 use vhd_core::ops::compact::{CompactError, CompactOptions, CompactPlan, CompactReport, FreeSpace, Survey, compact};
 
 use super::measure::{PartitionSpace, partition_spaces};
+use super::parent_time::ParentTime;
 use crate::codes::Kind;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -121,8 +121,8 @@ pub(crate) fn run(args: &CompactArgs) -> Result<Exit, Failure> {
         .as_ref()
         .map(|space| tell_unusable(space, &source.name))
         .unwrap_or_default();
-    let modified = (!children.is_empty() && !args.free_space)
-        .then(|| modified(&args.image))
+    let time = (!children.is_empty() && !args.free_space)
+        .then(|| ParentTime::of(&args.image))
         .transpose()?;
     let device = opened.into_device().ok_or(CompactError::NoBlocks);
     let device = device.map_err(|error| Failure::from(error).about(&source.name))?;
@@ -135,8 +135,8 @@ pub(crate) fn run(args: &CompactArgs) -> Result<Exit, Failure> {
     let report = job
         .run(device)
         .map_err(|error| Failure::from(error).about(&source.name))?;
-    if let Some(modified) = modified.filter(|_| !args.dry_run) {
-        keep_modified(&args.image, modified);
+    if let Some(time) = time.filter(|_| !args.dry_run) {
+        time.keep();
     }
     let json = CompactJson {
         partitions,
@@ -198,25 +198,6 @@ fn tell_unusable(space: &DiskSpace, image: &str) -> Vec<PartitionSpace> {
         }
     }
     partitions
-}
-
-fn modified(path: &Path) -> Result<SystemTime, Failure> {
-    let time = std::fs::metadata(path).and_then(|metadata| metadata.modified());
-    time.map_err(|error| Failure::io("query", path, &error))
-}
-
-/// Children remember when their parent's file was changed last, and its content was not.
-fn keep_modified(path: &Path, modified: SystemTime) {
-    let set = std::fs::File::options()
-        .write(true)
-        .open(path)
-        .and_then(|file| file.set_modified(modified));
-    if let Err(error) = set {
-        let path = path.display();
-        output::warning(format_args!(
-            "{path}: its children will find another modification time: {error}"
-        ));
-    }
 }
 
 struct Job<'a> {

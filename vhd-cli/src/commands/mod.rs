@@ -17,8 +17,11 @@ pub(crate) mod man;
 pub(crate) mod map;
 pub(crate) mod measure;
 pub(crate) mod merge;
+pub(crate) mod new_id;
 mod pair;
+mod parent_time;
 mod ranges;
+pub(crate) mod reparent;
 pub(crate) mod snapshot;
 mod stem;
 pub(crate) mod tour;
@@ -56,6 +59,8 @@ fn dispatch(command: &Command) -> Result<Exit, Failure> {
         Command::Snapshot(args) => snapshot::run(args),
         Command::Compact(args) => compact::run(args),
         Command::Measure(args) => measure::run(args),
+        Command::Reparent(args) => reparent::run(args),
+        Command::NewId(args) => new_id::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Merge(args) => merge::run(args),
         Command::Tour(args) => tour::run(args),
@@ -82,6 +87,8 @@ fn identity(command: &Command) -> (&'static str, bool) {
         Command::Snapshot(args) => snapshot::identity(args),
         Command::Compact(args) => (compact::NAME, args.report.json),
         Command::Measure(args) => (measure::NAME, args.report.json),
+        Command::Reparent(args) => (reparent::NAME, args.report.json),
+        Command::NewId(args) => (new_id::NAME, args.report.json),
         Command::Verify(args) => (verify::NAME, args.report.json),
         Command::Merge(args) => (merge::NAME, args.report.json),
         Command::Tour(_) => ("tour", false),

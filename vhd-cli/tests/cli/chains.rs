@@ -69,6 +69,37 @@ fn a_damaged_parent_is_refused_by_every_command() {
 }
 
 #[test]
+fn the_layers_above_a_break_are_shown() {
+    let lab = Lab::new();
+    lab.chain();
+    lab.run(&["create", "middle.avhd", "--parent", "leaf.avhd"], 0);
+    lab.run(&["create", "top.avhd", "--parent", "middle.avhd"], 0);
+    let layers = |wanted: &[&str], exit: i32| {
+        let info = lab.json(&["info", "top.avhd"], exit);
+        let paths = info["layers"].as_array().unwrap().iter();
+        let paths: Vec<&str> = paths.map(|layer| layer["path"].as_str().unwrap()).collect();
+        assert_eq!(paths, wanted);
+        assert!(info["error"]["code"].is_string(), "{info}");
+        let check = lab.json(&["check", "top.avhd"], 3);
+        let files = check["files"].as_array().unwrap().iter();
+        let files: Vec<&str> = files.map(|file| file["path"].as_str().unwrap()).collect();
+        assert_eq!(files[..wanted.len()], *wanted);
+        let broken = &check["findings"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|finding| finding["severity"] == "corrupt");
+        broken.unwrap()["path"].as_str().unwrap().to_owned()
+    };
+    fs::rename(lab.path("parent.vhd"), lab.path("gone")).unwrap();
+    assert_eq!(layers(&["top.avhd", "middle.avhd", "leaf.avhd"], 6), "leaf.avhd");
+    let text = stdout(&lab.run(&["info", "top.avhd"], 6));
+    assert!(text.contains("3 layers of a broken chain"), "{text}");
+    lab.damage("leaf.avhd", 512, b"nonsense");
+    assert_eq!(layers(&["top.avhd", "middle.avhd"], 3), "leaf.avhd");
+}
+
+#[test]
 fn parents_elsewhere_are_found_where_they_are_named() {
     let lab = Lab::new();
     lab.chain();

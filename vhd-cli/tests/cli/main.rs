@@ -14,6 +14,7 @@ mod file_systems;
 mod kill;
 mod merge;
 mod pages;
+mod reparent;
 mod reports;
 mod snapshot;
 mod streams;

@@ -27,7 +27,7 @@ fn info_shows_the_whole_chain() {
     assert_eq!((&leaf["allocated_blocks"], &leaf["blocks"]), (&json!(1), &json!(4)));
     assert_eq!(leaf["owned_bytes"], 512);
     assert_eq!(leaf["file_size"], lab.len("leaf.avhd"));
-    assert_eq!(leaf["creator"]["application"], "vhd");
+    assert_eq!(leaf["creator"]["application"], "win");
     assert!(leaf["disk_usage"].as_u64().unwrap() > 0);
     assert!(leaf["created"].as_str().unwrap().ends_with('Z'));
     let text = stdout(&lab.run(&["info", "leaf.avhd"], 0));

@@ -71,18 +71,27 @@ pub fn create_child(
 
 /// What an image at `child` has to say of the disk at `parent`, which is open as `opened`.
 pub fn parent_link(child: &Path, parent: &Path, opened: &OpenedDisk) -> Result<ParentLink, CreateChildError> {
+    let image = opened.layers().next().and_then(|leaf| leaf.layer.image());
+    let id = image.map_or(UniqueId::NIL, Image::unique_id);
+    link_to(child, parent, id, modified(parent)?)
+}
+
+/// What an image at `child` has to say of the file at `parent` when that has this identity and this time stamp.
+pub(crate) fn link_to(
+    child: &Path,
+    parent: &Path,
+    id: UniqueId,
+    modified: Timestamp,
+) -> Result<ParentLink, CreateChildError> {
     let names = parent_names(child, parent)?;
-    let mut link = names.map_err(|source| CreateChildError::Create {
+    let link = names.map_err(|source| CreateChildError::Create {
         path: child.to_owned(),
         source,
     })?;
-    let image = opened.layers().next().and_then(|leaf| leaf.layer.image());
-    link.id = image.map_or(UniqueId::NIL, Image::unique_id);
-    link.modified = modified(parent)?;
-    Ok(link)
+    Ok(ParentLink { id, modified, ..link })
 }
 
-fn modified(path: &Path) -> Result<Timestamp, ChainError> {
+pub(super) fn modified(path: &Path) -> Result<Timestamp, ChainError> {
     let modified = path.metadata().and_then(|metadata| metadata.modified());
     let modified = modified.map_err(|source| ChainError::Read {
         path: path.to_owned(),

@@ -36,14 +36,18 @@ pub(super) fn disagreements(child: &Recorded<'_>, parent: &Actual<'_>) -> Vec<Ch
     size.into_iter().chain(timestamp(child, parent)).collect()
 }
 
-/// Three conventions are in use for the time stamp: not set, the parent file's modification time, and the time
-/// stamp in the parent's footer. A mismatch is worth a warning only, since copying a file changes its time.
+/// Whether the time stamp that a child recorded is that of its parent. Three conventions are in use: not set, the
+/// parent file's modification time, and the time stamp in the parent's footer.
+pub(super) fn times_agree(recorded: Timestamp, modified: Timestamp, in_footer: Option<Timestamp>) -> bool {
+    recorded == Timestamp::UNSET
+        || recorded.0.abs_diff(modified.0) <= TIMESTAMP_TOLERANCE
+        || in_footer == Some(recorded)
+}
+
+/// A mismatch is worth a warning only, since copying a file changes its time.
 fn timestamp(child: &Recorded<'_>, parent: &Actual<'_>) -> Option<ChainWarning> {
     let (recorded, found) = (child.parent_timestamp?, parent.modified?);
-    let matches = recorded == Timestamp::UNSET
-        || recorded.0.abs_diff(found.0) <= TIMESTAMP_TOLERANCE
-        || parent.in_footer == Some(recorded);
-    (!matches).then(|| ChainWarning::ParentTimestamp {
+    (!times_agree(recorded, found, parent.in_footer)).then(|| ChainWarning::ParentTimestamp {
         child: child.path.to_owned(),
         parent: parent.path.to_owned(),
         recorded,

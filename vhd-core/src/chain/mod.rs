@@ -14,10 +14,13 @@ mod examine;
 pub mod forest;
 mod locate;
 mod open;
+mod relation;
 
 pub use children::children_beside;
+pub(crate) use create::link_to;
 pub use create::{CreateChildError, create_child, parent_link};
 pub use detect::ImageFormat;
 pub use error::{ChainError, ChainWarning, ParentOutcome, TriedParent};
 pub use locate::{AllowAll, ExplicitOnly, ParentGate};
 pub use open::{ChainLayer, MAX_DEPTH, OpenOptions, OpenedDisk};
+pub use relation::{Fact, RecordedPath, Relation};

@@ -106,6 +106,16 @@ impl OpenOptions {
     /// # Errors
     /// A differencing image without its parent is an error that lists every path tried, never a disk of zeroes.
     pub fn open(&self, path: &Path) -> Result<OpenedDisk, ChainError> {
+        self.open_noting(path, &mut Vec::new())
+    }
+
+    /// The same, and `found` has the files of the chain, the leaf's first, as far as they are in order: after a
+    /// failure too.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    pub fn open_noting(&self, path: &Path, found: &mut Vec<PathBuf>) -> Result<OpenedDisk, ChainError> {
+        found.clear();
         let file = Arc::new(HostFile::open(path, self.access, self.sharing)?);
         let format = match self.format {
             Some(format) => format,
@@ -118,13 +128,14 @@ impl OpenOptions {
                     path: path.to_owned(),
                     source,
                 })?;
+                found.push(path.to_owned());
                 Ok(OpenedDisk::new(
                     Device::Raw(Arc::new(device)),
-                    vec![path.to_owned()],
+                    found.clone(),
                     Vec::new(),
                 ))
             }
-            ImageFormat::Vhd => ChainBuilder::new(self, path).build(file),
+            ImageFormat::Vhd => ChainBuilder::new(self, found).build(path, file),
         }
     }
 
@@ -267,7 +278,7 @@ impl OpenedDisk {
 /// Follows parents from a leaf down.
 struct ChainBuilder<'a> {
     options: &'a OpenOptions,
-    paths: Vec<PathBuf>,
+    paths: &'a mut Vec<PathBuf>,
     identities: HashSet<FileIdentity>,
     warnings: Vec<ChainWarning>,
 }
@@ -280,19 +291,19 @@ struct Found {
 }
 
 impl<'a> ChainBuilder<'a> {
-    fn new(options: &'a OpenOptions, leaf: &Path) -> Self {
+    fn new(options: &'a OpenOptions, paths: &'a mut Vec<PathBuf>) -> Self {
         Self {
             options,
-            paths: vec![leaf.to_owned()],
+            paths,
             identities: HashSet::new(),
             warnings: Vec::new(),
         }
     }
 
-    fn build(mut self, file: Arc<HostFile>) -> Result<OpenedDisk, ChainError> {
-        let path = self.paths[0].clone();
-        self.enter(&path, &path, &file)?;
-        let leaf = self.open_image(&path, file, &self.options.leaf_mode())?;
+    fn build(mut self, path: &Path, file: Arc<HostFile>) -> Result<OpenedDisk, ChainError> {
+        self.enter(path, path, &file)?;
+        let leaf = self.open_image(path, file, &self.options.leaf_mode())?;
+        self.paths.push(path.to_owned());
         let mut ancestors: Vec<Layer> = Vec::new();
         loop {
             let child = ancestors.last().map_or(Some(&leaf), Layer::image);
@@ -300,6 +311,7 @@ impl<'a> ChainBuilder<'a> {
                 break;
             };
             if self.paths.len() >= MAX_DEPTH {
+                let path = path.to_owned();
                 return Err(ChainError::TooDeep { path, limit: MAX_DEPTH });
             }
             let child_path = self.paths[self.paths.len() - 1].clone();
@@ -309,7 +321,7 @@ impl<'a> ChainBuilder<'a> {
             ancestors.push(found.layer);
         }
         let device = Device::Chain(Arc::new(LayeredDevice::new(leaf, ancestors)));
-        Ok(OpenedDisk::new(device, self.paths, self.warnings))
+        Ok(OpenedDisk::new(device, self.paths.clone(), self.warnings))
     }
 
     /// Notes that a file is part of the chain; it must not be already.

@@ -171,12 +171,27 @@ impl LayeredDevice {
         Ok(true)
     }
 
-    /// Flushes and closes the leaf: what only a close can say about the file is said here.
-    pub fn close(mut self) -> Result<(), DeviceError> {
+    /// Makes a range zero in the leaf itself, whatever the parents read there: for a leaf that is to have others.
+    pub(crate) fn hold_zeroes(&self, range: ByteRange) -> Result<(), DeviceError> {
+        self.check_write(range.start, range.len)?;
+        let options = ZeroOptions {
+            may_unmap: true,
+            ..ZeroOptions::default()
+        };
+        self.store_zeroes(range.start, range.len, options)
+    }
+
+    /// The image that is written, without its parents.
+    pub(crate) fn into_leaf(mut self) -> Image {
         match self.layers.swap_remove(0) {
-            Layer::Vhd(image) => image.close(),
-            Layer::Raw(_) => Ok(()),
+            Layer::Vhd(image) => *image,
+            Layer::Raw(_) => unreachable!("the first layer is an image"),
         }
+    }
+
+    /// Flushes and closes the leaf: what only a close can say about the file is said here.
+    pub fn close(self) -> Result<(), DeviceError> {
+        self.into_leaf().close()
     }
 
     fn locate(&self, offset: u64, len: u64) -> Result<Located, DeviceError> {

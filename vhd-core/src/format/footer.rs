@@ -27,8 +27,10 @@ const FORMAT_VERSION: u32 = 0x0001_0000;
 /// The data offset of fixed disks. The specification names 32 bits of ones, but every Microsoft program
 /// writes 64, and several readers refuse the former.
 const NO_HEADER: u64 = u64::MAX;
-const CREATOR_APPLICATION: [u8; 4] = *b"vhd ";
-const CREATOR_VERSION: u32 = 0x0001_0000;
+/// As Hyper-V of Windows Server 2008 R2 writes them. qemu up to version 9 cuts images of creators that it does not
+/// know off where their geometry ends, and that is before the end of most disks.
+const CREATOR_APPLICATION: [u8; 4] = *b"win ";
+const CREATOR_VERSION: u32 = 0x0006_0001;
 /// Windows: the specification has only this and the Macintosh.
 const CREATOR_HOST_OS: [u8; 4] = *b"Wi2k";
 

@@ -1,5 +1,6 @@
-//! Long operations on whole disks: convert, stream, compare, diff, hash, compact, merge, verify.
+//! Long operations on whole disks: convert, stream, compare, diff, hash, compact, merge, reparent, verify.
 
+mod alone;
 pub mod azure;
 pub mod compact;
 mod compare;
@@ -10,7 +11,9 @@ mod diff;
 mod error;
 mod hash;
 pub mod merge;
+pub mod new_id;
 mod ordered;
+pub mod reparent;
 pub mod verify;
 mod zeroes;
 

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use super::rng::{Rng, chance, random_bytes};
 use vhd_core::chain::{OpenOptions, OpenedDisk};
 use vhd_core::device::{ByteRange, Disk, Layer, LayeredDevice, ZeroOptions};
+use vhd_core::format::UniqueId;
 use vhd_core::image::{CreateError, Image, OpenError, OpenMode};
-use vhd_core::storage::{HostFile, MemoryFile, StagedFile, StorageFile};
+use vhd_core::storage::{Access, HostFile, MemoryFile, Sharing, StagedFile, StorageFile};
 use vhd_core::units::{u64_from, usize_from};
 pub(crate) use vhd_testkit::bytes::assert_same;
 use vhd_testkit::bytes::is_zero;
@@ -38,6 +39,17 @@ pub(crate) fn read_all(disk: &Disk) -> Vec<u8> {
 pub(crate) fn open(path: &Path, write: bool) -> OpenedDisk {
     let opened = OpenOptions::new().write(write).open(path);
     opened.unwrap_or_else(|error| panic!("{}: {error:?}", path.display()))
+}
+
+/// The image in a file, without its parents and without a lock.
+pub(crate) fn open_alone(path: &Path) -> Image {
+    let file = HostFile::open(path, Access::ReadOnly, Sharing::Unlocked).unwrap();
+    Image::open(Arc::new(file), &OpenMode::read_only()).unwrap()
+}
+
+/// The identity of the parent, as a child has it.
+pub(crate) fn parent_id_of(path: &Path) -> UniqueId {
+    open_alone(path).header().unwrap().parent_id
 }
 
 pub(crate) fn assert_reads(path: &Path, expected: &[u8]) {

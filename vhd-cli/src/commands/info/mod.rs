@@ -34,8 +34,8 @@ Examples:
   vhd info snapshot.avhd --parent-dir /backup
   vhd info --json disk.vhd | jq '.layers[].id'
 
-Layers are shown leaf first. With a parent missing, the image itself is shown, then every path tried; the exit code \
-is 6.";
+Layers are shown leaf first. With a parent missing, the layers before it are shown, then every path tried; the exit \
+code is 6.";
 
 /// Arguments of `vhd info`.
 #[derive(Args, Debug)]
@@ -65,6 +65,7 @@ impl fmt::Display for InfoReport<'_> {
         let layers = match self.layers.len() {
             1 if self.error.is_none() => String::new(),
             1 => ", one layer of a broken chain".to_owned(),
+            count if self.error.is_some() => format!(", {count} layers of a broken chain"),
             count => format!(", a chain of {count} layers"),
         };
         let size = human::bytes(self.virtual_size);
@@ -79,9 +80,10 @@ impl fmt::Display for InfoReport<'_> {
 
 pub(crate) fn run(args: &InfoArgs) -> Result<Exit, Failure> {
     let source = Source::new(&args.image, None)?;
-    match args.source.open(&source) {
+    let mut found = Vec::new();
+    match args.source.open_noting(&source, &mut found) {
         Ok(opened) => show_chain(args, source, &opened),
-        Err(failure) if is_broken_chain(&failure) => Err(show_leaf(args, source, failure)),
+        Err(failure) if is_broken_chain(&failure) => Err(show_found(args, source, &found, failure)),
         Err(failure) => Err(failure),
     }
 }
@@ -143,16 +145,18 @@ fn is_damage(kind: Option<Kind>) -> bool {
     kind.is_some_and(|kind| kind.code().exit == Exit::Corrupt)
 }
 
-/// Shows what is known without the ancestors, and hands the failure back.
-fn show_leaf(args: &InfoArgs, source: Source, failure: Failure) -> Failure {
-    let Ok((leaf, virtual_size)) = leaf(args, &source.path) else {
+/// Shows the layers that were found, and hands the failure back.
+fn show_found(args: &InfoArgs, source: Source, found: &[PathBuf], failure: Failure) -> Failure {
+    let alone: Result<Vec<_>, _> = found.iter().map(|path| alone(args, path)).collect();
+    let (layers, sizes): (Vec<_>, Vec<_>) = alone.unwrap_or_default().into_iter().unzip();
+    let Some(&virtual_size) = sizes.first() else {
         return failure;
     };
     let report = InfoReport {
         image: source.name,
         format: format_name(ImageFormat::Vhd),
         virtual_size,
-        layers: vec![leaf],
+        layers,
         warnings: Vec::new(),
         error: failure.json(),
     };
@@ -162,7 +166,8 @@ fn show_leaf(args: &InfoArgs, source: Source, failure: Failure) -> Failure {
     }
 }
 
-fn leaf(args: &InfoArgs, path: &Path) -> Result<(LayerReport, u64), Failure> {
+/// A layer without its ancestors, and the size of its disk in bytes.
+fn alone(args: &InfoArgs, path: &Path) -> Result<(LayerReport, u64), Failure> {
     let sharing = if args.source.chain.search.force_share {
         Sharing::Unlocked
     } else {

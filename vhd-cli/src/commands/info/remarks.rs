@@ -7,6 +7,8 @@ use vhd_core::units::FileOffset;
 
 /// The creators for whose images qemu takes the geometry for the size, unless it is the largest geometry.
 const QEMU_TRUSTS_GEOMETRY: [[u8; 4]; 2] = [*b"vpc ", *b"qemu"];
+/// The only ones for whose images qemu up to version 9 does not.
+const QEMU_TRUSTS_SIZE: [[u8; 4]; 4] = [*b"win ", *b"qem2", *b"d2v ", *b"tap\0"];
 
 /// Something odd.
 #[derive(Serialize)]
@@ -64,9 +66,17 @@ fn file_size(image: &Image) -> Option<Remark> {
 fn qemu_size(footer: &Footer) -> Option<Remark> {
     let (size, covered) = (footer.current_size, footer.geometry.size_bytes());
     let largest = Geometry::from_size(u64::MAX).size_bytes();
-    let trusted = QEMU_TRUSTS_GEOMETRY.contains(&footer.creator_application);
-    (trusted && covered != size && covered != largest).then(|| {
-        let message = format!("qemu takes this creator's geometry for the size and reads {covered:#x} bytes");
+    let creator = &footer.creator_application;
+    let qemu = match (
+        QEMU_TRUSTS_GEOMETRY.contains(creator),
+        QEMU_TRUSTS_SIZE.contains(creator),
+    ) {
+        (true, _) => "qemu",
+        (_, true) => return None,
+        _ => "qemu up to version 9",
+    };
+    (covered != size && covered != largest).then(|| {
+        let message = format!("{qemu} takes this creator's geometry for the size and reads {covered:#x} bytes");
         Remark::new("qemu-size", OdditySeverity::Warning, message)
     })
 }

@@ -9,7 +9,7 @@ use super::compare::{Candidates, compare_candidates};
 use super::{Comparison, OpsError, Progress};
 use crate::chain::OpenedDisk;
 use crate::device::ByteRange;
-use places::{Layers, Places};
+pub(super) use places::{Files, Layers, Places, files_of};
 
 /// What counts as a difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub fn diff(
     progress: &dyn Progress,
     visitor: &mut dyn FnMut(ByteRange) -> ControlFlow<()>,
 ) -> Result<Difference, OpsError> {
-    let layers = Layers::of(a, b);
+    let layers = Layers::of(&files_of(a), &files_of(b));
     let (a, b) = (a.disk(), b.disk());
     let mut places = Places::new(&a, &b, &layers, mode);
     let comparison = match mode {

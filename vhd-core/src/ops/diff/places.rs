@@ -15,25 +15,30 @@ use crate::units::usize_from;
 const WINDOW: u64 = 1 << 30;
 
 /// The files of both chains, each with a number that is the same for one file in both.
-pub(super) struct Layers {
+pub(in crate::ops) struct Layers {
     a: Vec<usize>,
     b: Vec<usize>,
 }
 
+/// Which files a disk is read from, by their depth. One that can't be recognised is like no other.
+pub(in crate::ops) type Files = Vec<Option<FileIdentity>>;
+
+/// The files of an open disk.
+pub(in crate::ops) fn files_of(opened: &OpenedDisk) -> Files {
+    let paths = opened.paths().iter();
+    paths.map(|path| FileIdentity::of_path(path).ok()).collect()
+}
+
 impl Layers {
-    pub(super) fn of(a: &OpenedDisk, b: &OpenedDisk) -> Self {
+    pub(in crate::ops) fn of(a: &Files, b: &Files) -> Self {
         let mut known: HashMap<FileIdentity, usize> = HashMap::new();
         let mut next = 0;
-        let mut numbers = |opened: &OpenedDisk| {
-            let number = |path: &std::path::PathBuf| {
+        let mut numbers = |files: &Files| {
+            let number = |identity: &Option<FileIdentity>| {
                 next += 1;
-                // A file that can't be recognised is like no other.
-                match FileIdentity::of_path(path) {
-                    Ok(identity) => *known.entry(identity).or_insert(next),
-                    Err(_) => next,
-                }
+                identity.map_or(next, |identity| *known.entry(identity).or_insert(next))
             };
-            opened.paths().iter().map(number).collect()
+            files.iter().map(number).collect()
         };
         Self {
             a: numbers(a),
@@ -42,7 +47,7 @@ impl Layers {
     }
 
     /// How many files the chains have in common, counted from the base.
-    pub(super) fn shared(&self) -> usize {
+    pub(in crate::ops) fn shared(&self) -> usize {
         let pairs = self.a.iter().rev().zip(self.b.iter().rev());
         pairs.take_while(|(a, b)| a == b).count()
     }
@@ -57,6 +62,8 @@ struct Piece {
     end: u64,
     start: u64,
     place: Place,
+    /// The disk's own file has it.
+    in_leaf: bool,
 }
 
 impl Piece {
@@ -67,11 +74,13 @@ impl Piece {
 }
 
 /// Walks over both disks at once.
-pub(super) struct Places<'a> {
+pub(in crate::ops) struct Places<'a> {
     a: &'a Disk,
     b: &'a Disk,
     layers: &'a Layers,
     mode: DiffMode,
+    /// What the leaf of `a` has is no candidate.
+    below_leaf: bool,
     /// Up to where the candidates are known.
     known: u64,
     candidates: VecDeque<ByteRange>,
@@ -84,12 +93,21 @@ impl<'a> Places<'a> {
             b,
             layers,
             mode,
+            below_leaf: false,
             known: 0,
             candidates: VecDeque::new(),
         }
     }
 
-    pub(super) fn size(&self) -> u64 {
+    /// Where what `a` leaves to its parents may differ from `b`.
+    pub(in crate::ops) fn below_leaf(a: &'a Disk, b: &'a Disk, layers: &'a Layers) -> Self {
+        Self {
+            below_leaf: true,
+            ..Self::new(a, b, layers, DiffMode::Content)
+        }
+    }
+
+    pub(in crate::ops) fn size(&self) -> u64 {
         self.a.size().max(self.b.size())
     }
 
@@ -103,7 +121,8 @@ impl<'a> Places<'a> {
         let mut at = start;
         while let (Some(left), Some(right)) = (in_a.peek(), in_b.peek()) {
             let next = left.end.min(right.end);
-            if left.place_at(at) != right.place_at(at) {
+            let left_out = self.below_leaf && left.in_leaf;
+            if !left_out && left.place_at(at) != right.place_at(at) {
                 push(&mut self.candidates, ByteRange::new(at, next - at));
             }
             at = next;
@@ -123,6 +142,7 @@ impl<'a> Places<'a> {
                     start: extent.range.start,
                     end: extent.range.end(),
                     place: self.place(&extent, files),
+                    in_leaf: extent.depth == 0,
                 });
                 ControlFlow::Continue(())
             })?;
@@ -132,6 +152,7 @@ impl<'a> Places<'a> {
                 start: inside,
                 end,
                 place: None,
+                in_leaf: false,
             });
         }
         Ok(pieces)
