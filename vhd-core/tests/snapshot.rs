@@ -540,6 +540,31 @@ fn inv_23_24_25_an_interrupted_application() {
     assert!(crashes > 10);
 }
 
+#[test]
+fn a_dropped_leaf_that_a_guest_was_started_on_stays_while_he_uses_it() {
+    let mut lab = Lab::new(0x5F);
+    lab.snapshot("one");
+    lab.write();
+    let dropped = resolve(&lab.disk(), "now").unwrap();
+    let crashes = Crashes::of(lab.dir.path());
+    SnapshotTree::open(&lab.disk(), crashes.work())
+        .unwrap()
+        .revert()
+        .unwrap();
+    let taken = crashes.take();
+    let (_, crashed) = taken.iter().find(|(step, _)| step == "snapshot applied").unwrap();
+    copy_files(crashed.path(), lab.dir.path());
+    let guest = HostFile::open(&dropped, Access::ReadWrite, Sharing::Exclusive).unwrap();
+    let error = SnapshotTree::open(&lab.disk(), WORK).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Locked);
+    assert!(dropped.exists());
+    drop(guest);
+    assert_eq!(lab.tree().recovered(), Some(&Recovered::FileRemoved));
+    lab.model.now = lab.model.snapshots["one"].clone();
+    lab.check();
+    assert_nothing_left(lab.dir.path());
+}
+
 /// one - two - three - Now, and below one and two a branch each.
 fn grown(seed: u64) -> Lab {
     let mut lab = Lab::new(seed);

@@ -27,6 +27,11 @@ impl SnapshotTree<'_> {
             Some(Pending::Remove { file }) => {
                 // INV-23: a rename that was seen may not have been durable.
                 storage::sync_directory_of(&self.place.manifest())?;
+                // A guest may have been started on it since.
+                let _held = match self.place.identity(&file.name)? {
+                    Some(_) => Some(self.place.hold(&file.name)?),
+                    None => None,
+                };
                 self.finish_removal(&file).map(|()| Some(Recovered::FileRemoved))
             }
             Some(Pending::Merge { child, into }) => {
