@@ -4,7 +4,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::commands::{
     azure, check, compact, compare, completions, convert, create, diff, export_delta, hash, import_delta, info, man,
-    map, measure, merge, new_id, reparent, snapshot, tour, tree, verify,
+    map, measure, merge, nbd, new_id, reparent, snapshot, tour, tree, verify,
 };
 use crate::exit;
 
@@ -88,6 +88,8 @@ pub(crate) enum Command {
     Measure(measure::MeasureArgs),
     /// Write an image, or a range of a chain, into the image below it
     Merge(merge::MergeArgs),
+    /// Serve disks over NBD, to virtual machines and backup programs
+    Nbd(nbd::NbdArgs),
     /// Give a differencing image another parent: a moved one, or with --rebase any disk
     Reparent(reparent::ReparentArgs),
     /// Give an image, such as a copy, an identity of its own

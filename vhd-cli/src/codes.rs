@@ -21,13 +21,19 @@ pub(crate) enum Kind {
     Input,
     /// A step of the tour went wrong.
     Tour,
+    /// A server can't listen.
+    Listen,
+    /// Another server listens there.
+    AddressInUse,
+    /// A certificate or key can't be used.
+    Certificate,
 }
 
 /// What scripts see of a kind of failure. Codes and names never change their meaning; new ones are added.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Code {
     pub(crate) kind: Kind,
-    /// `VHD-E` and four digits: 01 the image, 02 the chain, 03 the host's files, 04 requests, 05 the command.
+    /// `VHD-E` and four digits: 01 the image, 02 the chain, 03 the host's files, 04 requests, 05 the command, 06 NBD.
     pub(crate) code: &'static str,
     pub(crate) name: &'static str,
     pub(crate) exit: Exit,
@@ -110,6 +116,10 @@ const TABLE: &[Code] = &[
     own(Kind::Output,                   "VHD-E0504", "output",            Exit::Failed),
     own(Kind::Input,                    "VHD-E0505", "input",             Exit::Failed),
     own(Kind::Tour,                     "VHD-E0506", "tour",              Exit::Failed),
+
+    own(Kind::Listen,                   "VHD-E0601", "listen",            Exit::Failed),
+    own(Kind::AddressInUse,             "VHD-E0602", "address-in-use",    Exit::Failed),
+    own(Kind::Certificate,              "VHD-E0603", "certificate",       Exit::Failed),
 ];
 
 /// What a kind that is newer than the table gets: the table's test fails then.

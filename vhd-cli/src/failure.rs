@@ -126,7 +126,7 @@ impl Failure {
 }
 
 /// The message of an error and of each of its causes.
-fn with_causes(error: &dyn Error) -> String {
+pub(crate) fn with_causes(error: &dyn Error) -> String {
     let mut message = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

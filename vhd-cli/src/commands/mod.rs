@@ -17,6 +17,7 @@ pub(crate) mod man;
 pub(crate) mod map;
 pub(crate) mod measure;
 pub(crate) mod merge;
+pub(crate) mod nbd;
 pub(crate) mod new_id;
 mod pair;
 mod parent_time;
@@ -59,6 +60,7 @@ fn dispatch(command: &Command) -> Result<Exit, Failure> {
         Command::Snapshot(args) => snapshot::run(args),
         Command::Compact(args) => compact::run(args),
         Command::Measure(args) => measure::run(args),
+        Command::Nbd(args) => nbd::run(args),
         Command::Reparent(args) => reparent::run(args),
         Command::NewId(args) => new_id::run(args),
         Command::Verify(args) => verify::run(args),
@@ -87,6 +89,7 @@ fn identity(command: &Command) -> (&'static str, bool) {
         Command::Snapshot(args) => snapshot::identity(args),
         Command::Compact(args) => (compact::NAME, args.report.json),
         Command::Measure(args) => (measure::NAME, args.report.json),
+        Command::Nbd(_) => (nbd::NAME, false),
         Command::Reparent(args) => (reparent::NAME, args.report.json),
         Command::NewId(args) => (new_id::NAME, args.report.json),
         Command::Verify(args) => (verify::NAME, args.report.json),

@@ -13,6 +13,7 @@ mod failures;
 mod file_systems;
 mod kill;
 mod merge;
+mod nbd;
 mod pages;
 mod reparent;
 mod reports;

@@ -21,6 +21,7 @@ const COMMANDS: &[&str] = &[
     "compact",
     "merge",
     "measure",
+    "nbd",
     "verify",
     "tour",
     "completions",

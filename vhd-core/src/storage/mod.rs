@@ -28,8 +28,9 @@ pub use names::{remove_file, sync_directory_of};
 pub use padded::PaddedFile;
 pub use staged_file::StagedFile;
 pub use unsynced::UnsyncedFile;
+pub use zeroing::is_zero;
+pub(crate) use zeroing::reads_zero;
 pub use zeroing::{clear_range, zero_range_kept};
-pub(crate) use zeroing::{is_zero, reads_zero};
 
 use std::fmt;
 use std::fs::File;

@@ -43,7 +43,8 @@ fn write_zeroes(file: &dyn StorageFile, offset: u64, len: u64) -> io::Result<()>
 const FOLD: usize = 256;
 
 /// Whether every byte is zero.
-pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+#[must_use]
+pub fn is_zero(bytes: &[u8]) -> bool {
     let (chunks, rest) = bytes.as_chunks::<FOLD>();
     chunks
         .iter()

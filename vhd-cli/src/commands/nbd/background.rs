@@ -1,0 +1,95 @@
+//! Serving in the background: a process of its own, and the file with its number.
+
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use clap::Args;
+
+use super::system;
+use crate::exit::Exit;
+use crate::failure::Failure;
+
+const FORK: &str = "--fork";
+const FORKED: &str = "--forked";
+
+/// What the process in the background says when it serves.
+const READY: &str = "ready";
+
+/// Whether the server stays where it was started.
+#[derive(Args, Debug)]
+pub(super) struct BackgroundArgs {
+    /// Return when the server listens, and leave it in the background
+    #[arg(long, conflicts_with = "stats")]
+    pub(super) fork: bool,
+    /// Be the process in the background
+    #[arg(long, hide = true)]
+    forked: bool,
+    /// Write the number of the serving process to a file; it is removed at the end
+    #[arg(long, value_name = "FILE")]
+    pub(super) pid_file: Option<PathBuf>,
+}
+
+impl BackgroundArgs {
+    /// The server listens: in the background, says so and lets go of where it was started.
+    pub(super) fn ready(&self) -> Result<(), Failure> {
+        if !self.forked {
+            return Ok(());
+        }
+        let let_go = || {
+            writeln!(io::stdout(), "{READY}")?;
+            // It was no leader of a group before: this can't fail.
+            rustix::process::setsid()?;
+            let null = File::options().read(true).write(true).open("/dev/null")?;
+            rustix::stdio::dup2_stdin(&null)?;
+            rustix::stdio::dup2_stdout(&null)?;
+            rustix::stdio::dup2_stderr(&null)?;
+            Ok(())
+        };
+        let_go().map_err(|error: io::Error| system("go to the background", &error))
+    }
+}
+
+/// Starts this program again with the same arguments, and returns when that listens or has failed.
+pub(super) fn start() -> Result<Exit, Failure> {
+    let failed = |error: io::Error| system("start a process in the background", &error);
+    let arguments = std::env::args_os().skip(1);
+    let arguments = arguments.map(|argument| if argument == FORK { FORKED.into() } else { argument });
+    let mut child = Command::new(std::env::current_exe().map_err(failed)?)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    let mut line = String::new();
+    if let Some(stdout) = child.stdout.take() {
+        BufReader::new(stdout).read_line(&mut line).map_err(failed)?;
+    }
+    if line.trim_end() == READY {
+        return Ok(Exit::Ok);
+    }
+    // It has said why.
+    let status = child.wait().map_err(failed)?;
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    let exit = Exit::ALL.iter().find(|exit| Some(exit.number()) == code);
+    Ok(exit.copied().filter(|exit| *exit != Exit::Ok).unwrap_or(Exit::Failed))
+}
+
+/// A file with the number of this process, while it serves.
+pub(super) struct PidFile(PathBuf);
+
+impl PidFile {
+    pub(super) fn write(path: &Path) -> Result<Self, Failure> {
+        std::fs::write(path, format!("{}\n", std::process::id()))
+            .map_err(|error| Failure::io("write", path, &error))?;
+        Ok(Self(path.to_owned()))
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        // It is in the way of nobody.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}

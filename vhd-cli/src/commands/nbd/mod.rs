@@ -1,0 +1,152 @@
+//! `vhd nbd`: serving disks over NBD.
+
+mod background;
+mod exports;
+mod listen;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use clap::Args;
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::iterator::{Handle, Signals};
+use vhd_nbd::server::{Server, ServerOptions};
+use vhd_nbd::tls::TlsServer;
+
+use crate::codes::Kind;
+use crate::exit::Exit;
+use crate::failure::{Failure, with_causes};
+use crate::input::SourceArgs;
+use crate::output;
+use background::{BackgroundArgs, PidFile};
+use exports::{NamedImage, Served};
+use listen::AddressArgs;
+
+pub(crate) const NAME: &str = "nbd";
+
+const EXAMPLES: &str = "\
+Examples:
+  vhd nbd --unix /run/disk.sock disk.vhd
+  vhd nbd --read-only disk.vhd                      on 127.0.0.1:10809
+  vhd nbd --unix s.sock --export system=system.vhd --export data=data.avhd
+  vhd nbd --unix s.sock --snapshot disk.vhd         writes are thrown away at the end
+  vhd nbd --tcp 0.0.0.0:10809 --tls-cert cert.pem --tls-key key.pem --tls-ca ca.pem disk.vhd
+  nbdcopy 'nbd+unix:///?socket=/run/disk.sock' copy.raw
+
+It serves in the foreground, says on standard error where it listens, and stops on SIGTERM or SIGINT: requests that were \
+received are finished, and the images flushed and closed. SIGUSR1 says what was done so far. Started by a service manager \
+that passes sockets (LISTEN_FDS), it uses those. Clients see what is allocated (base:allocation), in which layer \
+(qemu:allocation-depth), and what changed since each ancestor (qemu:dirty-bitmap:FILE NAME).";
+
+/// Arguments of `vhd nbd`.
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct NbdArgs {
+    #[command(flatten)]
+    address: AddressArgs,
+    /// Refuse writes; the images are opened for reading only
+    #[arg(long)]
+    read_only: bool,
+    /// Take writes into a temporary layer (in TMPDIR) that is thrown away at the end; the images do not change
+    #[arg(long, conflicts_with = "read_only")]
+    snapshot: bool,
+    /// The certificate of the server, as a PEM file: clients must use TLS
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// The private key of the certificate, as a PEM file
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Let in only clients with a certificate of this authority, a PEM file
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_ca: Option<PathBuf>,
+    /// Serve an image under a name; the first is the default unless IMAGE is given
+    #[arg(long = "export", value_name = "NAME=IMAGE")]
+    exports: Vec<NamedImage>,
+    /// Connections at once
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    max_connections: u32,
+    /// Disconnect clients that send nothing for so many seconds
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    idle_timeout: Option<u64>,
+    /// Say at the end what was done: requests, bytes, latencies
+    #[arg(long)]
+    stats: bool,
+    #[command(flatten)]
+    background: BackgroundArgs,
+    #[command(flatten)]
+    source: SourceArgs,
+    /// The image to serve as the default
+    #[arg(required_unless_present = "exports")]
+    image: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: &NbdArgs) -> Result<Exit, Failure> {
+    if args.source.chain.search.force_share && !args.read_only {
+        return Err(Failure::usage("--force-share takes no locks: it needs --read-only"));
+    }
+    if args.background.fork {
+        return background::start();
+    }
+    let options = ServerOptions {
+        max_connections: usize::try_from(args.max_connections).unwrap_or(usize::MAX),
+        idle_timeout: args.idle_timeout.map(Duration::from_secs),
+        tls: tls(args)?,
+        ..ServerOptions::default()
+    };
+    let listeners = args.address.listen(options.tls.is_some())?;
+    let (served, exports) = Served::open(args)?;
+    let server = Server::new(exports, options).map_err(|error| system("start the server", &error))?;
+    let signals = handle_signals(&server)?;
+    let _pid_file = args.background.pid_file.as_deref().map(PidFile::write).transpose()?;
+    for listener in &listeners {
+        output::eprint(&format!("vhd: listening on {listener}\n"));
+    }
+    args.background.ready()?;
+    let served_until = server.serve(&listeners);
+    signals.close();
+    if args.stats {
+        output::eprint(&format!("vhd: {}\n", server.stats()));
+    }
+    drop(server);
+    let flushed = served_until.map_err(|error| system("wait for connections", &error))?;
+    let closed = served.close();
+    flushed.map_err(Failure::from)?;
+    closed?;
+    Ok(Exit::Ok)
+}
+
+fn system(operation: &str, error: &io::Error) -> Failure {
+    Failure::new(Kind::Listen, format!("can't {operation}: {error}"))
+}
+
+fn tls(args: &NbdArgs) -> Result<Option<TlsServer>, Failure> {
+    let (Some(certificate), Some(key)) = (&args.tls_cert, &args.tls_key) else {
+        return Ok(None);
+    };
+    let tls = TlsServer::new(certificate, key, args.tls_ca.as_deref());
+    tls.map(Some)
+        .map_err(|error| Failure::new(Kind::Certificate, with_causes(&error)))
+}
+
+/// Stops the server on SIGTERM and SIGINT; SIGUSR1 says what was done so far.
+fn handle_signals(server: &Arc<Server>) -> Result<Handle, Failure> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1]).map_err(|error| system("handle signals", &error))?;
+    let handle = signals.handle();
+    let server = Arc::downgrade(server);
+    thread::spawn(move || {
+        for signal in signals.forever() {
+            let Some(server) = server.upgrade() else {
+                return;
+            };
+            if signal == SIGUSR1 {
+                output::eprint(&format!("vhd: {}\n", server.stats()));
+            } else {
+                server.stop();
+            }
+        }
+    });
+    Ok(handle)
+}

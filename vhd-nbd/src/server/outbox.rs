@@ -1,0 +1,180 @@
+//! Replies that wait to be sent together.
+
+use std::io;
+
+use crate::protocol::{Chunk, ChunkHeader, ChunkType, Errno, ReplyFlags, ReplyStyle, RequestHeader, SimpleReply};
+use crate::transport::Transport;
+
+/// Bytes of replies that are kept at most.
+const OUTBOX_SIZE: usize = 256 << 10;
+
+/// Bytes of replies from which on they are sent although more requests are there: so client and server work at the
+/// same time.
+const SEND_FROM: usize = 64 << 10;
+
+/// Bytes that stand before the data of a reply to READ, at most.
+const MAX_PREFIX: usize = ChunkHeader::MAX_SIZE + Chunk::DATA_PREFIX;
+
+/// Bytes; the longest data that is read into the outbox itself.
+pub(super) const MAX_IN_PLACE: usize = OUTBOX_SIZE / 2;
+
+/// Encodes the replies of one style, and sends many of them with one call.
+pub(super) struct Outbox<'a> {
+    transport: &'a Transport,
+    style: ReplyStyle,
+    buf: Box<[u8]>,
+    len: usize,
+    /// For messages that are encoded before they are put in place.
+    small: Vec<u8>,
+}
+
+impl<'a> Outbox<'a> {
+    pub(super) fn new(transport: &'a Transport, style: ReplyStyle, size: usize) -> Self {
+        Self {
+            transport,
+            style,
+            buf: vec![0; size].into_boxed_slice(),
+            len: 0,
+            small: Vec::new(),
+        }
+    }
+
+    /// One that has room for data of READ.
+    pub(super) fn for_data(transport: &'a Transport, style: ReplyStyle) -> Self {
+        Self::new(transport, style, OUTBOX_SIZE)
+    }
+
+    /// The style of the replies.
+    pub(super) fn style(&self) -> ReplyStyle {
+        self.style
+    }
+
+    /// Sends what is there.
+    pub(super) fn send(&mut self) -> io::Result<()> {
+        if self.len == 0 {
+            return Ok(());
+        }
+        let len = std::mem::take(&mut self.len);
+        self.transport.send(&[&self.buf[..len]])
+    }
+
+    /// Sends what is there if that is enough for the client to go on with.
+    pub(super) fn send_if_much(&mut self) -> io::Result<()> {
+        if self.len >= SEND_FROM { self.send() } else { Ok(()) }
+    }
+
+    /// Says that a request without data in its reply is done.
+    pub(super) fn done(&mut self, request: &RequestHeader) -> io::Result<()> {
+        if self.style == ReplyStyle::Extended {
+            return self.chunk(request, true, &Chunk::None);
+        }
+        // The shorter reply is allowed for all but READ.
+        self.simple(request, None)
+    }
+
+    /// Says that a request failed.
+    pub(super) fn error(
+        &mut self,
+        request: &RequestHeader,
+        error: Errno,
+        message: String,
+        offset: Option<u64>,
+    ) -> io::Result<()> {
+        match self.style {
+            ReplyStyle::Simple => self.simple(request, Some(error)),
+            ReplyStyle::Structured | ReplyStyle::Extended => {
+                self.chunk(request, true, &Chunk::Error { error, message, offset })
+            }
+        }
+    }
+
+    fn simple(&mut self, request: &RequestHeader, error: Option<Errno>) -> io::Result<()> {
+        let cookie = request.cookie;
+        self.put(&SimpleReply { error, cookie }.to_bytes())
+    }
+
+    /// A chunk of a reply.
+    pub(super) fn chunk(&mut self, request: &RequestHeader, last: bool, chunk: &Chunk<'_>) -> io::Result<()> {
+        let mut small = std::mem::take(&mut self.small);
+        small.clear();
+        let flags = if last { ReplyFlags::DONE } else { ReplyFlags::empty() };
+        chunk.encode(
+            self.style.header_style(),
+            flags,
+            request.cookie,
+            request.offset,
+            &mut small,
+        );
+        let result = self.put(&small);
+        self.small = small;
+        result
+    }
+
+    fn put(&mut self, message: &[u8]) -> io::Result<()> {
+        if self.buf.len() - self.len < message.len() {
+            self.send()?;
+        }
+        if self.buf.len() < message.len() {
+            return self.transport.send(&[message]);
+        }
+        self.buf[self.len..self.len + message.len()].copy_from_slice(message);
+        self.len += message.len();
+        Ok(())
+    }
+
+    /// Room for `len` bytes (at most [`MAX_IN_PLACE`]) of a reply to READ, to be filled and then committed.
+    pub(super) fn room(&mut self, len: usize) -> io::Result<&mut [u8]> {
+        if self.buf.len() - self.len < MAX_PREFIX + len {
+            self.send()?;
+        }
+        let start = self.len + self.data_prefix();
+        Ok(&mut self.buf[start..start + len])
+    }
+
+    /// The room holds the whole reply to a READ.
+    pub(super) fn commit(&mut self, request: &RequestHeader, len: usize) {
+        self.encode_data_prefix(request, true, request.offset, len);
+        let prefix = self.small.len();
+        self.buf[self.len..self.len + prefix].copy_from_slice(&self.small);
+        self.len += prefix + len;
+    }
+
+    /// Sends data of a READ from elsewhere, behind what is there.
+    pub(super) fn send_data(
+        &mut self,
+        request: &RequestHeader,
+        last: bool,
+        offset: u64,
+        data: &[u8],
+    ) -> io::Result<()> {
+        self.encode_data_prefix(request, last, offset, data.len());
+        let len = std::mem::take(&mut self.len);
+        self.transport.send(&[&self.buf[..len], &self.small, data])
+    }
+
+    fn data_prefix(&self) -> usize {
+        match self.style {
+            ReplyStyle::Simple => SimpleReply::SIZE,
+            style => style.header_size() + Chunk::DATA_PREFIX,
+        }
+    }
+
+    /// What stands before the data, into `small`.
+    fn encode_data_prefix(&mut self, request: &RequestHeader, last: bool, offset: u64, len: usize) {
+        self.small.clear();
+        let cookie = request.cookie;
+        if self.style == ReplyStyle::Simple {
+            self.small.extend(SimpleReply { error: None, cookie }.to_bytes());
+            return;
+        }
+        let header = ChunkHeader {
+            flags: if last { ReplyFlags::DONE } else { ReplyFlags::empty() },
+            chunk: ChunkType::OffsetData,
+            cookie,
+            offset: request.offset,
+            length: u64::try_from(Chunk::DATA_PREFIX + len).unwrap_or(u64::MAX),
+        };
+        header.encode(self.style.header_style(), &mut self.small);
+        self.small.extend(offset.to_be_bytes());
+    }
+}

@@ -1,0 +1,128 @@
+//! Which requests are in order, and which error the others get.
+
+use vhd_core::ErrorKind;
+use vhd_core::device::DeviceError;
+
+use super::Export;
+use crate::protocol::{Command, CommandFlags, DEFAULT_MAX_PAYLOAD, Errno, HeaderStyle, ReplyStyle, RequestHeader};
+
+/// A request that is refused: with what, and a text for people.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub(super) errno: Errno,
+    pub(super) message: String,
+}
+
+impl Refusal {
+    pub(super) fn new(errno: Errno, message: impl Into<String>) -> Self {
+        Self {
+            errno,
+            message: message.into(),
+        }
+    }
+
+    fn invalid(message: impl Into<String>) -> Self {
+        Self::new(Errno::Inval, message)
+    }
+
+    /// What a failure of the disk is called on the wire.
+    pub(super) fn from_device(error: &DeviceError) -> Self {
+        let errno = match error.kind() {
+            ErrorKind::ReadOnly => Errno::Perm,
+            ErrorKind::NoSpace | ErrorKind::ImageFull => Errno::NoSpc,
+            ErrorKind::NotFast | ErrorKind::Unsupported => Errno::NotSup,
+            ErrorKind::OutOfRange | ErrorKind::Misaligned => Errno::Inval,
+            _ => Errno::Io,
+        };
+        let mut message = error.to_string();
+        let mut cause = std::error::Error::source(error);
+        while let Some(error) = cause {
+            message = format!("{message}: {error}");
+            cause = error.source();
+        }
+        Self { errno, message }
+    }
+}
+
+/// Checks a request as far as that is possible without its payload.
+pub(super) fn check(request: &RequestHeader, style: ReplyStyle, export: &Export) -> Result<(), Refusal> {
+    check_flags(request, style)?;
+    match request.command {
+        Command::Write | Command::Trim | Command::WriteZeroes if export.is_read_only() => {
+            Err(Refusal::new(Errno::Perm, "the export is read-only"))
+        }
+        Command::Read => {
+            check_range(request, export, Errno::Inval)?;
+            check_transfer(request)
+        }
+        Command::Write => {
+            let without_payload = !request.flags.contains(CommandFlags::PAYLOAD_LEN);
+            if style == ReplyStyle::Extended && without_payload {
+                return Err(Refusal::invalid("a write without a payload"));
+            }
+            check_range(request, export, Errno::NoSpc)
+        }
+        Command::WriteZeroes => check_range(request, export, Errno::NoSpc),
+        Command::Trim | Command::Cache => check_range(request, export, Errno::Inval),
+        // The length of one with a payload stands in the payload.
+        Command::BlockStatus if request.flags.contains(CommandFlags::PAYLOAD_LEN) => Ok(()),
+        Command::BlockStatus => check_status(request, export),
+        Command::Flush if request.offset != 0 || request.length != 0 => {
+            Err(Refusal::invalid("a flush has neither offset nor length"))
+        }
+        Command::Flush | Command::Disconnect => Ok(()),
+        Command::Resize => Err(Refusal::invalid("the size can't be changed")),
+        Command::Unknown(number) => Err(Refusal::invalid(format!("command {number} is not known"))),
+    }
+}
+
+/// Checks the range of BLOCK_STATUS.
+pub(super) fn check_status(request: &RequestHeader, export: &Export) -> Result<(), Refusal> {
+    if request.length == 0 {
+        return Err(Refusal::invalid("the status of nothing is not defined"));
+    }
+    check_range(request, export, Errno::Inval)
+}
+
+fn check_flags(request: &RequestHeader, style: ReplyStyle) -> Result<(), Refusal> {
+    // FUA is accepted everywhere, as the protocol wants it.
+    let mut allowed = CommandFlags::FUA;
+    match request.command {
+        Command::Read if style != ReplyStyle::Simple => allowed |= CommandFlags::DF,
+        Command::WriteZeroes => allowed |= CommandFlags::NO_HOLE | CommandFlags::FAST_ZERO,
+        Command::BlockStatus => allowed |= CommandFlags::REQ_ONE,
+        _ => {}
+    }
+    let takes_payload = matches!(request.command, Command::Write | Command::BlockStatus);
+    if style.header_style() == HeaderStyle::Extended && takes_payload {
+        allowed |= CommandFlags::PAYLOAD_LEN;
+    }
+    let stray = request.flags.difference(allowed);
+    if stray.is_empty() {
+        return Ok(());
+    }
+    Err(Refusal::invalid(format!(
+        "flags {:#x} do not belong here",
+        stray.bits()
+    )))
+}
+
+fn check_range(request: &RequestHeader, export: &Export, errno: Errno) -> Result<(), Refusal> {
+    let size = export.disk().size();
+    match request.offset.checked_add(request.length) {
+        Some(end) if end <= size => Ok(()),
+        _ => {
+            let (offset, length) = (request.offset, request.length);
+            let message = format!("bytes {offset:#x}+{length:#x} are outside the export of {size:#x} bytes");
+            Err(Refusal::new(errno, message))
+        }
+    }
+}
+
+fn check_transfer(request: &RequestHeader) -> Result<(), Refusal> {
+    if request.length <= DEFAULT_MAX_PAYLOAD.into() {
+        return Ok(());
+    }
+    let message = format!("more than {DEFAULT_MAX_PAYLOAD} bytes in one request");
+    Err(Refusal::new(Errno::Overflow, message))
+}
