@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use rustix::fs::{SeekFrom, seek};
+use vhd_core::ErrorKind;
 use vhd_core::chain::{ExplicitOnly, OpenOptions, OpenedDisk};
 use vhd_core::snapshot::{self, FrozenBase, NOW};
 use vhd_core::units::u64_from;
@@ -124,8 +125,9 @@ impl Source {
         let name = output::path_text(given);
         if !is_dash(given) {
             let path = image_path(given)?;
+            let is_now = split_snapshot(given).is_some_and(|(_, name)| name.eq_ignore_ascii_case(NOW));
             return Ok(Self {
-                is_snapshot: path != given,
+                is_snapshot: path != given && !is_now,
                 path,
                 name,
                 is_stdin: false,
@@ -140,6 +142,17 @@ impl Source {
             is_snapshot: false,
             is_stdin: true,
         })
+    }
+}
+
+impl Source {
+    /// Refuses a file that snapshots rely on: what is written to it would show through all that is based on it.
+    pub(crate) fn refuse_frozen(&self) -> Result<(), Failure> {
+        if !self.is_snapshot && snapshot::frozen_base(&self.path).is_none() {
+            return Ok(());
+        }
+        let message = format!("{} is frozen by a snapshot, and is to be read only", self.name);
+        Err(Failure::new(Kind::Library(ErrorKind::HasChildren), message))
     }
 }
 

@@ -67,6 +67,10 @@ fn names_stand_for_snapshots_wherever_an_image_is_read() {
     lab.run(&["hash", "vm.vhd@"], 8);
     lab.run(&["hash", "no.vhd@one"], 1);
     lab.run(&["compact", "vm.vhd@one"], 2);
+    // What is frozen is not served for writing.
+    for image in ["vm.vhd@one", "vm.vhd"] {
+        lab.run(&["nbd", image, "--unix", "socket"], 8);
+    }
     // What is frozen is not replaced.
     lab.run(&["convert", "vm.vhd@now", "vm.vhd", "--to", "dynamic", "--force"], 8);
     // A file that is really called so.
