@@ -67,6 +67,7 @@ const TABLE: &[Code] = &[
     library(ErrorKind::JournalPending,  "VHD-E0117", Exit::Corrupt),
     library(ErrorKind::RecordDamaged,   "VHD-E0127", Exit::Corrupt),
     library(ErrorKind::RecordUnknown,   "VHD-E0128", Exit::Corrupt),
+    library(ErrorKind::ResizeUnfinished, "VHD-E0129", Exit::Refused),
     library(ErrorKind::Ambiguous,       "VHD-E0118", Exit::Refused),
     library(ErrorKind::PartitionTable,  "VHD-E0119", Exit::Refused),
     library(ErrorKind::DigestMissing,   "VHD-E0120", Exit::Refused),
@@ -74,6 +75,8 @@ const TABLE: &[Code] = &[
     library(ErrorKind::ForeignMetadata, "VHD-E0122", Exit::Refused),
     library(ErrorKind::DigestDamaged,   "VHD-E0123", Exit::Corrupt),
     library(ErrorKind::DigestOtherDisk, "VHD-E0124", Exit::Refused),
+    library(ErrorKind::NotRepairable,   "VHD-E0125", Exit::Corrupt),
+    library(ErrorKind::UndoMismatch,    "VHD-E0126", Exit::Refused),
 
     library(ErrorKind::ParentMissing,   "VHD-E0201", Exit::Parent),
     library(ErrorKind::ParentMismatch,  "VHD-E0202", Exit::Parent),
@@ -94,6 +97,8 @@ const TABLE: &[Code] = &[
     library(ErrorKind::SnapshotExists,  "VHD-E0310", Exit::Refused),
     library(ErrorKind::SnapshotsUnsaved,"VHD-E0311", Exit::Refused),
     library(ErrorKind::ManifestStale,   "VHD-E0312", Exit::Refused),
+    library(ErrorKind::TailInUse,       "VHD-E0313", Exit::Refused),
+    library(ErrorKind::TiedSizes,       "VHD-E0314", Exit::Refused),
 
     library(ErrorKind::OutOfRange,      "VHD-E0401", Exit::Failed),
     library(ErrorKind::Misaligned,      "VHD-E0402", Exit::Failed),
@@ -108,6 +113,7 @@ const TABLE: &[Code] = &[
     library(ErrorKind::NoBlocks,        "VHD-E0411", Exit::Refused),
     library(ErrorKind::Cancelled,       "VHD-E0412", Exit::Failed),
     library(ErrorKind::ContentChanged,  "VHD-E0413", Exit::Differ),
+    library(ErrorKind::FactsMissing,    "VHD-E0414", Exit::Refused),
     library(ErrorKind::NotRelated,      "VHD-E0415", Exit::Refused),
 
     own(Kind::SameFile,                 "VHD-E0501", "same-file",         Exit::Refused),

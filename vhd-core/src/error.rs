@@ -40,12 +40,18 @@ pub enum ErrorKind {
     RecordDamaged,
     /// A document beside an image is of a kind or version that this program does not know.
     RecordUnknown,
+    /// A resize was interrupted, and has to be finished first.
+    ResizeUnfinished,
     /// A virtual machine is saved with the disk: the format forbids to rearrange it.
     SavedState,
     /// Metadata of another program, which would not be true any more.
     ForeignMetadata,
     /// The file's content does not tell whether it is a VHD or raw.
     Ambiguous,
+    /// Damage that leaves nothing to repair the image by.
+    NotRepairable,
+    /// An undo file that is damaged, or not one of the image as it is now.
+    UndoMismatch,
 
     /// The disk says that it has a partition table that is not usable, or can't be moved.
     PartitionTable,
@@ -95,6 +101,10 @@ pub enum ErrorKind {
     SnapshotsUnsaved,
     /// The manifest of a disk's snapshots does not describe the images that are there.
     ManifestStale,
+    /// What is to be cut off a disk is in use.
+    TailInUse,
+    /// The image is tied to others that must have the same size.
+    TiedSizes,
 
     /// A request outside the disk.
     OutOfRange,
@@ -122,6 +132,8 @@ pub enum ErrorKind {
     Cancelled,
     /// What must not change did.
     ContentChanged,
+    /// Something that the file does not tell has to be said by the caller.
+    FactsMissing,
     /// Two images are not related as the job needs them.
     NotRelated,
 }
@@ -147,9 +159,12 @@ impl ErrorKind {
         Self::JournalPending,
         Self::RecordDamaged,
         Self::RecordUnknown,
+        Self::ResizeUnfinished,
         Self::SavedState,
         Self::ForeignMetadata,
         Self::Ambiguous,
+        Self::NotRepairable,
+        Self::UndoMismatch,
         Self::PartitionTable,
         Self::DigestMissing,
         Self::DigestDamaged,
@@ -172,6 +187,8 @@ impl ErrorKind {
         Self::SnapshotExists,
         Self::SnapshotsUnsaved,
         Self::ManifestStale,
+        Self::TailInUse,
+        Self::TiedSizes,
         Self::OutOfRange,
         Self::Misaligned,
         Self::ReadOnly,
@@ -185,6 +202,7 @@ impl ErrorKind {
         Self::NoBlocks,
         Self::Cancelled,
         Self::ContentChanged,
+        Self::FactsMissing,
         Self::NotRelated,
     ];
 
@@ -210,9 +228,12 @@ impl ErrorKind {
             Self::JournalPending => "journal-pending",
             Self::RecordDamaged => "record-damaged",
             Self::RecordUnknown => "record-unknown",
+            Self::ResizeUnfinished => "resize-unfinished",
             Self::SavedState => "saved-state",
             Self::ForeignMetadata => "foreign-metadata",
             Self::Ambiguous => "format-ambiguous",
+            Self::NotRepairable => "not-repairable",
+            Self::UndoMismatch => "undo-mismatch",
             Self::PartitionTable => "partition-table",
             Self::DigestMissing => "digest-missing",
             Self::DigestDamaged => "digest-damaged",
@@ -235,6 +256,8 @@ impl ErrorKind {
             Self::SnapshotExists => "snapshot-exists",
             Self::SnapshotsUnsaved => "snapshots-unsaved",
             Self::ManifestStale => "manifest-stale",
+            Self::TailInUse => "tail-in-use",
+            Self::TiedSizes => "tied-sizes",
             Self::OutOfRange => "out-of-range",
             Self::Misaligned => "misaligned",
             Self::ReadOnly => "read-only",
@@ -248,6 +271,7 @@ impl ErrorKind {
             Self::NoBlocks => "no-blocks",
             Self::Cancelled => "cancelled",
             Self::ContentChanged => "content-changed",
+            Self::FactsMissing => "facts-missing",
             Self::NotRelated => "not-related",
         }
     }

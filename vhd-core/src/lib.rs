@@ -106,8 +106,7 @@
 //!
 //! # What is not here
 //!
-//! No resize or repair of an existing image; no network. Images need Linux on a 64-bit machine. There is no unsafe
-//! code.
+//! No network. Images need Linux on a 64-bit machine. There is no unsafe code.
 #![forbid(unsafe_code)]
 
 pub mod chain;

@@ -1,4 +1,5 @@
-//! Long operations on whole disks: convert, stream, compare, diff, hash, compact, merge, reparent, verify.
+//! Long operations on whole disks: convert, stream, compare, diff, hash, compact, merge,
+//! resize, repair, reparent, verify.
 
 mod alone;
 pub mod azure;
@@ -13,7 +14,9 @@ mod hash;
 pub mod merge;
 pub mod new_id;
 mod ordered;
+pub mod repair;
 pub mod reparent;
+pub mod resize;
 pub mod verify;
 mod zeroes;
 

@@ -3,12 +3,14 @@
 //!
 //! For each of them: nothing panics, hangs or takes memory by an unchecked number; a checksum that does not match
 //! never gives wrong data; what opens can be read to the end; what opens for writing keeps what is written to it,
-//! and nothing else changes; and the checker finds a broken rule exactly where opening does.
+//! and nothing else changes; the checker finds a broken rule exactly where opening does; and a repair gives a sound
+//! image that reads what could be read before, or refuses.
 
 #[path = "../common/mod.rs"]
 mod common;
 mod exercise;
 mod memory_use;
+mod mend;
 mod mutations;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,6 +20,7 @@ use common::build::{FOOTER, HEADER, Locator, Parent, SECTOR, Sparse, fixed, id, 
 use common::disk::{assert_same, read_all};
 use common::rng::{random_bytes, seeded};
 use exercise::{Outcome, Watchdog, exercise};
+use mend::{Mended, mend};
 use mutations::{Mutation, Subject};
 use vhd_core::ErrorKind;
 use vhd_core::chain::OpenOptions;
@@ -119,6 +122,39 @@ fn noise(subject: &Subject) {
     run(subject, "noise", (0..6000).map(Mutation::Noise));
 }
 
+/// Repairs every so many of all mutations: VHD_REPAIR_STRIDE says how many, 1 for each (the long run).
+fn repairs(subject: &Subject) {
+    let stride = std::env::var("VHD_REPAIR_STRIDE")
+        .ok()
+        .and_then(|stride| stride.parse().ok());
+    let stride = stride.unwrap_or(23);
+    let watchdog = Watchdog::start();
+    let cut = (0..subject.bytes.len() + 1100).map(Mutation::Cut);
+    let plain = || subject.metadata().flat_map(Mutation::all_of_byte);
+    let fields = mutations::single_fields(subject).chain((0..12_000).map(Mutation::Fields));
+    let all = cut
+        .chain(plain())
+        .chain(plain().filter_map(Mutation::sealed))
+        .chain(fields);
+    let all = all.chain((0..6000).map(Mutation::Noise));
+    let (mut sound, mut repaired, mut refused) = (0_u64, 0_u64, 0_u64);
+    for mutation in all.step_by(stride) {
+        let Some(bytes) = mutation.apply(subject) else { continue };
+        watchdog.begin(mutation);
+        match catch_unwind(AssertUnwindSafe(|| mend(subject, &bytes, mutation))) {
+            Ok(Mended::Sound) => sound += 1,
+            Ok(Mended::Repaired) => repaired += 1,
+            Ok(Mended::Refused) => refused += 1,
+            Err(_) => panic!("{} image, {mutation:x?}", subject.name),
+        }
+    }
+    announce(&format!(
+        "{} image, repairs: {sound} sound, {repaired} repaired, {refused} refused",
+        subject.name
+    ));
+    assert!(repaired > 0);
+}
+
 /// The tests of one subject; they run side by side.
 macro_rules! mutations_of {
     ($($subject:ident),*) => {$(
@@ -141,6 +177,11 @@ macro_rules! mutations_of {
             #[test]
             fn fields() {
                 super::fields(&super::$subject());
+            }
+
+            #[test]
+            fn repairs() {
+                super::repairs(&super::$subject());
             }
 
             #[test]

@@ -202,6 +202,15 @@ impl Mutation {
         (bytes != subject.bytes).then_some(bytes)
     }
 
+    /// The damage is in what a checksum covers or what the length tells, and the checksum is not repaired.
+    pub(crate) fn is_told_by_a_checksum(self, subject: &Subject) -> bool {
+        match self {
+            Self::Cut(_) => true,
+            Self::Byte { at, .. } => subject.summed(at).is_some(),
+            _ => false,
+        }
+    }
+
     /// What must become of the image.
     pub(crate) fn expected(self, subject: &Subject) -> Expected {
         match self {
