@@ -9,6 +9,7 @@ mod common;
 #[allow(dead_code, reason = "the library's test uses the rest")]
 #[path = "../../../vhd-core/tests/mutation/mutations.rs"]
 mod mutations;
+#[allow(dead_code, reason = "the library's test uses the rest")]
 #[path = "../../../vhd-core/tests/mutation/subjects.rs"]
 mod subjects;
 
