@@ -3,8 +3,10 @@
 //! ```text
 //!   plan.rs        which layers go, into what, whose children follow         reads only
 //!   dependants.rs  who else is based on them
+//!   groups.rs      which pieces of a layer are read and written at once
 //!   copy.rs        each sector that the range holds, once, from its topmost layer
 //!   carry.rs       children of other layers take over what would read otherwise
+//!   groups.rs      which pieces are read and written at once; zero_run.rs: zeroes that take no space
 //!   journal.rs     how far it is: the record beside the child
 //!   execute.rs     carry, copy, flush, record, ... ; then finish.rs: point children, remove files, remove the record
 //!   new_image.rs   the same into a new image, which changes nothing
@@ -21,9 +23,11 @@ mod dependants;
 mod error;
 mod execute;
 mod finish;
+mod groups;
 mod journal;
 mod new_image;
 mod plan;
+mod zero_run;
 
 use std::path::{Path, PathBuf};
 
