@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::MergeError;
-use super::groups::{cut, group_len, held_bytes, is_dense, span};
+use super::groups::{cut, group_len, held_bytes, is_dense, part, span};
 use super::zero_run::next_run;
 use crate::device::{ByteRange, DeviceError, Disk, ExtentKind, Held, Layer, ZeroOptions, held};
 use crate::image::IoContext;
@@ -387,12 +387,6 @@ impl Copier<'_> {
             source,
         }
     }
-}
-
-/// The bytes of one piece in those of the whole.
-fn part<'a>(bytes: &'a [u8], piece: &Held, whole: ByteRange) -> &'a [u8] {
-    let within = usize_from(piece.range.start - whole.start);
-    &bytes[within..within + usize_from(piece.range.len)]
 }
 
 /// What a thread reads into.

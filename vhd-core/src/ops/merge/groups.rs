@@ -1,7 +1,7 @@
 //! Pieces that are read, and perhaps written, at once.
 
 use crate::device::{ByteRange, Held};
-use crate::units::FileOffset;
+use crate::units::{FileOffset, usize_from};
 
 /// Bytes read at once.
 const STEP: u64 = 1 << 20;
@@ -58,4 +58,10 @@ pub(super) fn held_bytes(group: &[Held]) -> u64 {
 /// Whether the pieces have gaps, and no more than to double the bytes: one long write is cheaper then than many.
 pub(super) fn is_dense(group: &[Held]) -> bool {
     group.len() > 1 && held_bytes(group) * 2 >= span(group).len
+}
+
+/// The bytes of one piece in those of the whole.
+pub(super) fn part<'a>(bytes: &'a [u8], piece: &Held, whole: ByteRange) -> &'a [u8] {
+    let within = usize_from(piece.range.start - whole.start);
+    &bytes[within..within + usize_from(piece.range.len)]
 }

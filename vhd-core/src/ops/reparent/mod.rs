@@ -3,6 +3,7 @@
 //! ```text
 //!   relink.rs   the header names another file; what the child holds stays     the parent was moved or copied
 //!   rebase.rs   first the child takes over what would read differently        the parent is another disk
+//!   runs.rs     where two buffers differ
 //!   wanted.rs   which ranges that may be                                      reads no data
 //! ```
 //!
@@ -11,6 +12,7 @@
 mod error;
 mod rebase;
 mod relink;
+mod runs;
 mod wanted;
 
 use std::path::Path;

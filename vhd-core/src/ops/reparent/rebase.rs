@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
+use super::runs::differing_runs;
 use super::wanted::{MissingBlocks, Wanted, files_below};
 use super::{ReparentError, check_differencing, check_no_circle, check_same_size, relink};
 use crate::chain::{OpenOptions, OpenedDisk, Relation, parent_link};
@@ -15,7 +16,7 @@ use crate::image::{Image, ParentLink};
 use crate::ops::diff::{Layers, files_of};
 use crate::ops::zeroes::for_each_data_run;
 use crate::ops::{OpsError, Progress, useful_threads};
-use crate::units::{SECTOR_SIZE, u64_from, usize_from};
+use crate::units::{u64_from, usize_from};
 
 /// How a rebase is done.
 #[derive(Clone, Copy)]
@@ -377,39 +378,5 @@ impl Buffers {
             buffer.resize(buffer.len().max(len), 0);
         }
         (&mut self.old[..len], &mut self.new[..len])
-    }
-}
-
-/// The maximal runs of sectors that differ.
-fn differing_runs(old: &[u8], new: &[u8]) -> Vec<Range<usize>> {
-    let mut runs: Vec<Range<usize>> = Vec::new();
-    if old == new {
-        return runs;
-    }
-    let sector = usize_from(SECTOR_SIZE);
-    for (index, (a, b)) in old.chunks(sector).zip(new.chunks(sector)).enumerate() {
-        let at = index * sector;
-        match runs.last_mut() {
-            _ if a == b => {}
-            Some(last) if last.end == at => last.end += a.len(),
-            _ => runs.push(at..at + a.len()),
-        }
-    }
-    runs
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn runs_of_sectors() {
-        let old = vec![0; 5 * 512];
-        let mut new = old.clone();
-        assert!(differing_runs(&old, &new).is_empty());
-        for byte in [1, 513, 2559] {
-            new[byte] = 1;
-        }
-        assert_eq!(differing_runs(&old, &new), [0..1024, 2048..2560]);
     }
 }
