@@ -4,7 +4,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::commands::{
     azure, check, compact, compare, completions, convert, create, diff, export_delta, hash, import_delta, info, man,
-    map, measure, merge, nbd, new_id, repair, reparent, resize, tour, tree, verify,
+    map, measure, merge, nbd, new_id, repair, reparent, resize, snapshot, tour, tree, verify,
 };
 use crate::exit;
 
@@ -78,6 +78,8 @@ pub(crate) enum Command {
     ImportDelta(import_delta::ImportDeltaArgs),
     /// Show the images below a directory: which is whose child, and what is broken
     Tree(tree::TreeArgs),
+    /// Take, list, apply and delete snapshots of a disk
+    Snapshot(snapshot::SnapshotArgs),
     /// Prepare or check an image for Azure
     Azure(azure::AzureArgs),
     /// Make an image's file shorter in place; its content stays

@@ -93,6 +93,10 @@ const TABLE: &[Code] = &[
     library(ErrorKind::Exists,          "VHD-E0305", Exit::Refused),
     library(ErrorKind::JobPending,      "VHD-E0307", Exit::Refused),
     library(ErrorKind::Changed,         "VHD-E0308", Exit::Refused),
+    library(ErrorKind::SnapshotMissing, "VHD-E0309", Exit::Refused),
+    library(ErrorKind::SnapshotExists,  "VHD-E0310", Exit::Refused),
+    library(ErrorKind::SnapshotsUnsaved,"VHD-E0311", Exit::Refused),
+    library(ErrorKind::ManifestStale,   "VHD-E0312", Exit::Refused),
     library(ErrorKind::TailInUse,       "VHD-E0313", Exit::Refused),
     library(ErrorKind::TiedSizes,       "VHD-E0314", Exit::Refused),
 

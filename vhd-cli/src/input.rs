@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use clap::Args;
 use rustix::fs::{SeekFrom, seek};
+use vhd_core::ErrorKind;
 use vhd_core::chain::{ExplicitOnly, OpenOptions, OpenedDisk};
+use vhd_core::snapshot::{self, FrozenBase, NOW};
 use vhd_core::units::u64_from;
 
 use crate::codes::Kind;
@@ -111,6 +113,8 @@ pub(crate) struct Source {
     pub(crate) path: PathBuf,
     /// The path as the user gave it.
     pub(crate) name: String,
+    /// It is a snapshot, which is not to be changed.
+    pub(crate) is_snapshot: bool,
     is_stdin: bool,
 }
 
@@ -120,8 +124,11 @@ impl Source {
     pub(crate) fn new(given: &Path, spool_dir: Option<&Path>) -> Result<Self, Failure> {
         let name = output::path_text(given);
         if !is_dash(given) {
+            let path = image_path(given)?;
+            let is_now = split_snapshot(given).is_some_and(|(_, name)| name.eq_ignore_ascii_case(NOW));
             return Ok(Self {
-                path: given.to_owned(),
+                is_snapshot: path != given && !is_now,
+                path,
                 name,
                 is_stdin: false,
             });
@@ -132,9 +139,54 @@ impl Source {
         Ok(Self {
             path: STDIN.into(),
             name,
+            is_snapshot: false,
             is_stdin: true,
         })
     }
+}
+
+impl Source {
+    /// Refuses a file that snapshots rely on: what is written to it would show through all that is based on it.
+    pub(crate) fn refuse_frozen(&self) -> Result<(), Failure> {
+        if !self.is_snapshot && snapshot::frozen_base(&self.path).is_none() {
+            return Ok(());
+        }
+        let message = format!("{} is frozen by a snapshot, and is to be read only", self.name);
+        Err(Failure::new(Kind::Library(ErrorKind::HasChildren), message))
+    }
+}
+
+/// The file that is read for what the user named: a path, or `DISK@NAME` for a snapshot. A file that is really called
+/// so wins.
+pub(crate) fn image_path(given: &Path) -> Result<PathBuf, Failure> {
+    if given.symlink_metadata().is_ok() {
+        if let Some(frozen) = snapshot::frozen_base(given) {
+            tell_frozen(given, &frozen);
+        }
+        return Ok(given.to_owned());
+    }
+    let Some((disk, name)) = split_snapshot(given) else {
+        return Ok(given.to_owned());
+    };
+    Ok(snapshot::resolve(disk, name)?)
+}
+
+/// The parts of `DISK@NAME`, if there is such a disk.
+fn split_snapshot(given: &Path) -> Option<(&Path, &str)> {
+    let (disk, name) = given.to_str()?.rsplit_once('@')?;
+    let disk = Path::new(disk);
+    (!name.contains('/') && disk.is_file()).then_some((disk, name))
+}
+
+fn tell_frozen(disk: &Path, frozen: &FrozenBase) {
+    let (disk, active) = (disk.display(), frozen.active.display());
+    let what = match &frozen.snapshot {
+        Some(name) => format!("is snapshot \"{name}\""),
+        None => "is a part of its snapshots".to_owned(),
+    };
+    output::warning(format_args!(
+        "{disk} {what}; the present state of the disk is {active}, or {disk}@{NOW}"
+    ));
 }
 
 /// Whether a path means standard input or output.

@@ -89,14 +89,22 @@ pub enum ErrorKind {
     Locked,
     /// The destination exists.
     Exists,
-    /// What is to be cut off a disk is in use.
-    TailInUse,
-    /// The image is tied to others that must have the same size.
-    TiedSizes,
     /// An unfinished job of another kind, or with other arguments, comes first.
     JobPending,
     /// A file is not what it was when the job began that is to go on.
     Changed,
+    /// A disk has no snapshot of that name.
+    SnapshotMissing,
+    /// A disk has a snapshot of that name already.
+    SnapshotExists,
+    /// Writes that no snapshot holds would be lost.
+    SnapshotsUnsaved,
+    /// The manifest of a disk's snapshots does not describe the images that are there.
+    ManifestStale,
+    /// What is to be cut off a disk is in use.
+    TailInUse,
+    /// The image is tied to others that must have the same size.
+    TiedSizes,
 
     /// A request outside the disk.
     OutOfRange,
@@ -173,10 +181,14 @@ impl ErrorKind {
         Self::NoSpace,
         Self::Locked,
         Self::Exists,
-        Self::TailInUse,
-        Self::TiedSizes,
         Self::JobPending,
         Self::Changed,
+        Self::SnapshotMissing,
+        Self::SnapshotExists,
+        Self::SnapshotsUnsaved,
+        Self::ManifestStale,
+        Self::TailInUse,
+        Self::TiedSizes,
         Self::OutOfRange,
         Self::Misaligned,
         Self::ReadOnly,
@@ -238,10 +250,14 @@ impl ErrorKind {
             Self::NoSpace => "no-space",
             Self::Locked => "locked",
             Self::Exists => "exists",
-            Self::TailInUse => "tail-in-use",
-            Self::TiedSizes => "tied-sizes",
             Self::JobPending => "job-pending",
             Self::Changed => "changed-meanwhile",
+            Self::SnapshotMissing => "snapshot-missing",
+            Self::SnapshotExists => "snapshot-exists",
+            Self::SnapshotsUnsaved => "snapshots-unsaved",
+            Self::ManifestStale => "manifest-stale",
+            Self::TailInUse => "tail-in-use",
+            Self::TiedSizes => "tied-sizes",
             Self::OutOfRange => "out-of-range",
             Self::Misaligned => "misaligned",
             Self::ReadOnly => "read-only",

@@ -19,6 +19,7 @@ mod repair;
 mod reparent;
 mod reports;
 mod resize;
+mod snapshot;
 mod streams;
 mod support;
 mod tree;

@@ -16,6 +16,7 @@ const COMMANDS: &[&str] = &[
     "export-delta",
     "import-delta",
     "tree",
+    "snapshot",
     "azure",
     "compact",
     "merge",

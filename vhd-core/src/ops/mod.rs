@@ -1,5 +1,6 @@
 //! Long operations on whole disks: convert, stream, compare, diff, hash, compact, merge, resize, repair, reparent,
 //! verify.
+//! resize, repair, reparent, verify.
 
 mod alone;
 pub mod azure;

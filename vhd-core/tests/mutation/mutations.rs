@@ -348,3 +348,13 @@ fn make_noise(subject: &Subject, bytes: &mut [u8], seed: u64) {
         bytes.copy_within(from..(from + SECTOR).min(bytes.len()), to.min(bytes.len() - SECTOR));
     }
 }
+
+/// All damages of all kinds.
+pub(crate) fn all(subject: &Subject) -> impl Iterator<Item = Mutation> {
+    let cut = (0..subject.bytes.len() + 1100).map(Mutation::Cut);
+    let plain = || subject.metadata().flat_map(Mutation::all_of_byte);
+    let fields = single_fields(subject).chain((0..12_000).map(Mutation::Fields));
+    let summed = plain().filter_map(Mutation::sealed);
+    let noise = (0..6000).map(Mutation::Noise);
+    cut.chain(plain()).chain(summed).chain(fields).chain(noise)
+}

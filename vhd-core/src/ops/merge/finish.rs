@@ -1,7 +1,9 @@
 //! The end of a merge: children are pointed to the target, then the layers go, then the record.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::dependants;
 use super::journal::{Journal, Known};
@@ -79,6 +81,7 @@ impl<'a> Finish<'a> {
             }
             Err(error) => return Err(error.into()),
         };
+        let modified = file.modified().ok();
         let image = Image::open(file, &OpenMode::read_write()).map_err(|source| MergeError::Child {
             path: path.to_owned(),
             source,
@@ -96,7 +99,21 @@ impl<'a> Finish<'a> {
             path: path.to_owned(),
             source,
         })?;
+        if let Some(modified) = modified {
+            keep_modified(path, modified);
+        }
         Ok(true)
+    }
+}
+
+/// Children of a child remember when its file was changed last, and its content was not.
+fn keep_modified(path: &Path, modified: SystemTime) {
+    let set = File::options()
+        .write(true)
+        .open(path)
+        .and_then(|file| file.set_modified(modified));
+    if let Err(error) = set {
+        tracing::warn!(path = %path.display(), %error, "its children will find another modification time");
     }
 }
 

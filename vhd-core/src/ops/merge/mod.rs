@@ -59,6 +59,14 @@ impl MergeRequest {
     }
 }
 
+/// Whether a merge of the image at `child` has begun and is unfinished.
+///
+/// # Errors
+/// [`MergeError::Record`] when there is a record and it can't be read.
+pub fn is_unfinished(child: &Path) -> Result<bool, MergeError> {
+    Ok(journal::Journal::read(child)?.is_some())
+}
+
 /// What a merge is going to do, as data.
 #[derive(Clone)]
 pub struct MergePlan {
