@@ -14,6 +14,7 @@ mod file_systems;
 mod kill;
 mod merge;
 mod nbd;
+mod nbd_kill;
 mod pages;
 mod repair;
 mod reparent;
@@ -25,6 +26,8 @@ mod support;
 mod tree;
 mod verify;
 
+#[path = "../../../vhd-core/tests/common/kills.rs"]
+mod kills;
 #[allow(dead_code, reason = "these tests use a part of it")]
 #[path = "../../../vhd-core/tests/common/tools.rs"]
 mod tools;
