@@ -52,6 +52,14 @@ impl Serving {
     }
 }
 
+impl Drop for Serving {
+    /// A test that failed leaves no server behind.
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// Whether a program is there.
 fn has(program: &str) -> bool {
     let found = Command::new(program).arg("--version").output().is_ok();
@@ -59,6 +67,13 @@ fn has(program: &str) -> bool {
         announce(&format!("left out: there is no {program}"));
     }
     found
+}
+
+/// What a program writes, if it succeeds.
+fn output(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).output().unwrap();
+    assert!(output.status.success(), "{program} {args:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
 }
 
 fn qemu_io(lab: &Lab, uri: &str, commands: &[&str]) -> bool {
@@ -161,6 +176,83 @@ fn several_images_by_name_and_a_default() {
         ],
         2,
     );
+}
+
+/// Writes to the present state of a disk with snapshots: this byte, at as many MiB.
+fn write_now(lab: &Lab, byte: u8) {
+    let active = vhd_core::snapshot::resolve(&lab.path("vm.vhd"), vhd_core::snapshot::NOW).unwrap();
+    lab.write(active.to_str().unwrap(), u64::from(byte) * MIB, &[byte; 4096]);
+}
+
+#[test]
+fn a_disk_with_its_snapshots() {
+    if !has("nbdinfo") || !has("qemu-io") {
+        return;
+    }
+    let lab = Lab::new();
+    lab.dynamic("vm.vhd", 8 * MIB);
+    lab.write("vm.vhd", 0, &[1; 4096]);
+    for (name, byte) in [("before upgrade", 2), ("after", 3)] {
+        lab.run(&["snapshot", "create", "vm.vhd", "--name", name], 0);
+        write_now(&lab, byte);
+    }
+    let uri = |export: &str| format!("nbd+unix:///{export}?socket={}", lab.path("s.sock").display());
+    let reads = |export: &str, line: &str| assert!(qemu_io(&lab, &uri(export), &[line]), "{export}: {line}");
+    for (args, name) in [(&["vm.vhd@now"][..], "vm"), (&["--export", "disk=vm.vhd@now"], "disk")] {
+        let serving = Serving::start(&lab, &[&["--unix", "s.sock"], args].concat());
+        let list = output("nbdinfo", &["--list", "--json", &uri("")]);
+        let names: Vec<_> = json_list(&list, "export-name");
+        let [before, after] = ["before upgrade", "after"].map(|snapshot| format!("{name}@{snapshot}"));
+        assert_eq!(names, [name, &before, &after]);
+        let read_only: Vec<_> = json_list(&list, "is_read_only");
+        assert_eq!(read_only, ["false", "true", "true"]);
+        let before = format!("{name}@before%20upgrade");
+        reads(&before, "read -P 1 0 4k");
+        reads(&before, "read -P 0 2M 2M");
+        reads(&after, "read -P 2 2M 4k");
+        reads(&after, "read -P 0 3M 1M");
+        reads(name, "read -P 3 3M 4k");
+        assert!(!qemu_io(&lab, &uri(&after), &["write 0 4k"]));
+        // What changed since each: the default export is the present state.
+        let changed = |export: &str, snapshot: &str| {
+            let map = format!("--map=qemu:dirty-bitmap:{snapshot}");
+            let map: serde_json::Value = serde_json::from_str(&output("nbdinfo", &[&map, "--json", &uri(export)])).unwrap();
+            let dirty = map.as_array().unwrap().iter().filter(|part| part["type"] == 1);
+            dirty.map(|part| part["offset"].as_u64().unwrap() / MIB).collect::<Vec<_>>()
+        };
+        assert_eq!(changed("", "after"), [3]);
+        assert_eq!(changed("", "before upgrade"), [2, 3]);
+        assert_eq!(changed(&after, "before upgrade"), [2]);
+        // Snapshots go on to be what they are while the present state changes.
+        reads(name, "write -P 9 0 8M");
+        reads(&before, "read -P 1 0 4k");
+        // Nobody takes a snapshot of what a guest writes to.
+        lab.run(&["snapshot", "create", "vm.vhd", "--name", "third"], 7);
+        assert_eq!(serving.stop(Signal::TERM).0, Some(0));
+        lab.run(&["snapshot", "revert", "vm.vhd"], 0);
+        write_now(&lab, 3);
+    }
+    // A snapshot alone, and the present state with a layer to be thrown away on it.
+    let serving = Serving::start(&lab, &["--unix", "s.sock", "--read-only", "vm.vhd@after"]);
+    reads("", "read -P 2 2M 4k");
+    assert_eq!(serving.stop(Signal::TERM).0, Some(0));
+    let serving = Serving::start(&lab, &["--unix", "s.sock", "--snapshot", "vm.vhd@now"]);
+    reads("vm", "write -P 9 0 8M");
+    reads("vm@after", "read -P 2 2M 4k");
+    assert_eq!(serving.stop(Signal::TERM).0, Some(0));
+    lab.run(&["check", "vm.vhd@now"], 0);
+}
+
+/// The values of a key of each export in what `nbdinfo --list --json` says.
+fn json_list(list: &str, key: &str) -> Vec<String> {
+    let list: serde_json::Value = serde_json::from_str(list).unwrap();
+    let exports = list["exports"].as_array().unwrap().iter();
+    exports
+        .map(|export| match &export[key] {
+            serde_json::Value::String(text) => text.clone(),
+            other => other.to_string(),
+        })
+        .collect()
 }
 
 #[test]
