@@ -15,6 +15,7 @@ mod kill;
 mod merge;
 mod nbd;
 mod nbd_kill;
+mod nbd_refusals;
 mod pages;
 mod repair;
 mod reparent;

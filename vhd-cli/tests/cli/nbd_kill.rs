@@ -101,7 +101,11 @@ impl Writer<'_> {
         for number in 0..BATCH {
             let cell = start.wrapping_add(number * 37) % (CELLS / CLIENTS) * CLIENTS + self.client;
             let write = self.cells.sent[index(cell)].fetch_add(1, Ordering::SeqCst) + 1;
-            let flags = if number == fua { CommandFlags::FUA } else { CommandFlags::empty() };
+            let flags = if number == fua {
+                CommandFlags::FUA
+            } else {
+                CommandFlags::empty()
+            };
             let header = RequestHeader {
                 flags,
                 command: Command::Write,
@@ -163,7 +167,12 @@ fn serve_and_kill(lab: &Lab, image: &str, cells: &Cells, rng: &mut Rng) {
             let stream = UnixStream::connect(lab.path("s.sock")).unwrap();
             let rng = rng.fork();
             scope.spawn(move || {
-                let mut writer = Writer { stream, cells, client, rng };
+                let mut writer = Writer {
+                    stream,
+                    cells,
+                    client,
+                    rng,
+                };
                 // It ends with the server.
                 let _ = writer.negotiate().and_then(|()| writer.run());
             });
@@ -189,9 +198,16 @@ fn verify(lab: &Lab, image: &str, cells: &Cells) {
         let mut oldest = u64::MAX;
         for sector in found.chunks(SECTOR) {
             let number = u64::from_le_bytes(sector[8..16].try_into().unwrap());
-            let expected = if number == 0 { vec![0; CELL] } else { content(cell, number) };
+            let expected = if number == 0 {
+                vec![0; CELL]
+            } else {
+                content(cell, number)
+            };
             assert_eq!(sector, &expected[..SECTOR], "cell {cell}");
-            assert!((kept..=sent).contains(&number), "cell {cell}: {number}, not {kept} to {sent}");
+            assert!(
+                (kept..=sent).contains(&number),
+                "cell {cell}: {number}, not {kept} to {sent}"
+            );
             oldest = oldest.min(number);
         }
         cells.keep(cell, oldest);

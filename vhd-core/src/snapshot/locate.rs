@@ -79,7 +79,8 @@ pub fn snapshots_of(leaf: &Path) -> Result<Option<ActiveDisk>, SnapshotError> {
         return Ok(None);
     }
     let mut listed: Vec<_> = manifest.listed().collect();
-    listed.sort_by_key(|snapshot| (snapshot.created, &snapshot.name));
+    // Of two within a second the one that is based on the other is the younger.
+    listed.sort_by_key(|snapshot| (snapshot.created, manifest.line(Some(snapshot.id)).count()));
     let snapshots = listed
         .into_iter()
         .map(|snapshot| (snapshot.name.clone(), place.current_path(&manifest, &snapshot.file)));

@@ -124,7 +124,10 @@ impl Snapshots {
     /// The snapshot that a file is.
     fn name_of(&self, path: &Path) -> Option<&str> {
         let real = |path: &Path| path.canonicalize().ok();
-        let found = self.files.iter().find(|(_, file)| real(file).is_some_and(|file| Some(file) == real(path)));
+        let found = self
+            .files
+            .iter()
+            .find(|(_, file)| real(file).is_some_and(|file| Some(file) == real(path)));
         found.map(|(name, _)| name.as_str())
     }
 }
