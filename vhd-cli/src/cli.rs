@@ -4,7 +4,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::commands::{
     azure, check, compact, compare, completions, convert, create, diff, export_delta, hash, import_delta, info, man,
-    map, measure, nbd, new_id, reparent, tour, tree, verify,
+    map, measure, merge, nbd, new_id, repair, reparent, resize, snapshot, tour, tree, verify,
 };
 use crate::exit;
 
@@ -78,20 +78,28 @@ pub(crate) enum Command {
     ImportDelta(import_delta::ImportDeltaArgs),
     /// Show the images below a directory: which is whose child, and what is broken
     Tree(tree::TreeArgs),
+    /// Take, list, apply and delete snapshots of a disk
+    Snapshot(snapshot::SnapshotArgs),
     /// Prepare or check an image for Azure
     Azure(azure::AzureArgs),
     /// Make an image's file shorter in place; its content stays
     Compact(compact::CompactArgs),
     /// Say what compaction would gain, and why the rest stays; changes nothing
     Measure(measure::MeasureArgs),
+    /// Write an image, or a range of a chain, into the image below it
+    Merge(merge::MergeArgs),
     /// Serve disks over NBD, to virtual machines and backup programs
     Nbd(nbd::NbdArgs),
+    /// Give a disk another size, alone or with all images of its tree
+    Resize(resize::ResizeArgs),
     /// Give a differencing image another parent: a moved one, or with --rebase any disk
     Reparent(reparent::ReparentArgs),
     /// Give an image, such as a copy, an identity of its own
     NewId(new_id::NewIdArgs),
     /// Say whether an ancestor changed since its digests were recorded, and where
     Verify(verify::VerifyArgs),
+    /// Show what is damaged in an image and what would repair it; with --yes, do it
+    Repair(repair::RepairArgs),
     /// Walk through the main jobs in a temporary directory, checking each step
     Tour(tour::TourArgs),
     /// Print a script that completes the command line in a shell

@@ -27,6 +27,8 @@ pub(crate) enum Kind {
     AddressInUse,
     /// A certificate or key can't be used.
     Certificate,
+    /// An NBD URI that is none, or stands where only a file can.
+    Uri,
 }
 
 /// What scripts see of a kind of failure. Codes and names never change their meaning; new ones are added.
@@ -65,8 +67,6 @@ const TABLE: &[Code] = &[
     library(ErrorKind::BlockOverlap,    "VHD-E0115", Exit::Corrupt),
     library(ErrorKind::FileTooShort,    "VHD-E0116", Exit::Corrupt),
     library(ErrorKind::JournalPending,  "VHD-E0117", Exit::Corrupt),
-    library(ErrorKind::RecordDamaged,   "VHD-E0127", Exit::Corrupt),
-    library(ErrorKind::RecordUnknown,   "VHD-E0128", Exit::Corrupt),
     library(ErrorKind::Ambiguous,       "VHD-E0118", Exit::Refused),
     library(ErrorKind::PartitionTable,  "VHD-E0119", Exit::Refused),
     library(ErrorKind::DigestMissing,   "VHD-E0120", Exit::Refused),
@@ -74,6 +74,11 @@ const TABLE: &[Code] = &[
     library(ErrorKind::ForeignMetadata, "VHD-E0122", Exit::Refused),
     library(ErrorKind::DigestDamaged,   "VHD-E0123", Exit::Corrupt),
     library(ErrorKind::DigestOtherDisk, "VHD-E0124", Exit::Refused),
+    library(ErrorKind::NotRepairable,   "VHD-E0125", Exit::Corrupt),
+    library(ErrorKind::UndoMismatch,    "VHD-E0126", Exit::Refused),
+    library(ErrorKind::RecordDamaged,   "VHD-E0127", Exit::Corrupt),
+    library(ErrorKind::RecordUnknown,   "VHD-E0128", Exit::Corrupt),
+    library(ErrorKind::ResizeUnfinished, "VHD-E0129", Exit::Refused),
 
     library(ErrorKind::ParentMissing,   "VHD-E0201", Exit::Parent),
     library(ErrorKind::ParentMismatch,  "VHD-E0202", Exit::Parent),
@@ -88,6 +93,14 @@ const TABLE: &[Code] = &[
     library(ErrorKind::NoSpace,         "VHD-E0303", Exit::Failed),
     library(ErrorKind::Locked,          "VHD-E0304", Exit::Locked),
     library(ErrorKind::Exists,          "VHD-E0305", Exit::Refused),
+    library(ErrorKind::JobPending,      "VHD-E0307", Exit::Refused),
+    library(ErrorKind::Changed,         "VHD-E0308", Exit::Refused),
+    library(ErrorKind::SnapshotMissing, "VHD-E0309", Exit::Refused),
+    library(ErrorKind::SnapshotExists,  "VHD-E0310", Exit::Refused),
+    library(ErrorKind::SnapshotsUnsaved,"VHD-E0311", Exit::Refused),
+    library(ErrorKind::ManifestStale,   "VHD-E0312", Exit::Refused),
+    library(ErrorKind::TailInUse,       "VHD-E0313", Exit::Refused),
+    library(ErrorKind::TiedSizes,       "VHD-E0314", Exit::Refused),
 
     library(ErrorKind::OutOfRange,      "VHD-E0401", Exit::Failed),
     library(ErrorKind::Misaligned,      "VHD-E0402", Exit::Failed),
@@ -102,6 +115,8 @@ const TABLE: &[Code] = &[
     library(ErrorKind::NoBlocks,        "VHD-E0411", Exit::Refused),
     library(ErrorKind::Cancelled,       "VHD-E0412", Exit::Failed),
     library(ErrorKind::ContentChanged,  "VHD-E0413", Exit::Differ),
+    library(ErrorKind::FactsMissing,    "VHD-E0414", Exit::Refused),
+    library(ErrorKind::NotRelated,      "VHD-E0415", Exit::Refused),
 
     own(Kind::SameFile,                 "VHD-E0501", "same-file",         Exit::Refused),
     own(Kind::Terminal,                 "VHD-E0502", "terminal",          Exit::Refused),
@@ -113,6 +128,12 @@ const TABLE: &[Code] = &[
     own(Kind::Listen,                   "VHD-E0601", "listen",            Exit::Failed),
     own(Kind::AddressInUse,             "VHD-E0602", "address-in-use",    Exit::Failed),
     own(Kind::Certificate,              "VHD-E0603", "certificate",       Exit::Failed),
+    library(ErrorKind::Unreachable,     "VHD-E0605", Exit::Failed),
+    library(ErrorKind::ServerRefused,   "VHD-E0606", Exit::Failed),
+    library(ErrorKind::ServerProtocol,  "VHD-E0607", Exit::Failed),
+    library(ErrorKind::WritesLost,      "VHD-E0608", Exit::Failed),
+    library(ErrorKind::ServerTrust,     "VHD-E0609", Exit::Failed),
+    own(Kind::Uri,                      "VHD-E0610", "nbd-uri",           Exit::Refused),
 ];
 
 /// What a kind that is newer than the table gets: the table's test fails then.

@@ -13,7 +13,7 @@ pub(crate) enum Exit {
     Usage,
     /// An image is corrupt, or no VHD where one is needed.
     Corrupt,
-    /// `check`: only leaked space, or damage that loses nothing.
+    /// `check`: only leaked space, or damage that loses nothing. `repair`: it can be repaired, and was not.
     Repairable,
     /// `compare`, `diff`: the contents differ. `verify`: an ancestor changed.
     Differ,
@@ -61,8 +61,8 @@ impl Exit {
             Self::Failed => "could not run: a file is missing or unreadable, no space left, ...",
             Self::Usage => "the command line is wrong",
             Self::Corrupt => "an image is corrupt, or no VHD where one is needed",
-            Self::Repairable => "check: only leaked space or repairable findings",
             Self::Differ => "compare, diff: the contents differ; verify: an ancestor changed",
+            Self::Repairable => "check: only leaked space or repairable findings; repair: it can be repaired",
             Self::Parent => "a parent is missing, another disk, or its own ancestor (check: 3)",
             Self::Locked => "another program uses the image",
             Self::Refused => {

@@ -161,10 +161,15 @@ from_library!(
     vhd_core::ops::delta::DeltaError,
     vhd_core::partition::PartitionError,
     vhd_core::ops::compact::CompactError,
+    vhd_core::ops::merge::MergeError,
+    vhd_core::snapshot::SnapshotError,
+    vhd_core::ops::resize::ResizeError,
     vhd_core::ops::new_id::NewIdError,
     vhd_core::ops::reparent::ReparentError,
     vhd_core::ops::verify::VerifyError,
+    vhd_core::ops::repair::RepairError,
     vhd_core::storage::StorageError,
+    vhd_nbd::client::ClientError,
 );
 
 #[cfg(test)]

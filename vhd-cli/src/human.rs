@@ -45,8 +45,12 @@ pub(crate) fn count(count: u64, one: &str) -> String {
 
 /// A time stamp in ISO 8601; `None` where it was not set.
 pub(crate) fn utc(timestamp: Timestamp) -> Option<String> {
-    let time = UtcTime::from_second(timestamp.to_unix_seconds()).ok()?;
-    (timestamp != Timestamp::UNSET).then(|| time.to_string())
+    (timestamp != Timestamp::UNSET).then(|| unix_utc(timestamp.to_unix_seconds()))?
+}
+
+/// Seconds since 1970 in ISO 8601; `None` where no calendar has them.
+pub(crate) fn unix_utc(seconds: i64) -> Option<String> {
+    UtcTime::from_second(seconds).ok().map(|time| time.to_string())
 }
 
 /// A text with every control character but line ends made harmless: images choose names of parents, and a

@@ -9,8 +9,11 @@ use std::sync::Arc;
 
 use clap::Args;
 use rustix::fs::{SeekFrom, seek};
-use vhd_core::chain::{ExplicitOnly, OpenOptions, OpenedDisk};
+use vhd_core::ErrorKind;
+use vhd_core::chain::{ExplicitOnly, ImageFormat, OpenOptions, OpenedDisk};
+use vhd_core::snapshot::{self, FrozenBase, NOW};
 use vhd_core::units::u64_from;
+use vhd_nbd::client::{ClientOptions, NbdDevice, NbdUri};
 
 use crate::codes::Kind;
 use crate::failure::Failure;
@@ -96,11 +99,25 @@ impl SourceArgs {
 
     /// The same, and `found` has the files of the chain as far as they are in order, after a failure too.
     pub(crate) fn open_noting(&self, source: &Source, found: &mut Vec<PathBuf>) -> Result<OpenedDisk, Failure> {
-        let opened = self.options(source).open_noting(&source.path, found)?;
+        let opened = match &source.remote {
+            Some(uri) => self.open_remote(source, uri)?,
+            None => self.options(source).open_noting(&source.path, found)?,
+        };
         for warning in opened.warnings() {
             output::warning(warning);
         }
         Ok(opened)
+    }
+
+    /// Opens a disk on a server: what is on it is its content, whatever that looks like.
+    fn open_remote(&self, source: &Source, uri: &NbdUri) -> Result<OpenedDisk, Failure> {
+        let format = self.from.map(ImageFormat::from);
+        if format.is_some_and(|format| format != ImageFormat::Raw) || !self.chain.parents.is_empty() {
+            let message = "a disk on a server is raw: it has no other format and no parents here";
+            return Err(Failure::usage(message).about(&source.name));
+        }
+        let device = NbdDevice::open(uri, ClientOptions::default())?;
+        Ok(OpenedDisk::from_device(device, &source.path))
     }
 }
 
@@ -111,7 +128,11 @@ pub(crate) struct Source {
     pub(crate) path: PathBuf,
     /// The path as the user gave it.
     pub(crate) name: String,
+    /// It is a snapshot, which is not to be changed.
+    pub(crate) is_snapshot: bool,
     is_stdin: bool,
+    /// A disk on a server; the path is then only its name.
+    remote: Option<NbdUri>,
 }
 
 impl Source {
@@ -120,10 +141,14 @@ impl Source {
     pub(crate) fn new(given: &Path, spool_dir: Option<&Path>) -> Result<Self, Failure> {
         let name = output::path_text(given);
         if !is_dash(given) {
+            let path = image_path(given)?;
+            let is_now = split_snapshot(given).is_some_and(|(_, name)| name.eq_ignore_ascii_case(NOW));
             return Ok(Self {
-                path: given.to_owned(),
+                is_snapshot: path != given && !is_now,
+                path,
                 name,
                 is_stdin: false,
+                remote: None,
             });
         }
         if !stdin_is_a_file()? {
@@ -132,9 +157,81 @@ impl Source {
         Ok(Self {
             path: STDIN.into(),
             name,
+            is_snapshot: false,
             is_stdin: true,
+            remote: None,
         })
     }
+
+    /// The same, or a disk on a server: for commands that only read the content of a disk.
+    pub(crate) fn or_remote(given: &Path, spool_dir: Option<&Path>) -> Result<Self, Failure> {
+        let Some(text) = uri_text(given) else {
+            return Self::new(given, spool_dir);
+        };
+        let name = output::path_text(given);
+        let uri = text.parse();
+        let uri = uri.map_err(|error| Failure::new(Kind::Uri, error).about(&name))?;
+        Ok(Self {
+            path: given.to_owned(),
+            name,
+            is_snapshot: false,
+            is_stdin: false,
+            remote: Some(uri),
+        })
+    }
+}
+
+impl Source {
+    /// Refuses a file that snapshots rely on: what is written to it would show through all that is based on it.
+    pub(crate) fn refuse_frozen(&self) -> Result<(), Failure> {
+        if !self.is_snapshot && snapshot::frozen_base(&self.path).is_none() {
+            return Ok(());
+        }
+        let message = format!("{} is frozen by a snapshot, and is to be read only", self.name);
+        Err(Failure::new(Kind::Library(ErrorKind::HasChildren), message))
+    }
+}
+
+/// The file that is read for what the user named: a path, or `DISK@NAME` for a snapshot. A file that is really called
+/// so wins.
+pub(crate) fn image_path(given: &Path) -> Result<PathBuf, Failure> {
+    if uri_text(given).is_some() {
+        let message = "this works on image files, and that is a disk on a server";
+        return Err(Failure::new(Kind::Uri, message).about(output::path_text(given)));
+    }
+    if given.symlink_metadata().is_ok() {
+        if let Some(frozen) = snapshot::frozen_base(given) {
+            tell_frozen(given, &frozen);
+        }
+        return Ok(given.to_owned());
+    }
+    let Some((disk, name)) = split_snapshot(given) else {
+        return Ok(given.to_owned());
+    };
+    Ok(snapshot::resolve(disk, name)?)
+}
+
+/// What the user named, if that is meant as an NBD URI. A file that is called so can be given as `./nbd:...`.
+fn uri_text(given: &Path) -> Option<&str> {
+    given.to_str().filter(|text| NbdUri::is_uri(text))
+}
+
+/// The parts of `DISK@NAME`, if there is such a disk.
+fn split_snapshot(given: &Path) -> Option<(&Path, &str)> {
+    let (disk, name) = given.to_str()?.rsplit_once('@')?;
+    let disk = Path::new(disk);
+    (!name.contains('/') && disk.is_file()).then_some((disk, name))
+}
+
+fn tell_frozen(disk: &Path, frozen: &FrozenBase) {
+    let (disk, active) = (disk.display(), frozen.active.display());
+    let what = match &frozen.snapshot {
+        Some(name) => format!("is snapshot \"{name}\""),
+        None => "is a part of its snapshots".to_owned(),
+    };
+    output::warning(format_args!(
+        "{disk} {what}; the present state of the disk is {active}, or {disk}@{NOW}"
+    ));
 }
 
 /// Whether a path means standard input or output.

@@ -40,12 +40,18 @@ pub enum ErrorKind {
     RecordDamaged,
     /// A document beside an image is of a kind or version that this program does not know.
     RecordUnknown,
+    /// A resize was interrupted, and has to be finished first.
+    ResizeUnfinished,
     /// A virtual machine is saved with the disk: the format forbids to rearrange it.
     SavedState,
     /// Metadata of another program, which would not be true any more.
     ForeignMetadata,
     /// The file's content does not tell whether it is a VHD or raw.
     Ambiguous,
+    /// Damage that leaves nothing to repair the image by.
+    NotRepairable,
+    /// An undo file that is damaged, or not one of the image as it is now.
+    UndoMismatch,
 
     /// The disk says that it has a partition table that is not usable, or can't be moved.
     PartitionTable,
@@ -83,6 +89,22 @@ pub enum ErrorKind {
     Locked,
     /// The destination exists.
     Exists,
+    /// An unfinished job of another kind, or with other arguments, comes first.
+    JobPending,
+    /// A file is not what it was when the job began that is to go on.
+    Changed,
+    /// A disk has no snapshot of that name.
+    SnapshotMissing,
+    /// A disk has a snapshot of that name already.
+    SnapshotExists,
+    /// Writes that no snapshot holds would be lost.
+    SnapshotsUnsaved,
+    /// The manifest of a disk's snapshots does not describe the images that are there.
+    ManifestStale,
+    /// What is to be cut off a disk is in use.
+    TailInUse,
+    /// The image is tied to others that must have the same size.
+    TiedSizes,
 
     /// A request outside the disk.
     OutOfRange,
@@ -110,6 +132,10 @@ pub enum ErrorKind {
     Cancelled,
     /// What must not change did.
     ContentChanged,
+    /// Something that the file does not tell has to be said by the caller.
+    FactsMissing,
+    /// Two images are not related as the job needs them.
+    NotRelated,
 
     /// The server of a remote disk can't be reached, or its connection is lost and can't be made again.
     Unreachable,
@@ -144,9 +170,12 @@ impl ErrorKind {
         Self::JournalPending,
         Self::RecordDamaged,
         Self::RecordUnknown,
+        Self::ResizeUnfinished,
         Self::SavedState,
         Self::ForeignMetadata,
         Self::Ambiguous,
+        Self::NotRepairable,
+        Self::UndoMismatch,
         Self::PartitionTable,
         Self::DigestMissing,
         Self::DigestDamaged,
@@ -163,6 +192,14 @@ impl ErrorKind {
         Self::NoSpace,
         Self::Locked,
         Self::Exists,
+        Self::JobPending,
+        Self::Changed,
+        Self::SnapshotMissing,
+        Self::SnapshotExists,
+        Self::SnapshotsUnsaved,
+        Self::ManifestStale,
+        Self::TailInUse,
+        Self::TiedSizes,
         Self::OutOfRange,
         Self::Misaligned,
         Self::ReadOnly,
@@ -176,6 +213,8 @@ impl ErrorKind {
         Self::NoBlocks,
         Self::Cancelled,
         Self::ContentChanged,
+        Self::FactsMissing,
+        Self::NotRelated,
         Self::Unreachable,
         Self::ServerRefused,
         Self::ServerProtocol,
@@ -205,9 +244,12 @@ impl ErrorKind {
             Self::JournalPending => "journal-pending",
             Self::RecordDamaged => "record-damaged",
             Self::RecordUnknown => "record-unknown",
+            Self::ResizeUnfinished => "resize-unfinished",
             Self::SavedState => "saved-state",
             Self::ForeignMetadata => "foreign-metadata",
             Self::Ambiguous => "format-ambiguous",
+            Self::NotRepairable => "not-repairable",
+            Self::UndoMismatch => "undo-mismatch",
             Self::PartitionTable => "partition-table",
             Self::DigestMissing => "digest-missing",
             Self::DigestDamaged => "digest-damaged",
@@ -224,6 +266,14 @@ impl ErrorKind {
             Self::NoSpace => "no-space",
             Self::Locked => "locked",
             Self::Exists => "exists",
+            Self::JobPending => "job-pending",
+            Self::Changed => "changed-meanwhile",
+            Self::SnapshotMissing => "snapshot-missing",
+            Self::SnapshotExists => "snapshot-exists",
+            Self::SnapshotsUnsaved => "snapshots-unsaved",
+            Self::ManifestStale => "manifest-stale",
+            Self::TailInUse => "tail-in-use",
+            Self::TiedSizes => "tied-sizes",
             Self::OutOfRange => "out-of-range",
             Self::Misaligned => "misaligned",
             Self::ReadOnly => "read-only",
@@ -237,6 +287,8 @@ impl ErrorKind {
             Self::NoBlocks => "no-blocks",
             Self::Cancelled => "cancelled",
             Self::ContentChanged => "content-changed",
+            Self::FactsMissing => "facts-missing",
+            Self::NotRelated => "not-related",
             Self::Unreachable => "unreachable",
             Self::ServerRefused => "server-refused",
             Self::ServerProtocol => "server-protocol",

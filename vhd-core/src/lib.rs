@@ -3,6 +3,8 @@
 //! ```text
 //!                 a program: the command, a server, a virtual machine monitor
 //!                      |                               |
+//!   snapshot SnapshotTree: create, apply, delete       |        names and trees of frozen images
+//!                      |                               |
 //!   ops      convert, compare, hash, stream            |        long operations on whole disks
 //!                      |                               |
 //!   chain    OpenOptions::open -> OpenedDisk   create_child     a leaf, its parents, how they are found
@@ -97,14 +99,14 @@
 //! | opening a chain | [`ChainError`](chain::ChainError), and [`ChainWarning`](chain::ChainWarning) for what is odd |
 //! | reading and writing | [`DeviceError`](device::DeviceError) |
 //! | converting, comparing, hashing | [`OpsError`](ops::OpsError) |
+//! | snapshots | [`SnapshotError`](snapshot::SnapshotError) |
 //!
 //! A program branches on the [`ErrorKind`]. Messages carry the numbers; causes are chained by `source()` and not
 //! repeated. A failure of the host is never reported as corruption, nor corruption as a failure of the host.
 //!
 //! # What is not here
 //!
-//! No resize, merge, compaction or repair of an existing image; no snapshot trees; no network. Images need Linux
-//! on a 64-bit machine. There is no unsafe code.
+//! No network. Images need Linux on a 64-bit machine. There is no unsafe code.
 #![forbid(unsafe_code)]
 
 pub mod chain;
@@ -115,6 +117,7 @@ pub mod image;
 pub mod ops;
 pub mod partition;
 pub mod record;
+pub mod snapshot;
 pub mod storage;
 mod sync;
 pub mod units;

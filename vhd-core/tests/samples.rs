@@ -6,10 +6,13 @@ mod common;
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 use vhd_core::ErrorKind;
 use vhd_core::chain::OpenOptions;
+use vhd_core::ops::repair::{Facts, RepairPlan};
+use vhd_core::storage::{Access, HostFile, Sharing, StorageFile};
 
 const GOLDEN: &[(&str, &str, u64)] = &[
     (
@@ -114,6 +117,58 @@ fn every_sample_reads_to_its_golden_hash() {
         assert_eq!(sha256(&path), *golden, "{name}");
         assert_eq!(OpenOptions::new().open(&path).unwrap().disk().size(), *size, "{name}");
     }
+}
+
+/// What is done to the bytes of an image.
+type Damage<'a> = &'a dyn Fn(&mut Vec<u8>);
+
+/// The structures of each sample damaged one after the other: repaired, it reads the same.
+#[test]
+fn damaged_samples_are_repaired_to_the_same_content() {
+    let Some(dir) = samples() else { return };
+    let mut repaired = 0;
+    for (name, golden, _) in GOLDEN {
+        let path = dir.path().join(name);
+        let sound = std::fs::read(&path).unwrap();
+        let fixed = !sound.starts_with(b"conectix");
+        let tail = sound.len() - 512;
+        let damages: [(&str, bool, Damage<'_>); 9] = [
+            ("tail zeroed", fixed, &|bytes| bytes[tail..].fill(0)),
+            ("tail cut off", fixed, &|bytes| bytes.truncate(tail)),
+            ("cookie of the tail", false, &|bytes| bytes[tail] = 0),
+            ("garbage behind", false, &|bytes| bytes.resize(tail + 5000, 0x6B)),
+            ("copy zeroed", fixed, &|bytes| bytes[..512].fill(0)),
+            ("both cookies", fixed, &|bytes| {
+                bytes[0] = 0;
+                bytes[tail] = 0;
+            }),
+            ("copy zeroed and garbage behind", fixed, &|bytes| {
+                bytes[..512].fill(0);
+                bytes.resize(tail + 5000, 0x6B);
+            }),
+            ("cookie of the header", fixed, &|bytes| bytes[512] = 0),
+            ("header version", fixed, &|bytes| bytes[512 + 25] = 7),
+        ];
+        for (what, impossible, damage) in damages {
+            if impossible {
+                continue;
+            }
+            let mut bytes = sound.clone();
+            damage(&mut bytes);
+            std::fs::write(&path, bytes).unwrap();
+            let file = HostFile::open(&path, Access::ReadWrite, Sharing::Exclusive).unwrap();
+            let file: Arc<dyn StorageFile> = Arc::new(file);
+            let plan = RepairPlan::new(Arc::clone(&file), &Facts::default());
+            let plan = plan.unwrap_or_else(|error| panic!("{name}, {what}: {error}"));
+            assert!(!plan.is_empty() && plan.doubts().is_empty(), "{name}, {what}");
+            plan.journal().apply(&*file).unwrap();
+            drop((plan, file));
+            assert_eq!(sha256(&path), *golden, "{name}, {what}");
+            repaired += 1;
+        }
+        std::fs::write(&path, sound).unwrap();
+    }
+    common::announce(&format!("{repaired} damaged samples repaired to their golden hashes"));
 }
 
 #[test]

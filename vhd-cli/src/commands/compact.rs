@@ -110,6 +110,9 @@ pub(crate) fn run(args: &CompactArgs) -> Result<Exit, Failure> {
         ));
     }
     let source = Source::new(&args.image, None)?;
+    if source.is_snapshot {
+        return Err(Failure::usage("DISK@NAME is for reading: name the file to compact it"));
+    }
     let opened = open(args, &source)?;
     let warnings = opened.warnings().iter().map(ToString::to_string).collect();
     let children = children_of(args, &opened)?;

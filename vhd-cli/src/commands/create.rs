@@ -14,7 +14,7 @@ use vhd_core::storage::{StagedFile, StorageError, StorageFile};
 use crate::codes::Kind;
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::input::SearchArgs;
+use crate::input::{SearchArgs, image_path};
 use crate::output::{self, ReportArgs};
 use crate::{human, size};
 
@@ -109,7 +109,7 @@ pub(crate) fn run(args: &CreateArgs) -> Result<Exit, Failure> {
     check_arguments(args)?;
     refuse_existing(&args.path)?;
     let (disk_type, id, virtual_size) = match (&args.parent, args.size) {
-        (Some(parent), size) => create_over(args, parent, size)?,
+        (Some(parent), size) => create_over(args, &image_path(parent)?, size)?,
         (None, Some(size)) => create_empty(args, size)?,
         (None, None) => return Err(Failure::usage("--size or --parent is needed")),
     };

@@ -6,7 +6,9 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use rustix::fs::{Stat, fstat};
-use vhd_core::chain::OpenedDisk;
+use vhd_core::ErrorKind;
+use vhd_core::chain::{OpenedDisk, children_beside};
+use vhd_core::image::Footers;
 use vhd_core::storage::{Access, HostFile, Sharing, StorageError};
 
 use crate::codes::Kind;
@@ -66,11 +68,30 @@ impl<'a> Destination<'a> {
         for source in sources {
             refuse_source(source, rustix::fs::stat(self.path), &self.path.display().to_string())?;
         }
+        self.refuse_parent()?;
         match HostFile::open(self.path, Access::ReadWrite, Sharing::Exclusive) {
             Ok(file) => Ok(Some(file)),
             Err(error @ StorageError::Locked { .. }) => Err(error.into()),
             // Not writable, or a link to nowhere: its name can be given away all the same.
             Err(_) => Ok(None),
+        }
+    }
+}
+
+impl Destination<'_> {
+    /// Refuses to replace an image that others are based on: a frozen file of a disk with snapshots is one.
+    fn refuse_parent(&self) -> Result<(), Failure> {
+        let file = HostFile::open(self.path, Access::ReadOnly, Sharing::Unlocked).ok();
+        let Some(Ok(footers)) = file.map(|file| Footers::read(&file)) else {
+            return Ok(());
+        };
+        match children_beside(self.path, footers.footer.unique_id).first() {
+            None => Ok(()),
+            Some(child) => {
+                let (path, child) = (self.path.display(), child.display());
+                let message = format!("{path} is not replaced: {child} is based on it");
+                Err(Failure::new(Kind::Library(ErrorKind::HasChildren), message))
+            }
         }
     }
 }

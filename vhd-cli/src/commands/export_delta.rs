@@ -145,7 +145,7 @@ fn stream(args: &ExportDeltaArgs) -> Result<ExportJson, Failure> {
 }
 
 fn prepare(args: &ExportDeltaArgs, disks: &Disks) -> Result<DeltaExport, Failure> {
-    let link = parent_link(&args.destination, &args.since, &disks.base)?;
+    let link = parent_link(&args.destination, &disks.base.paths()[0], &disks.base)?;
     let block_size = args.block_size.unwrap_or(u64::from(DEFAULT_BLOCK_SIZE));
     let reporter = args.progress.reporter("comparing");
     let export = DeltaExport::new(&disks.image, &disks.base, &link, block_size, &reporter);

@@ -14,7 +14,7 @@ use super::destination::Destination;
 use super::pair;
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::input::{SearchArgs, is_dash};
+use crate::input::{SearchArgs, image_path, is_dash};
 use crate::output::{self, ReportArgs};
 use crate::progress::ProgressArgs;
 use crate::{human, size};
@@ -93,7 +93,7 @@ pub(crate) fn run(args: &ImportDeltaArgs) -> Result<Exit, Failure> {
         return Err(Failure::usage("delta, base and destination must have names"));
     }
     let destination = Destination::new(&args.destination, args.force)?;
-    let import = DeltaImport::open(&args.delta, &args.onto, &args.search.options())?;
+    let import = DeltaImport::open(&args.delta, &image_path(&args.onto)?, &args.search.options())?;
     let [base, delta] = import.sources();
     for warning in delta.warnings() {
         output::warning(warning);

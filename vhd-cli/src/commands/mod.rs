@@ -16,12 +16,17 @@ pub(crate) mod info;
 pub(crate) mod man;
 pub(crate) mod map;
 pub(crate) mod measure;
+pub(crate) mod merge;
 pub(crate) mod nbd;
 pub(crate) mod new_id;
 mod pair;
 mod parent_time;
 mod ranges;
+pub(crate) mod repair;
 pub(crate) mod reparent;
+pub(crate) mod resize;
+pub(crate) mod snapshot;
+mod stem;
 pub(crate) mod tour;
 pub(crate) mod tree;
 pub(crate) mod verify;
@@ -54,12 +59,16 @@ fn dispatch(command: &Command) -> Result<Exit, Failure> {
         Command::ImportDelta(args) => import_delta::run(args),
         Command::Azure(args) => azure::run(args),
         Command::Tree(args) => tree::run(args),
+        Command::Snapshot(args) => snapshot::run(args),
         Command::Compact(args) => compact::run(args),
         Command::Measure(args) => measure::run(args),
         Command::Nbd(args) => nbd::run(args),
+        Command::Resize(args) => resize::run(args),
         Command::Reparent(args) => reparent::run(args),
         Command::NewId(args) => new_id::run(args),
         Command::Verify(args) => verify::run(args),
+        Command::Merge(args) => merge::run(args),
+        Command::Repair(args) => repair::run(args),
         Command::Tour(args) => tour::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(args),
@@ -81,12 +90,16 @@ fn identity(command: &Command) -> (&'static str, bool) {
         Command::ImportDelta(args) => (import_delta::NAME, args.report.json),
         Command::Azure(args) => azure::identity(args),
         Command::Tree(args) => (tree::NAME, args.report.json),
+        Command::Snapshot(args) => snapshot::identity(args),
         Command::Compact(args) => (compact::NAME, args.report.json),
         Command::Measure(args) => (measure::NAME, args.report.json),
         Command::Nbd(_) => (nbd::NAME, false),
+        Command::Resize(args) => (resize::NAME, args.report.json),
         Command::Reparent(args) => (reparent::NAME, args.report.json),
         Command::NewId(args) => (new_id::NAME, args.report.json),
         Command::Verify(args) => (verify::NAME, args.report.json),
+        Command::Merge(args) => (merge::NAME, args.report.json),
+        Command::Repair(args) => (repair::NAME, args.report.json),
         Command::Tour(_) => ("tour", false),
         Command::Completions(_) => ("completions", false),
         Command::Man(_) => ("man", false),

@@ -26,7 +26,7 @@ fn half_zero(lab: &Lab, name: &str, blocks: u64) {
     opened.close().unwrap();
 }
 
-fn sha256(lab: &Lab, name: &str) -> String {
+pub(crate) fn sha256(lab: &Lab, name: &str) -> String {
     lab.json(&["hash", name], 0)["sha256"].as_str().unwrap().to_owned()
 }
 
@@ -113,7 +113,7 @@ fn children_read_the_same_and_free_space_of_parents_is_refused() {
     lab.run(&["measure", "child.avhd"], 0);
 }
 
-fn kill_rounds() -> u32 {
+pub(crate) fn kill_rounds() -> u32 {
     std::env::var("VHD_KILL_ROUNDS")
         .ok()
         .and_then(|rounds| rounds.parse().ok())

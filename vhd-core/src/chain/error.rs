@@ -84,6 +84,19 @@ pub enum ChainError {
         /// How many layers are followed.
         limit: usize,
     },
+    /// A fixed image was being resized, and has no footer until that is finished.
+    #[error(
+        "{} has no footer, because a resize of it was interrupted ({}): finish it with vhd resize {} {}",
+        path.display(), record.display(), path.display(), size.map_or("SIZE".to_owned(), |size| size.to_string())
+    )]
+    ResizeUnfinished {
+        /// The image.
+        path: PathBuf,
+        /// What says how far the resize was.
+        record: PathBuf,
+        /// Bytes that the disk is to have; `None` if the record can't be read.
+        size: Option<u64>,
+    },
     /// A child of another size than its parent is not written.
     #[error(
         "{} has {child_size} bytes and its parent {} has {parent_size}: such a child is readable but not writable",
@@ -115,6 +128,7 @@ impl ChainError {
             Self::ParentMismatch { .. } => ErrorKind::ParentMismatch,
             Self::Cycle { .. } => ErrorKind::ChainCycle,
             Self::TooDeep { .. } => ErrorKind::ChainTooDeep,
+            Self::ResizeUnfinished { .. } => ErrorKind::ResizeUnfinished,
             Self::SizeMismatch { .. } => ErrorKind::SizeMismatch,
         }
     }

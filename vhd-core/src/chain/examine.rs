@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::error::ParentOutcome;
 use super::locate::{Candidate, ParentGate};
+use super::unfinished::unfinished_resize;
 use crate::format::UniqueId;
 use crate::image::{Footers, OpenError};
 use crate::storage::{Access, HostFile, Sharing};
@@ -36,6 +37,9 @@ pub(super) fn examine(
     }
     let unreadable = |error: &dyn std::error::Error| ParentOutcome::Unreadable(error.to_string());
     let file = HostFile::open(path, Access::ReadOnly, Sharing::Unlocked).map_err(|error| unreadable(&error))?;
+    if let Some(error) = unfinished_resize(path, &file) {
+        return Err(unreadable(&error));
+    }
     match Footers::read(&file) {
         Ok(footers) if footers.footer.unique_id == wanted && !wanted.is_nil() => Ok(Examined::Vhd),
         Ok(footers) => Err(ParentOutcome::OtherDisk(footers.footer.unique_id)),

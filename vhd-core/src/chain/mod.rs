@@ -15,6 +15,7 @@ pub mod forest;
 mod locate;
 mod open;
 mod relation;
+mod unfinished;
 
 pub use children::children_beside;
 pub(crate) use create::link_to;
@@ -24,3 +25,4 @@ pub use error::{ChainError, ChainWarning, ParentOutcome, TriedParent};
 pub use locate::{AllowAll, ExplicitOnly, ParentGate};
 pub use open::{ChainLayer, MAX_DEPTH, OpenOptions, OpenedDisk};
 pub use relation::{Fact, RecordedPath, Relation};
+pub(crate) use unfinished::{ResizeRecord, ResizedFile};

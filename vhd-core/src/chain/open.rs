@@ -10,6 +10,7 @@ use super::disagree::{Actual, Recorded, disagreements};
 use super::error::{ChainError, ChainWarning, ParentOutcome, TriedParent};
 use super::examine::{Examined, examine};
 use super::locate::{AllowAll, ParentGate, candidates};
+use super::unfinished::unfinished_resize;
 use crate::device::{BlockDevice, DeviceError, Disk, Layer, LayeredDevice, RawDevice};
 use crate::format::{Timestamp, UniqueId};
 use crate::image::{FooterSource, Footers, Image, OpenMode, PublishFence};
@@ -117,6 +118,11 @@ impl OpenOptions {
     pub fn open_noting(&self, path: &Path, found: &mut Vec<PathBuf>) -> Result<OpenedDisk, ChainError> {
         found.clear();
         let file = Arc::new(HostFile::open(path, self.access, self.sharing)?);
+        if self.format != Some(ImageFormat::Raw)
+            && let Some(error) = unfinished_resize(path, &*file)
+        {
+            return Err(error);
+        }
         let format = match self.format {
             Some(format) => format,
             None => ImageFormat::detect(&*file, path)?,

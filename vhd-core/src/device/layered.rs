@@ -148,6 +148,11 @@ impl LayeredDevice {
         self.layers[0].image_mut().expect("the first layer is an image")
     }
 
+    /// The layers alone, the leaf first.
+    pub(crate) fn into_layers(self) -> Vec<Layer> {
+        self.layers
+    }
+
     /// Whether the disk would read zero in the range if the leaf had nothing there.
     pub(crate) fn parents_read_zero(&self, range: ByteRange, buffer: &mut Vec<u8>) -> Result<bool, DeviceError> {
         if !self.leaf().is_differencing() {

@@ -18,6 +18,7 @@ pub use disk::{Disk, DiskStats};
 pub use error::DeviceError;
 pub use extents::{Coalescer, Extent, ExtentKind, ExtentVisitor};
 pub use layered::{Layer, LayeredDevice};
+pub(crate) use places::{Held, held};
 pub(crate) use poison::Poison;
 pub use raw::RawDevice;
 pub(crate) use raw::zero_file_range;

@@ -8,7 +8,7 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{DeviceError, Layer};
+use super::{ByteRange, DeviceError, Layer};
 use crate::image::ReadSpan;
 use crate::units::{FileOffset, SECTOR_SIZE, VirtualOffset, u64_from, usize_from};
 
@@ -264,6 +264,15 @@ struct Found {
 
 /// The runs of `start..end`, each layer from `first` on asked for what the ones above it left open.
 fn walk(layers: &[Layer], first: usize, start: u64, end: u64) -> Result<Vec<Found>, DeviceError> {
+    let Sifted { found, open } = sift(layers, first, start, end)?;
+    if !open.is_empty() {
+        return Err(DeviceError::NoParent);
+    }
+    Ok(join(&found))
+}
+
+/// What the layers from `first` on have of `start..end`.
+fn sift(layers: &[Layer], first: usize, start: u64, end: u64) -> Result<Sifted, DeviceError> {
     let mut found = Vec::new();
     let mut open = vec![(start, end)];
     for (layer, number) in layers.iter().zip(0..).skip(first) {
@@ -276,11 +285,38 @@ fn walk(layers: &[Layer], first: usize, start: u64, end: u64) -> Result<Vec<Foun
             break;
         }
     }
-    if !open.is_empty() {
-        return Err(DeviceError::NoParent);
-    }
     found.sort_unstable_by_key(|found| found.start);
-    Ok(join(&found))
+    Ok(Sifted { found, open })
+}
+
+/// What some layers have of a range, ascending, and what none of them has.
+struct Sifted {
+    found: Vec<Found>,
+    open: Vec<(u64, u64)>,
+}
+
+/// A range of the disk that one of some layers holds, in one piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) range: ByteRange,
+    /// Which layer, counted from the first.
+    pub(crate) layer: usize,
+    /// Where in its file.
+    pub(crate) file_offset: FileOffset,
+}
+
+/// What `layers` hold of a range, ascending: of each sector what the first layer that has it holds. What none of
+/// them has is left out, and so is what reads zero because the last one has no parent.
+pub(crate) fn held(layers: &[Layer], range: ByteRange) -> Result<Vec<Held>, DeviceError> {
+    let Sifted { found, .. } = sift(layers, 0, range.start, range.end())?;
+    let held = found.into_iter().filter_map(|found| {
+        found.place.map(|place| Held {
+            range: ByteRange::new(found.start, found.end - found.start),
+            layer: usize_from(u64::from(place.layer)),
+            file_offset: place.offset,
+        })
+    });
+    Ok(held.collect())
 }
 
 /// Makes maximal runs of what was found.

@@ -18,6 +18,48 @@ pub(super) const fn field_at(start: usize) -> Range<usize> {
     start..start + size_of::<u32>()
 }
 
+/// The guess that differs from `bytes` in the fewest bytes; `None` where several are equally near, or there is none.
+/// Sums of bytes are weak: among guesses with the right one the nearest is by far the likeliest.
+pub(super) fn nearest<const N: usize>(bytes: &[u8; N], guesses: impl Iterator<Item = [u8; N]>) -> Option<[u8; N]> {
+    let mut best: Option<(usize, [u8; N], bool)> = None;
+    for guess in guesses {
+        let distance = guess.iter().zip(bytes).filter(|(a, b)| a != b).count();
+        match &mut best {
+            Some((least, found, unique)) if *least == distance => *unique &= *found == guess,
+            Some((least, ..)) if *least < distance => {}
+            _ => best = Some((distance, guess, true)),
+        }
+    }
+    best.and_then(|(_, found, unique)| unique.then_some(found))
+}
+
+/// The most words in which two copies may differ to be mixed: 2^12 mixes.
+const MOST_WORDS: usize = 12;
+
+/// Every way to take each word of four bytes in which two copies of a structure differ from one or the other.
+/// Nothing if they differ in too many.
+pub(super) fn word_mixes<const N: usize>(one: &[u8; N], other: &[u8; N]) -> Vec<[u8; N]> {
+    let words = one
+        .chunks(size_of::<u32>())
+        .zip(other.chunks(size_of::<u32>()))
+        .enumerate();
+    let differing: Vec<usize> = words.filter(|(_, (a, b))| a != b).map(|(word, _)| word).collect();
+    if differing.len() > MOST_WORDS {
+        return Vec::new();
+    }
+    let mix = |choice: usize| {
+        let mut mixed = *one;
+        for (bit, word) in differing.iter().enumerate() {
+            if choice >> bit & 1 == 1 {
+                let range = word * size_of::<u32>()..(word + 1) * size_of::<u32>();
+                mixed[range.clone()].copy_from_slice(&other[range]);
+            }
+        }
+        mixed
+    };
+    (1..1 << differing.len()).map(mix).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

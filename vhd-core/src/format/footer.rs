@@ -1,5 +1,7 @@
 //! The hard disk footer: what every VHD ends with, and every sparse one begins with.
 
+mod damaged;
+
 use std::mem::offset_of;
 use std::ops::Range;
 
@@ -9,6 +11,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use super::checksum::field_at;
 use super::{DiskType, FormatError, FormatOddity, Geometry, HEADER_SIZE, Timestamp, UniqueId, checksum};
 use crate::units::{SECTOR_SIZE, u64_from};
+
+pub use damaged::{reconstruct_footer, reseal_footer};
 
 /// Bytes of a footer.
 pub const FOOTER_SIZE: usize = 512;

@@ -1,5 +1,7 @@
 //! The dynamic disk header: the table, the block size and the parent of a sparse image.
 
+mod damaged;
+
 use std::mem::offset_of;
 use std::ops::Range;
 
@@ -13,6 +15,8 @@ use super::{
     Timestamp, UniqueId, checksum, table_bytes,
 };
 use crate::units::{SECTOR_SIZE, u64_from};
+
+pub use damaged::{block_layouts, reconstruct_header, reseal_header};
 
 /// Bytes of a dynamic disk header.
 pub const HEADER_SIZE: usize = 1024;
@@ -41,7 +45,7 @@ struct RawLocator {
     offset: U64,
 }
 
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct RawHeader {
     cookie: [u8; 8],
@@ -133,6 +137,12 @@ impl DynamicHeader {
             parent_name: ParentName::from_units(raw.parent_name.map(U16::get)),
             locators: raw.locators.map(RawLocator::decode),
         })
+    }
+
+    /// Whether the header speaks of a parent: only that of a differencing disk does.
+    #[must_use]
+    pub fn names_parent(&self) -> bool {
+        !self.parent_id.is_nil() || !self.parent_name.is_empty() || self.locators.iter().any(Option::is_some)
     }
 
     /// The header as it stands in the file, with its checksum.

@@ -42,9 +42,15 @@ pub use checksum::checksum;
 pub use delta_record::{DELTA_RECORD_SIZE, DeltaRecord};
 pub use disk_type::DiskType;
 pub use error::FormatError;
-pub use footer::{COOKIE, FOOTER_SIZE, Footer, LEGACY_FOOTER_SIZE, MAX_DISK_SIZE, has_footer_cookie};
+pub use footer::{
+    COOKIE, FOOTER_SIZE, Footer, LEGACY_FOOTER_SIZE, MAX_DISK_SIZE, has_footer_cookie, reconstruct_footer,
+    reseal_footer,
+};
 pub use geometry::Geometry;
-pub use header::{DynamicHeader, HEADER_SIZE, LOCATOR_COUNT, check_table_covers, has_header_cookie};
+pub use header::{
+    DynamicHeader, HEADER_SIZE, LOCATOR_COUNT, block_layouts, check_table_covers, has_header_cookie,
+    reconstruct_header, reseal_header,
+};
 pub use locator::{LocatorEntry, MAX_LOCATOR_LENGTH, PlatformCode, decode_locator, encode_locator_utf16le};
 pub use oddity::{FormatOddity, OdditySeverity};
 pub use parent_name::{PARENT_NAME_UNITS, ParentName};

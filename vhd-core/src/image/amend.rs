@@ -180,14 +180,9 @@ impl Amender<'_> {
                 }
             }
         }
-        let staged_end = staged_header
-            .locators
-            .iter()
-            .flatten()
-            .filter_map(|locator| locator.end());
-        let footer = staged_end
-            .fold(behind + u64_from(HEADER_SIZE), u64::max)
-            .next_multiple_of(SECTOR_SIZE);
+        // Not by what the header claims: that may be anywhere.
+        let staged_ends = locators.iter().map(|(offset, text)| offset + locator_space(text));
+        let footer = staged_ends.fold(behind + u64_from(HEADER_SIZE), u64::max);
         Staging {
             home: self.home_of_header(),
             home_header,

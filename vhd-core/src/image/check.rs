@@ -402,7 +402,7 @@ fn sectors_on_disk(space: &Space<'_>, block: BlockIndex) -> u64 {
 }
 
 /// Runs of clear bits among the first `sectors` of a bitmap: first sector and count.
-fn absent_runs(bitmap: &[u8], sectors: u64) -> Vec<(u64, u64)> {
+pub(crate) fn absent_runs(bitmap: &[u8], sectors: u64) -> Vec<(u64, u64)> {
     let map = super::sector_map::SectorMap::from_bytes(bitmap, u32::try_from(sectors).unwrap_or(u32::MAX));
     let mut runs = Vec::new();
     let mut at = 0;

@@ -12,7 +12,7 @@ use crate::storage::StorageFile;
 use crate::units::{SECTOR_SIZE, u64_from, usize_from};
 
 /// Where the block table of a new image is: directly behind the header, where every writer puts it.
-const TABLE_OFFSET: u64 = u64_from(FOOTER_SIZE) + u64_from(HEADER_SIZE);
+pub(crate) const TABLE_OFFSET: u64 = u64_from(FOOTER_SIZE) + u64_from(HEADER_SIZE);
 
 /// Bytes written at once where a range is filled.
 const FILL_CHUNK: usize = 64 << 10;

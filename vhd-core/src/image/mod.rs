@@ -15,6 +15,7 @@ mod amend;
 pub mod check;
 mod commit;
 mod create;
+mod enlarge;
 mod error;
 mod flush;
 mod footers;
@@ -38,9 +39,12 @@ pub use footers::{FooterSource, Footers};
 pub use open::{MAX_BLOCKS, OpenMode};
 pub use write_span::WriteSpan;
 
-pub(crate) use create::{LocatorData, check_size, differencing_header};
+pub(crate) use check::absent_runs;
+pub(crate) use create::{LocatorData, TABLE_OFFSET, check_size, differencing_header};
 pub(crate) use error::IoContext;
-pub(crate) use rearrange::{Arrangement, PlacedBlock};
+pub(crate) use open::{read_header, read_table};
+pub(crate) use rearrange::{Arrangement, BATMAP_COOKIE, PlacedBlock};
+pub(crate) use validate::{Region, Space, metadata_regions};
 
 use crate::device::{DeviceError, Poison};
 use crate::format::{DiskType, DynamicHeader, Footer, MAX_LOCATOR_LENGTH, PlatformCode, UniqueId, decode_locator};

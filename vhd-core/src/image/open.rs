@@ -167,7 +167,7 @@ pub(super) fn space_end(footers: &Footers, file_len: u64) -> u64 {
 }
 
 /// Reads the dynamic header, and says where it was.
-pub(super) fn read_header(
+pub(crate) fn read_header(
     file: &dyn StorageFile,
     footer: &Footer,
     file_len: u64,
@@ -193,7 +193,7 @@ pub(super) fn read_header(
 }
 
 /// Reads the entries of the blocks that the disk has; surplus entries are ignored.
-pub(super) fn read_table(
+pub(crate) fn read_table(
     file: &dyn StorageFile,
     header: &DynamicHeader,
     footer: &Footer,

@@ -19,7 +19,7 @@ use crate::storage::StorageFile;
 use crate::units::{BlockIndex, FileOffset, SECTOR_SIZE, u64_from};
 
 /// The cookie of the map of complete blocks that Xen's programs keep behind the table.
-const BATMAP_COOKIE: &[u8; 8] = b"tdbatmap";
+pub(crate) const BATMAP_COOKIE: &[u8; 8] = b"tdbatmap";
 const TAP_APPLICATION: [u8; 4] = *b"tap\0";
 /// Bytes: no program reserves more for a parent locator; larger claims are damage.
 const MAX_LOCATOR_SPACE: u64 = 1 << 20;
@@ -65,12 +65,7 @@ impl Image {
     /// Where everything is; `None` for a fixed image.
     pub(crate) fn arrangement(&self) -> Result<Option<Arrangement>, DeviceError> {
         let Some(sparse) = self.sparse() else { return Ok(None) };
-        let file_len = self.file_len()?;
-        // A file whose footer was restored when it was opened has it behind what was its end.
-        let space_end = match self.footers.source {
-            FooterSource::Copy if self.writable => file_len - u64_from(FOOTER_SIZE),
-            _ => space_end(&self.footers, file_len),
-        };
+        let space_end = self.tail_offset(self.file_len()?);
         let header_offset = self.footer().data_offset.unwrap_or(0);
         let mut fixed: Vec<(u64, u64)> = metadata_regions(&sparse.header, header_offset)
             .into_iter()
@@ -83,6 +78,15 @@ impl Image {
             fixed,
             space_end,
         }))
+    }
+
+    /// Where the tail footer is, or the end of a file of `file_len` bytes that has none.
+    pub(super) fn tail_offset(&self, file_len: u64) -> u64 {
+        match self.footers.source {
+            // A file whose footer was restored when it was opened has it behind what was its end.
+            FooterSource::Copy if self.writable => file_len - u64_from(FOOTER_SIZE),
+            _ => space_end(&self.footers, file_len),
+        }
     }
 
     /// Where the first block in the file is; `None` for a fixed image or one without blocks.
@@ -159,7 +163,7 @@ impl Image {
     }
 
     /// INV-05: after a failure nothing more is written, not even when the image is closed.
-    fn poison_on_error<T>(&mut self, result: Result<T, DeviceError>) -> Result<T, DeviceError> {
+    pub(super) fn poison_on_error<T>(&mut self, result: Result<T, DeviceError>) -> Result<T, DeviceError> {
         self.closed |= result.is_err();
         result
     }
@@ -195,10 +199,7 @@ fn write_entries(
 fn cut_file(image: &Image, end: u64) -> Result<bool, DeviceError> {
     let footer_len = u64_from(FOOTER_SIZE);
     let file_len = image.file_len()?;
-    let tail = match image.footers.source {
-        FooterSource::Copy => file_len - footer_len,
-        _ => space_end(&image.footers, file_len),
-    };
+    let tail = image.tail_offset(file_len);
     // INV-03: the new footer must not touch the old one.
     if end + footer_len > tail {
         return Ok(false);

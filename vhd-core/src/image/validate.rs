@@ -6,14 +6,14 @@ use crate::units::{BlockIndex, FileOffset, u64_from};
 
 /// A part of the file that is not block space.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Region {
-    pub(super) structure: &'static str,
-    pub(super) start: u64,
-    pub(super) end: u64,
+pub(crate) struct Region {
+    pub(crate) structure: &'static str,
+    pub(crate) start: u64,
+    pub(crate) end: u64,
 }
 
 /// The metadata of an image of blocks: where no block may lie.
-pub(super) fn metadata_regions(header: &DynamicHeader, header_offset: u64) -> Vec<Region> {
+pub(crate) fn metadata_regions(header: &DynamicHeader, header_offset: u64) -> Vec<Region> {
     let region = |structure, start: u64, len: u64| Region {
         structure,
         start,
@@ -34,22 +34,22 @@ pub(super) fn metadata_regions(header: &DynamicHeader, header_offset: u64) -> Ve
 }
 
 /// What block space there is.
-pub(super) struct Space<'a> {
-    pub(super) layout: BlockLayout,
-    pub(super) disk_size: u64,
-    pub(super) regions: &'a [Region],
+pub(crate) struct Space<'a> {
+    pub(crate) layout: BlockLayout,
+    pub(crate) disk_size: u64,
+    pub(crate) regions: &'a [Region],
     /// Where it ends: at the tail footer, or at the end of a file that has none.
-    pub(super) end: u64,
+    pub(crate) end: u64,
 }
 
 impl Space<'_> {
     /// Checks every entry: inside the space, outside the metadata, no two over one another.
-    pub(super) fn check(&self, entries: &[TableEntry]) -> Result<(), OpenError> {
+    pub(crate) fn check(&self, entries: &[TableEntry]) -> Result<(), OpenError> {
         self.violations(entries, &mut |error| Err(error))
     }
 
     /// Hands every violation to `report`, until it returns an error.
-    pub(super) fn violations(
+    pub(crate) fn violations(
         &self,
         entries: &[TableEntry],
         report: &mut dyn FnMut(OpenError) -> Result<(), OpenError>,
@@ -101,7 +101,7 @@ impl Space<'_> {
     }
 
     /// Where the bytes of the block that lie on the disk end: the last block may be cut there.
-    pub(super) fn end_of(&self, block: BlockIndex, offset: FileOffset) -> u64 {
+    pub(crate) fn end_of(&self, block: BlockIndex, offset: FileOffset) -> u64 {
         offset.0 + self.layout.bitmap_bytes() + self.layout.bytes_on_disk(block, self.disk_size)
     }
 }

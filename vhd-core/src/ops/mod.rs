@@ -1,4 +1,6 @@
-//! Long operations on whole disks: convert, stream, compare, diff, hash, compact, reparent, verify.
+//! Long operations on whole disks: convert, stream, compare, diff, hash, compact, merge, resize, repair, reparent,
+//! verify.
+//! resize, repair, reparent, verify.
 
 mod alone;
 pub mod azure;
@@ -10,9 +12,12 @@ pub mod delta;
 mod diff;
 mod error;
 mod hash;
+pub mod merge;
 pub mod new_id;
 mod ordered;
+pub mod repair;
 pub mod reparent;
+pub mod resize;
 pub mod verify;
 mod zeroes;
 

@@ -12,7 +12,7 @@ mod relocate;
 pub use error::PartitionError;
 pub use gpt::{Gpt, GptHeader};
 pub use mbr::is_protective;
-pub(crate) use relocate::{Relocated, relocate};
+pub(crate) use relocate::{Relocated, backup_ranges, relocate};
 
 use crate::device::{ByteRange, Disk};
 use crate::units::SECTOR_SIZE;

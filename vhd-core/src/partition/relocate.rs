@@ -1,7 +1,7 @@
 //! Moving the backup of a GPT to the end of a disk that has grown.
 
 use super::gpt::PRIMARY;
-use super::{Gpt, GptHeader, PartitionError, is_protective, mbr, read_sectors};
+use super::{Gpt, GptHeader, PartitionError, is_protective, mbr, range_of, read_sectors};
 use crate::device::{ByteRange, Disk};
 use crate::units::{SECTOR_SIZE, u64_from, usize_from};
 use zerocopy::little_endian::{U32, U64};
@@ -14,7 +14,8 @@ pub(crate) struct Relocated {
 }
 
 impl Relocated {
-    /// Offsets on the disk, and the bytes that belong there.
+    /// Offsets on the disk, and the bytes that belong there. Written and flushed one after the other, they leave a
+    /// table that can be used at every moment: the first header leads to a backup that is there.
     pub(crate) fn patches(&self) -> &[(u64, Vec<u8>)] {
         &self.patches
     }
@@ -48,12 +49,25 @@ pub(crate) fn relocate(disk: &Disk, size: u64) -> Result<Option<Relocated>, Part
     let primary = gpt.header.moved(PRIMARY, last, own_array, usable);
     let backup = gpt.header.moved(last, PRIMARY, array, usable);
     let mut patches = vec![
-        (0, mbr::grown_protective(&boot, sectors).to_vec()),
-        (PRIMARY * SECTOR_SIZE, primary.encode().to_vec()),
         (array * SECTOR_SIZE, [&gpt.array[..], &backup.encode()].concat()),
+        (PRIMARY * SECTOR_SIZE, primary.encode().to_vec()),
+        (0, mbr::grown_protective(&boot, sectors).to_vec()),
     ];
     patches.extend(outdated_backup(disk, &gpt, array)?);
     Ok(Some(Relocated { patches }))
+}
+
+/// Where the backup of the disk's GPT is, header and entries; nothing if there is none where the first header says.
+pub(crate) fn backup_ranges(disk: &Disk) -> Result<Vec<ByteRange>, PartitionError> {
+    if mbr::read_boot_sector(disk)?.filter(is_protective).is_none() {
+        return Ok(Vec::new());
+    }
+    let lba = Gpt::primary(disk)?.header.other_lba();
+    let Ok(backup) = Gpt::at(disk, lba) else {
+        return Ok(Vec::new());
+    };
+    let entries = range_of(backup.header.raw.array_lba.get(), backup.header.array_sectors());
+    Ok(vec![entries, range_of(lba, 1)])
 }
 
 fn check_room(gpt: &Gpt, array: u64) -> Result<(), PartitionError> {
@@ -69,17 +83,35 @@ fn check_room(gpt: &Gpt, array: u64) -> Result<(), PartitionError> {
     }
 }
 
-/// Zeroes for the header where the backup was: found there later, it would be taken for one. What is no header is
-/// left alone.
-fn outdated_backup(disk: &Disk, gpt: &Gpt, array: u64) -> Result<Option<(u64, Vec<u8>)>, PartitionError> {
+/// Zeroes where the backup was, as far as it does not go there again: found there later, it would be taken for one.
+/// What is no backup, or lies in a partition, is left alone.
+fn outdated_backup(disk: &Disk, gpt: &Gpt, array: u64) -> Result<Vec<(u64, Vec<u8>)>, PartitionError> {
     let (old, sectors) = (gpt.header.other_lba(), disk.size() / SECTOR_SIZE);
-    if old <= PRIMARY || old >= array.min(sectors) {
-        return Ok(None);
+    if old <= PRIMARY || old >= sectors {
+        return Ok(Vec::new());
     }
     let mut sector = [0; SECTOR];
     read_sectors(disk, old, &mut sector)?;
-    let is_header = GptHeader::decode(&sector, old, sectors).is_ok();
-    Ok(is_header.then(|| (old * SECTOR_SIZE, vec![0; SECTOR])))
+    let Ok(header) = GptHeader::decode(&sector, old, sectors) else {
+        return Ok(Vec::new());
+    };
+    let mut places = vec![range_of(old, 1)];
+    if Gpt::at(disk, old).is_ok() {
+        places.push(range_of(header.raw.array_lba.get(), header.array_sectors()));
+    }
+    let partitions = gpt.partitions();
+    let in_use = |range: &ByteRange| {
+        let mut used = partitions.iter().map(|partition| partition.range);
+        used.any(|used| used.start < range.end() && range.start < used.end())
+    };
+    let before = places.into_iter().filter_map(|range| {
+        let end = range.end().min(array * SECTOR_SIZE);
+        (range.start < end).then(|| ByteRange::new(range.start, end - range.start))
+    });
+    let free = before.filter(|range| !in_use(range));
+    Ok(free
+        .map(|range| (range.start, vec![0; usize_from(range.len)]))
+        .collect())
 }
 
 impl GptHeader {

@@ -4,6 +4,7 @@
 //! - [`HostFile`] fulfils it with a regular file or a block device, under an [`ImageLock`];
 //! - [`MemoryFile`] fulfils it with sparse memory;
 //! - [`StagedFile`] is a host file that gets its name only when it is complete;
+//! - [`OverlayFile`] is a file with changes that stay in memory;
 //! - [`PaddedFile`] and [`UnsyncedFile`] change one habit of another file.
 
 mod delegate;
@@ -13,6 +14,7 @@ mod host_file;
 mod lock;
 mod memory;
 mod names;
+mod overlay;
 mod padded;
 mod staged_file;
 mod transfer;
@@ -25,6 +27,7 @@ pub use host_file::{Access, FileIdentity, HostFile, Sharing};
 pub use lock::ImageLock;
 pub use memory::MemoryFile;
 pub use names::{remove_file, sync_directory_of};
+pub use overlay::{OverlayChange, OverlayFile, OverlaySource};
 pub use padded::PaddedFile;
 pub use staged_file::StagedFile;
 pub use unsynced::UnsyncedFile;

@@ -3,66 +3,30 @@
 //!
 //! For each of them: nothing panics, hangs or takes memory by an unchecked number; a checksum that does not match
 //! never gives wrong data; what opens can be read to the end; what opens for writing keeps what is written to it,
-//! and nothing else changes; and the checker finds a broken rule exactly where opening does.
+//! and nothing else changes; the checker finds a broken rule exactly where opening does; and a repair gives a sound
+//! image that reads what could be read before, or refuses.
 
 #[path = "../common/mod.rs"]
 mod common;
 mod exercise;
 mod memory_use;
+mod mend;
 mod mutations;
+mod subjects;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use common::announce;
-use common::build::{FOOTER, HEADER, Locator, Parent, SECTOR, Sparse, fixed, id, utf16le};
+use common::build::{FOOTER, HEADER};
 use common::disk::{assert_same, read_all};
-use common::rng::{random_bytes, seeded};
 use exercise::{Outcome, Watchdog, exercise};
+use mend::{Mended, mend};
 use mutations::{Mutation, Subject};
 use vhd_core::ErrorKind;
 use vhd_core::chain::OpenOptions;
-use vhd_core::units::u64_from;
-
-const BLOCK: usize = 4096;
-const SIZE: usize = 6 * BLOCK - 3 * SECTOR;
 
 /// What one image takes at most, whatever it claims.
 const MEMORY_LIMIT: isize = 4 << 20;
-
-fn dynamic() -> Subject {
-    let mut rng = seeded(1, "dynamic");
-    let spec = Sparse::new(u64_from(SIZE), BLOCK);
-    let spec = spec
-        .store_whole(&mut rng, 4)
-        .store_whole(&mut rng, 1)
-        .fill_randomly(&mut rng, 0);
-    let spec = spec.store_sector(5 * 8 + 2, &random_bytes(&mut rng, SECTOR));
-    Subject::sparse("dynamic", &spec, None)
-}
-
-fn differencing() -> Subject {
-    let mut rng = seeded(2, "differencing");
-    let parent_content = random_bytes(&mut rng, SIZE);
-    let mut parent = Parent::named(id(9), "base.vhd");
-    let absolute = Locator::new(1, b"W2ku", utf16le("C:\\vm\\base.vhd"));
-    parent.locators.push(absolute);
-    let spec = Sparse::child(u64_from(SIZE), BLOCK, id(1), parent);
-    let spec = spec
-        .store_whole(&mut rng, 3)
-        .store_sector(8 + 5, &random_bytes(&mut rng, SECTOR));
-    let spec = spec.store_sector(5 * 8, &random_bytes(&mut rng, SECTOR));
-    Subject::sparse("differencing", &spec, Some(fixed(&parent_content, id(9))))
-}
-
-/// Without blocks an image can claim to be of any size.
-fn empty() -> Subject {
-    Subject::sparse("empty", &Sparse::new(u64_from(SIZE), BLOCK), None)
-}
-
-fn fixed_image() -> Subject {
-    let content = random_bytes(&mut seeded(3, "fixed"), 8 * SECTOR);
-    Subject::fixed("fixed", &content)
-}
 
 /// Applies the mutations one after the other and says how many there were.
 fn run(subject: &Subject, family: &str, mutations: impl Iterator<Item = Mutation>) {
@@ -119,33 +83,63 @@ fn noise(subject: &Subject) {
     run(subject, "noise", (0..6000).map(Mutation::Noise));
 }
 
+/// Repairs every so many of all mutations: VHD_REPAIR_STRIDE says how many, 1 for each (the long run).
+fn repairs(subject: &Subject) {
+    let stride = std::env::var("VHD_REPAIR_STRIDE")
+        .ok()
+        .and_then(|stride| stride.parse().ok());
+    let stride = stride.unwrap_or(23);
+    let watchdog = Watchdog::start();
+    let (mut sound, mut repaired, mut refused) = (0_u64, 0_u64, 0_u64);
+    for mutation in mutations::all(subject).step_by(stride) {
+        let Some(bytes) = mutation.apply(subject) else { continue };
+        watchdog.begin(mutation);
+        match catch_unwind(AssertUnwindSafe(|| mend(subject, &bytes, mutation))) {
+            Ok(Mended::Sound) => sound += 1,
+            Ok(Mended::Repaired) => repaired += 1,
+            Ok(Mended::Refused) => refused += 1,
+            Err(_) => panic!("{} image, {mutation:x?}", subject.name),
+        }
+    }
+    announce(&format!(
+        "{} image, repairs: {sound} sound, {repaired} repaired, {refused} refused",
+        subject.name
+    ));
+    assert!(repaired > 0);
+}
+
 /// The tests of one subject; they run side by side.
 macro_rules! mutations_of {
     ($($subject:ident),*) => {$(
         mod $subject {
             #[test]
             fn cut() {
-                super::cut(&super::$subject());
+                super::cut(&crate::subjects::$subject());
             }
 
             #[test]
             fn bytes() {
-                super::bytes(&super::$subject());
+                super::bytes(&crate::subjects::$subject());
             }
 
             #[test]
             fn sealed_bytes() {
-                super::sealed_bytes(&super::$subject());
+                super::sealed_bytes(&crate::subjects::$subject());
             }
 
             #[test]
             fn fields() {
-                super::fields(&super::$subject());
+                super::fields(&crate::subjects::$subject());
+            }
+
+            #[test]
+            fn repairs() {
+                super::repairs(&crate::subjects::$subject());
             }
 
             #[test]
             fn noise() {
-                super::noise(&super::$subject());
+                super::noise(&crate::subjects::$subject());
             }
         }
     )*};
@@ -156,7 +150,7 @@ mutations_of!(dynamic, differencing, empty, fixed_image);
 /// Whatever becomes of the places where a child says its parent is: the parent is found, or the child refused.
 #[test]
 fn damaged_ways_to_the_parent() {
-    let (subject, dir) = (differencing(), common::temp_dir());
+    let (subject, dir) = (subjects::differencing(), common::temp_dir());
     let child = dir.path().join("child.vhd");
     std::fs::write(dir.path().join("base.vhd"), subject.parent.as_ref().unwrap()).unwrap();
     let (mut opened, mut refused) = (0, 0);

@@ -202,6 +202,15 @@ impl Mutation {
         (bytes != subject.bytes).then_some(bytes)
     }
 
+    /// The damage is in what a checksum covers or what the length tells, and the checksum is not repaired.
+    pub(crate) fn is_told_by_a_checksum(self, subject: &Subject) -> bool {
+        match self {
+            Self::Cut(_) => true,
+            Self::Byte { at, .. } => subject.summed(at).is_some(),
+            _ => false,
+        }
+    }
+
     /// What must become of the image.
     pub(crate) fn expected(self, subject: &Subject) -> Expected {
         match self {
@@ -338,4 +347,14 @@ fn make_noise(subject: &Subject, bytes: &mut [u8], seed: u64) {
         let to = usize_from(rng.u64(..u64_from(bytes.len() / SECTOR))) * SECTOR;
         bytes.copy_within(from..(from + SECTOR).min(bytes.len()), to.min(bytes.len() - SECTOR));
     }
+}
+
+/// All damages of all kinds.
+pub(crate) fn all(subject: &Subject) -> impl Iterator<Item = Mutation> {
+    let cut = (0..subject.bytes.len() + 1100).map(Mutation::Cut);
+    let plain = || subject.metadata().flat_map(Mutation::all_of_byte);
+    let fields = single_fields(subject).chain((0..12_000).map(Mutation::Fields));
+    let summed = plain().filter_map(Mutation::sealed);
+    let noise = (0..6000).map(Mutation::Noise);
+    cut.chain(plain()).chain(summed).chain(fields).chain(noise)
 }

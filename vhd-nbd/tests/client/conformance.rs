@@ -16,7 +16,13 @@ use crate::support::{Running, create};
 struct Servers(Mutex<Vec<(Running, Option<OpenedDisk>, tempfile::TempDir)>>);
 
 impl Servers {
-    fn serve(&self, disk: Disk, opened: Option<OpenedDisk>, dir: tempfile::TempDir, read_only: bool) -> Arc<dyn BlockDevice> {
+    fn serve(
+        &self,
+        disk: Disk,
+        opened: Option<OpenedDisk>,
+        dir: tempfile::TempDir,
+        read_only: bool,
+    ) -> Arc<dyn BlockDevice> {
         let mut exports = ExportSet::new();
         let export = Export::new("disk", disk);
         assert!(exports.add(if read_only { export.read_only() } else { export }));
@@ -32,7 +38,12 @@ impl Servers {
 
     fn memory(&self, content: &[u8], read_only: bool) -> Arc<dyn BlockDevice> {
         let device = RawDevice::new(Arc::new(MemoryFile::from_bytes(content.to_vec())), true).unwrap();
-        self.serve(Disk::new(Arc::new(device)), None, tempfile::tempdir().unwrap(), read_only)
+        self.serve(
+            Disk::new(Arc::new(device)),
+            None,
+            tempfile::tempdir().unwrap(),
+            read_only,
+        )
     }
 
     fn dynamic(&self, size: u64, content: &[u8]) -> Arc<dyn BlockDevice> {
@@ -42,7 +53,10 @@ impl Servers {
         let opened = OpenOptions::new().write(true).open(&path).unwrap();
         for (index, part) in content.chunks(64 << 10).enumerate() {
             if part.iter().any(|&byte| byte != 0) {
-                opened.disk().write_at(part, u64::try_from(index << 16).unwrap()).unwrap();
+                opened
+                    .disk()
+                    .write_at(part, u64::try_from(index << 16).unwrap())
+                    .unwrap();
             }
         }
         self.serve(opened.disk(), Some(opened), dir, false)

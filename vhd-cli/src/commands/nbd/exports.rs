@@ -72,6 +72,9 @@ fn open(args: &NbdArgs, image: &Path) -> Result<OpenedDisk, Failure> {
     if args.snapshot {
         return open_snapshot(args, &source);
     }
+    if !args.read_only {
+        source.refuse_frozen()?;
+    }
     let options = args.source.options(&source).write(!args.read_only);
     let opened = options.open(&source.path)?;
     for warning in opened.warnings() {

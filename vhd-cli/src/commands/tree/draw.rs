@@ -5,19 +5,14 @@ use std::fmt;
 use vhd_core::chain::forest::Forest;
 
 use super::report::{DamageReport, FactsReport, FileReport, ParentReport, ParentState, TreeReport};
+use crate::commands::stem::Stem;
 use crate::human;
-
-/// Levels that are drawn below one another: deeper ones would leave the page.
-const DRAWN_LEVELS: usize = 24;
 
 /// A file's place in the drawing.
 pub(super) struct Branch {
     file: usize,
-    depth: usize,
-    /// What is drawn before the file's name.
-    stem: String,
-    /// What is drawn before its remarks.
-    below: String,
+    /// What is drawn before its name and its remarks.
+    stem: Stem,
     /// It is drawn again where its circle closes.
     repeated: bool,
 }
@@ -45,27 +40,15 @@ impl Branch {
     fn root(file: usize) -> Self {
         Self {
             file,
-            depth: 0,
-            stem: String::new(),
-            below: String::new(),
+            stem: Stem::default(),
             repeated: false,
         }
     }
 
     fn child(&self, file: usize, last: bool) -> Self {
-        let depth = self.depth + 1;
-        let (stem, below) = if depth > DRAWN_LEVELS {
-            (format!("{}[{depth}] ", self.below), self.below.clone())
-        } else if last {
-            (format!("{}`-- ", self.below), format!("{}    ", self.below))
-        } else {
-            (format!("{}|-- ", self.below), format!("{}|   ", self.below))
-        };
         Self {
             file,
-            depth,
-            stem,
-            below,
+            stem: self.stem.child(last),
             repeated: false,
         }
     }
@@ -76,12 +59,12 @@ impl fmt::Display for TreeReport {
         for branch in &self.branches {
             let file = &self.files[branch.file];
             if branch.repeated {
-                writeln!(f, "{}{} (again: the circle closes here)", branch.stem, file.path)?;
+                writeln!(f, "{}{} (again: the circle closes here)", branch.stem.before, file.path)?;
                 continue;
             }
-            writeln!(f, "{}{file}", branch.stem)?;
+            writeln!(f, "{}{file}", branch.stem.before)?;
             for remark in file.remarks() {
-                writeln!(f, "{}  {remark}", branch.below)?;
+                writeln!(f, "{}  {remark}", branch.stem.below)?;
             }
         }
         for unreadable in &self.unreadable {

@@ -1,0 +1,290 @@
+//! `vhd merge`: an image, or a range of a chain, written into the image below it.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::Serialize;
+use vhd_core::ErrorKind;
+use vhd_core::chain::OpenOptions;
+use vhd_core::ops::merge::{
+    MergeOptions, MergePlan, MergeReport, MergeRequest, NewImagePlan, merge, merge_to_new, plan, plan_to_new,
+};
+
+use super::destination::Destination;
+use crate::codes::Kind;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::input::{ChainArgs, is_dash};
+use crate::output::{self, ReportArgs, path_text};
+use crate::progress::ProgressArgs;
+use crate::{human, interrupt, size};
+
+pub(crate) const NAME: &str = "merge";
+
+/// Bytes in a second: what the estimate of a dry run takes for granted.
+const ASSUMED_RATE: u64 = 100 << 20;
+
+const EXAMPLES: &str = "\
+Examples:
+  vhd merge leaf.avhd --dry-run
+  vhd merge leaf.avhd                                into its parent; leaf.avhd is removed
+  vhd merge leaf.avhd --into base.vhd                the whole range above base.vhd, in one pass
+  vhd merge leaf.avhd --into base.vhd --output one.vhd
+
+The parent, or the ancestor named by --into, then reads what CHILD read; it keeps its name and identity. Children of \
+CHILD are pointed to it, and the files of the range are removed. A record beside CHILD, CHILD.merge, says how far it is: \
+after an interruption, a crash or a loss of power the same command goes on, and the machine may run in between. Refused \
+while other images depend on what would change (looked for in the directories of the chain and those directly below; \
+children of CHILD elsewhere are named by --child). With --output nothing is changed: a new image is written in one go.";
+
+/// Arguments of `vhd merge`.
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct MergeArgs {
+    /// The image that goes: a differencing one
+    child: PathBuf,
+    /// Merge everything above this ancestor into it, instead of CHILD alone into its parent
+    #[arg(long, value_name = "ANCESTOR")]
+    into: Option<PathBuf>,
+    /// Write a new image that reads what CHILD reads, and change nothing
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Replace an existing output
+    #[arg(long, requires = "output")]
+    force: bool,
+    /// A child of CHILD in a directory that is not looked at, to be pointed to its new parent
+    #[arg(long = "child", value_name = "FILE", conflicts_with = "output")]
+    children: Vec<PathBuf>,
+    /// Make progress durable after so many bytes [default: 256M]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse_bytes, conflicts_with = "output")]
+    batch: Option<u64>,
+    /// Say what would be done, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    chain: ChainArgs,
+    #[command(flatten)]
+    progress: ProgressArgs,
+    #[command(flatten)]
+    pub(crate) report: ReportArgs,
+}
+
+#[derive(Serialize)]
+struct MergeJson {
+    child: String,
+    /// The image that reads what the child read.
+    target: String,
+    new_image: bool,
+    dry_run: bool,
+    cancelled: bool,
+    /// What is written into the target, the child first.
+    layers: Vec<String>,
+    children: Vec<String>,
+    removed: Vec<String>,
+    virtual_size: u64,
+    /// Bytes that the layers hold, each sector once.
+    held_bytes: u64,
+    remaining_bytes: u64,
+    /// Bytes by which the target's file grows at most; of a new image, the bytes it holds at most.
+    new_bytes: u64,
+    /// Where an unfinished merge goes on; null for one that begins.
+    resumed_at: Option<u64>,
+    /// What is left at 100 MiB/s, in seconds.
+    estimated_seconds: u64,
+    read_bytes: u64,
+    copied_bytes: u64,
+    zeroed_bytes: u64,
+    warnings: Vec<String>,
+}
+
+impl fmt::Display for MergeJson {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verb = match (self.dry_run, self.cancelled) {
+            (true, _) => "would be merged into",
+            (false, true) => "is merged in part into",
+            (false, false) => "is merged into",
+        };
+        let new = if self.new_image { "new image " } else { "" };
+        writeln!(f, "{} {verb} {new}{}", self.child, self.target)?;
+        let mut fields = human::Fields::default();
+        fields.add("layers", self.layers.join(", "));
+        if let Some(at) = self.resumed_at {
+            fields.add("goes on at", format!("byte {at} of {}", self.virtual_size));
+        }
+        if self.dry_run {
+            self.add_plan(&mut fields);
+        } else {
+            fields.add("copied", human::bytes(self.copied_bytes));
+            fields.add("zero", human::bytes(self.zeroed_bytes));
+        }
+        for child in &self.children {
+            fields.add("child", format!("{child} -> {}", self.target));
+        }
+        for removed in &self.removed {
+            fields.add("removed", removed);
+        }
+        fields.fmt(f)
+    }
+}
+
+impl MergeJson {
+    fn add_plan(&self, fields: &mut human::Fields) {
+        let (held, left) = (human::bytes(self.held_bytes), human::bytes(self.remaining_bytes));
+        fields.add("to copy", format!("at most {left} of {held}"));
+        fields.add("new space", format!("at most {}", human::bytes(self.new_bytes)));
+        let seconds = human::count(self.estimated_seconds, "second");
+        fields.add("takes about", format!("{seconds}, if the storage moves 100 MiB/s"));
+        if !self.new_image {
+            fields.add("record", format!("{}.merge, until it is done", self.child));
+        }
+    }
+}
+
+pub(crate) fn run(args: &MergeArgs) -> Result<Exit, Failure> {
+    let named = [Some(&args.child), args.into.as_ref(), args.output.as_ref()];
+    if named.into_iter().flatten().any(|path| is_dash(path)) {
+        return Err(Failure::usage("the images of a merge must have names"));
+    }
+    if args.chain.search.force_share && args.output.is_none() {
+        return Err(Failure::usage(
+            "images are changed and removed: --force-share can be used with --output only",
+        ));
+    }
+    let request = MergeRequest {
+        child: args.child.clone(),
+        into: args.into.clone(),
+        extra_children: args.children.clone(),
+        open: open_options(&args.chain),
+    };
+    let json = match &args.output {
+        None => in_place(args, &request)?,
+        Some(output) => to_new(args, &request, output)?,
+    };
+    output::report(args.report, NAME, &json)?;
+    if json.cancelled {
+        let message = format!(
+            "{}: interrupted; what was done is kept, run it again to go on",
+            json.child
+        );
+        return Err(Failure::new(Kind::Library(ErrorKind::Cancelled), message).reported());
+    }
+    Ok(Exit::Ok)
+}
+
+fn open_options(chain: &ChainArgs) -> OpenOptions {
+    chain.search.options().parents(chain.parents.iter().cloned())
+}
+
+fn in_place(args: &MergeArgs, request: &MergeRequest) -> Result<MergeJson, Failure> {
+    let planned = plan(request)?;
+    planned.warnings().iter().for_each(output::warning);
+    if args.dry_run {
+        return Ok(MergeJson::of_plan(args, &planned));
+    }
+    let cancel = interrupt::flag_on_interrupt();
+    let options = MergeOptions {
+        cancel: &cancel,
+        threads: 0,
+        batch_bytes: args.batch.unwrap_or(MergeOptions::DEFAULT_BATCH),
+    };
+    let reporter = args.progress.reporter("merging");
+    let done = merge(&planned, &options, &reporter)?;
+    drop(reporter);
+    Ok(MergeJson {
+        dry_run: false,
+        children: texts(&done.repointed),
+        removed: texts(&done.removed),
+        ..MergeJson::of_plan(args, &planned)
+    }
+    .with(&done))
+}
+
+fn to_new(args: &MergeArgs, request: &MergeRequest, output: &Path) -> Result<MergeJson, Failure> {
+    let destination = Destination::new(output, args.force)?;
+    let planned = plan_to_new(request)?;
+    planned.warnings().iter().for_each(output::warning);
+    let json = MergeJson::of_new(args, output, &planned);
+    if args.dry_run {
+        return Ok(json);
+    }
+    let _lock = {
+        let opened = request.open.clone().open(&args.child)?;
+        destination.guard([&opened])?
+    };
+    let cancel = interrupt::flag_on_interrupt();
+    let options = MergeOptions {
+        cancel: &cancel,
+        threads: 0,
+        batch_bytes: MergeOptions::DEFAULT_BATCH,
+    };
+    let reporter = args.progress.reporter("merging");
+    let done = merge_to_new(&planned, destination.path(), args.force, &options, &reporter)?;
+    drop(reporter);
+    Ok(MergeJson { dry_run: false, ..json }.with(&done))
+}
+
+fn texts(paths: &[PathBuf]) -> Vec<String> {
+    paths.iter().map(|path| path_text(path)).collect()
+}
+
+impl MergeJson {
+    fn of_plan(args: &MergeArgs, planned: &MergePlan) -> Self {
+        let summary = planned.summary();
+        let layers: Vec<String> = planned.removed().map(path_text).collect();
+        Self {
+            child: path_text(&args.child),
+            target: path_text(planned.target()),
+            new_image: false,
+            dry_run: true,
+            cancelled: false,
+            children: texts(planned.children()),
+            removed: layers.clone(),
+            layers,
+            virtual_size: summary.disk_bytes,
+            held_bytes: summary.held_bytes,
+            remaining_bytes: summary.remaining_bytes,
+            new_bytes: summary.new_bytes,
+            resumed_at: planned.resumes_at(),
+            estimated_seconds: summary.remaining_bytes.div_ceil(ASSUMED_RATE),
+            read_bytes: 0,
+            copied_bytes: 0,
+            zeroed_bytes: 0,
+            warnings: planned.warnings().to_vec(),
+        }
+    }
+
+    fn of_new(args: &MergeArgs, output: &Path, planned: &NewImagePlan) -> Self {
+        let held = planned.held_bytes();
+        Self {
+            child: path_text(&args.child),
+            target: path_text(output),
+            new_image: true,
+            dry_run: true,
+            cancelled: false,
+            layers: planned.merged().map(path_text).collect(),
+            children: Vec::new(),
+            removed: Vec::new(),
+            virtual_size: planned.disk_bytes(),
+            held_bytes: held,
+            remaining_bytes: held,
+            new_bytes: held,
+            resumed_at: None,
+            estimated_seconds: held.div_ceil(ASSUMED_RATE),
+            read_bytes: 0,
+            copied_bytes: 0,
+            zeroed_bytes: 0,
+            warnings: planned.warnings().to_vec(),
+        }
+    }
+
+    fn with(self, done: &MergeReport) -> Self {
+        Self {
+            cancelled: done.cancelled,
+            read_bytes: done.read_bytes,
+            copied_bytes: done.copied_bytes,
+            zeroed_bytes: done.zeroed_bytes,
+            ..self
+        }
+    }
+}

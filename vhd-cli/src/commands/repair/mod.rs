@@ -1,0 +1,185 @@
+//! `vhd repair`: what is damaged in an image, and what it takes to put it right.
+
+mod report;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::{Args, ValueEnum};
+use vhd_core::ErrorKind;
+use vhd_core::format::DiskType;
+use vhd_core::ops::repair::{Facts, JournalState, RepairError, RepairPlan, UndoFile};
+use vhd_core::storage::{Access, HostFile, Sharing, StorageFile};
+
+use crate::codes::Kind;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::input::is_dash;
+use crate::output::{self, ReportArgs, path_text};
+use crate::size;
+use report::{RepairJson, Verdict};
+
+pub(crate) const NAME: &str = "repair";
+
+const EXAMPLES: &str = "\
+Examples:
+  vhd repair disk.vhd
+  vhd repair disk.vhd --yes
+  vhd repair disk.vhd --undo
+  vhd repair disk.vhd --size 64G --yes
+  vhd repair --json disk.vhd | jq '.doubts'
+
+Without --yes nothing is changed: exit code 0 when there is nothing to repair, 4 when it can be repaired, 3 when it \
+can't. With --yes what would be overwritten is kept in IMAGE.undo first; --undo puts it back. An interrupted repair is \
+finished by the same command. Nothing is ever dropped: what is not certain stays readable and is listed with its ranges \
+of sectors (LBA). Parents are not looked at.";
+
+/// Arguments of `vhd repair`.
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct RepairArgs {
+    /// The image
+    image: PathBuf,
+    /// Do it: write IMAGE.undo, then repair the image in place
+    #[arg(long)]
+    yes: bool,
+    /// Take an earlier repair back, byte by byte, and remove IMAGE.undo
+    #[arg(long, conflicts_with_all = ["yes", "size", "disk_type"])]
+    undo: bool,
+    /// The size of the disk, where both footers are lost
+    #[arg(long, value_parser = size::parse_disk_size)]
+    size: Option<u64>,
+    /// The type of the image, where both footers and the header are lost
+    #[arg(long = "type", value_name = "TYPE", value_enum)]
+    disk_type: Option<LostType>,
+    #[command(flatten)]
+    pub(crate) report: ReportArgs,
+}
+
+/// The value of `--type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LostType {
+    /// Blocks and a table
+    Dynamic,
+    /// The whole disk and a footer
+    Fixed,
+}
+
+impl From<LostType> for DiskType {
+    fn from(lost: LostType) -> Self {
+        match lost {
+            LostType::Dynamic => Self::Dynamic,
+            LostType::Fixed => Self::Fixed,
+        }
+    }
+}
+
+pub(crate) fn run(args: &RepairArgs) -> Result<Exit, Failure> {
+    if is_dash(&args.image) {
+        return Err(Failure::usage(
+            "an image is repaired in place: standard input has no place",
+        ));
+    }
+    let access = match args.yes || args.undo {
+        true => Access::ReadWrite,
+        false => Access::ReadOnly,
+    };
+    let job = Job {
+        args,
+        image: &args.image,
+        name: path_text(&args.image),
+        file: Arc::new(HostFile::open(&args.image, access, Sharing::Exclusive)?),
+    };
+    let (json, exit) = if args.undo { job.undo() } else { job.repair() }?;
+    output::report(args.report, NAME, &json)?;
+    Ok(exit)
+}
+
+struct Job<'a> {
+    args: &'a RepairArgs,
+    image: &'a Path,
+    name: String,
+    file: Arc<dyn StorageFile>,
+}
+
+impl Job<'_> {
+    fn failure(&self, error: RepairError) -> Failure {
+        Failure::from(error).about(&self.name)
+    }
+
+    fn undo(&self) -> Result<(RepairJson, Exit), Failure> {
+        let Some(undo) = UndoFile::find(self.image).map_err(|error| self.failure(error))? else {
+            let path = UndoFile::path_of(self.image);
+            let message = format!("{} does not exist: there is no repair to undo", path.display());
+            return Err(Failure::new(Kind::Library(ErrorKind::NotFound), message));
+        };
+        undo.journal().undo(&*self.file).map_err(|error| self.failure(error))?;
+        let json = RepairJson::of_journal(&self.name, Verdict::Undone, undo.journal());
+        undo.remove().map_err(|error| self.failure(error))?;
+        Ok((json, Exit::Ok))
+    }
+
+    fn repair(&self) -> Result<(RepairJson, Exit), Failure> {
+        match self.earlier() {
+            Ok(Some((undo, JournalState::Untouched | JournalState::Partial))) => return self.finish(&undo),
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::UndoMismatch => output::warning(format_args!(
+                "{}: {error}; it is left alone",
+                UndoFile::path_of(self.image).display()
+            )),
+            Err(error) => return Err(self.failure(error)),
+        }
+        let facts = Facts {
+            size: self.args.size,
+            disk_type: self.args.disk_type.map(Into::into),
+        };
+        let plan = RepairPlan::new(Arc::clone(&self.file), &facts).map_err(|error| self.failure(error))?;
+        let verdict = match (plan.is_empty(), self.args.yes) {
+            (true, _) => Verdict::Sound,
+            (false, false) => Verdict::Repairable,
+            (false, true) => self.apply(&plan)?,
+        };
+        let json = RepairJson::of_plan(&self.name, verdict, &plan);
+        Ok((json, verdict.exit()))
+    }
+
+    /// The undo file of an earlier repair, and how far that came.
+    fn earlier(&self) -> Result<Option<(UndoFile, JournalState)>, RepairError> {
+        let Some(undo) = UndoFile::find(self.image)? else {
+            return Ok(None);
+        };
+        let state = undo.journal().state(&*self.file)?;
+        Ok(Some((undo, state)))
+    }
+
+    /// INV-16: the undo file is there before the image is touched, and never replaced.
+    fn apply(&self, plan: &RepairPlan) -> Result<Verdict, Failure> {
+        let created = UndoFile::create(self.image, plan.journal());
+        let undo = created.map_err(|error| match error.kind() {
+            ErrorKind::Exists => Failure::from(error).about(format_args!(
+                "{}: the undo file of an earlier repair must be moved away first",
+                self.name
+            )),
+            _ => self.failure(error),
+        })?;
+        self.make(&undo)
+    }
+
+    fn make(&self, undo: &UndoFile) -> Result<Verdict, Failure> {
+        undo.journal().apply(&*self.file).map_err(|error| {
+            let failure = self.failure(error);
+            failure.about("nothing is lost: run it again to finish, or with --undo")
+        })?;
+        Ok(Verdict::Repaired)
+    }
+
+    /// Finishes a repair that was interrupted.
+    fn finish(&self, undo: &UndoFile) -> Result<(RepairJson, Exit), Failure> {
+        let verdict = match self.args.yes {
+            true => self.make(undo)?,
+            false => Verdict::Unfinished,
+        };
+        let json = RepairJson::of_journal(&self.name, verdict, undo.journal());
+        Ok((json, verdict.exit()))
+    }
+}

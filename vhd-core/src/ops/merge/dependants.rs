@@ -1,0 +1,140 @@
+//! Which images depend on a layer, as far as the directories of the layers show.
+//!
+//! Looked at are the directories of all layers and those directly below them. A child elsewhere can only be named.
+
+use std::collections::{BTreeSet, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::MergeError;
+use super::error::Dependant;
+use super::journal::Known;
+use crate::chain::ChainError;
+use crate::chain::forest::{Forest, Limits};
+use crate::format::UniqueId;
+use crate::image::{Image, OpenMode};
+use crate::storage::{Access, FileIdentity, HostFile, Sharing};
+
+/// A directory of more files is not one of images.
+const LIMITS: Limits = Limits { files: 4096, depth: 1 };
+
+/// Who depends on the layers of a merge.
+pub(super) struct Dependants {
+    /// The children of the image that goes: they are pointed to the target.
+    pub(super) children: Vec<PathBuf>,
+    /// The others.
+    pub(super) others: Vec<Dependant>,
+}
+
+/// Finds the children of `layers`, the child first and the target last. `named` are children of the first that the
+/// caller knows of; `recorded` are those that an unfinished merge knows of. If it is `finishing`, children may have been
+/// pointed to the target already, which had no others.
+pub(super) fn find(
+    layers: &[Known],
+    named: &[PathBuf],
+    recorded: &[PathBuf],
+    finishing: bool,
+) -> Result<Dependants, MergeError> {
+    let (child, target) = (&layers[0], &layers[layers.len() - 1]);
+    let follows = |parent: UniqueId| parent == child.id || finishing && parent == target.id;
+    let mut known = Search::new(layers);
+    let mut children = Vec::new();
+    for path in recorded {
+        // One that is gone, or was put elsewhere meanwhile, is no business of this merge any more.
+        let parent = path.exists().then(|| parent_id(path)).transpose()?.flatten();
+        if parent.is_some_and(follows) {
+            known.take(path, &mut children);
+        }
+    }
+    for path in named {
+        if known.knows(path) {
+            continue;
+        }
+        if parent_id(path)? != Some(child.id) {
+            return Err(MergeError::NotChild {
+                path: path.clone(),
+                parent: child.path.clone(),
+                id: child.id,
+            });
+        }
+        known.take(path, &mut children);
+    }
+    let mut others = Vec::new();
+    for (path, id) in known.images()? {
+        if follows(id) {
+            known.take(&path, &mut children);
+        } else if let Some(layer) = layers.iter().find(|layer| layer.id == id)
+            && known.is_new(&path)
+        {
+            let parent = layer.path.clone();
+            others.push(Dependant { path, parent });
+        }
+    }
+    children.sort();
+    Ok(Dependants { children, others })
+}
+
+/// The files that are known, under whatever name.
+struct Search<'a> {
+    layers: &'a [Known],
+    seen: HashSet<FileIdentity>,
+}
+
+impl<'a> Search<'a> {
+    fn new(layers: &'a [Known]) -> Self {
+        let identities = layers
+            .iter()
+            .filter_map(|layer| FileIdentity::of_path(&layer.path).ok());
+        Self {
+            layers,
+            seen: identities.collect(),
+        }
+    }
+
+    fn knows(&self, path: &Path) -> bool {
+        FileIdentity::of_path(path).is_ok_and(|identity| self.seen.contains(&identity))
+    }
+
+    fn is_new(&mut self, path: &Path) -> bool {
+        FileIdentity::of_path(path).is_ok_and(|identity| self.seen.insert(identity))
+    }
+
+    fn take(&mut self, path: &Path, children: &mut Vec<PathBuf>) {
+        if self.is_new(path) {
+            children.push(path.canonicalize().unwrap_or_else(|_| path.to_owned()));
+        }
+    }
+
+    /// The differencing images in the directories of the layers, each with its parent's identity.
+    fn images(&self) -> Result<Vec<(PathBuf, UniqueId)>, MergeError> {
+        let dirs: BTreeSet<PathBuf> = self
+            .layers
+            .iter()
+            .map(|layer| layer.path.parent().unwrap_or(Path::new("/")).to_owned())
+            .collect();
+        let mut images = Vec::new();
+        for dir in dirs {
+            let forest = Forest::scan(&dir, LIMITS)?;
+            for member in forest.members() {
+                let parent = member.state.as_ref().ok().and_then(|facts| facts.parent.as_ref());
+                images.extend(
+                    parent
+                        .filter(|parent| !parent.id.is_nil())
+                        .map(|parent| (member.path.clone(), parent.id)),
+                );
+            }
+        }
+        Ok(images)
+    }
+}
+
+/// The identity of the parent that the image at `path` names; `None` for an image without one.
+pub(super) fn parent_id(path: &Path) -> Result<Option<UniqueId>, MergeError> {
+    let file = Arc::new(HostFile::open(path, Access::ReadOnly, Sharing::Unlocked)?);
+    let image = Image::open(file, &OpenMode::ancestor()).map_err(|source| ChainError::Image {
+        path: path.to_owned(),
+        source,
+    })?;
+    let header = image.header().filter(|_| image.is_differencing());
+    Ok(header.map(|header| header.parent_id))
+}

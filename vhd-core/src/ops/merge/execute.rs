@@ -1,0 +1,201 @@
+//! Doing a merge, or going on with one.
+
+use std::path::PathBuf;
+
+use super::copy::{CopyMode, LayerCopy};
+use super::finish::Finish;
+use super::journal::{Journal, Phase, Source};
+use super::plan::{Range, open_target};
+use super::{MergeError, MergeOptions, MergePlan, MergeReport, dependants};
+use crate::chain::OpenedDisk;
+use crate::device::Layer;
+use crate::ops::Progress;
+use crate::storage::{Access, HostFile, Sharing};
+
+/// Does what the plan says: copies, points the children, removes the files. A merge that was told to stop, failed or
+/// died goes on when the same request is planned again and done.
+///
+/// # Errors
+/// [`MergeError`]. What was done before stays done, and the leaf reads the same.
+pub fn merge(plan: &MergePlan, options: &MergeOptions<'_>, progress: &dyn Progress) -> Result<MergeReport, MergeError> {
+    let mut report = MergeReport {
+        target: plan.target().to_owned(),
+        resumed: plan.resumed.is_some(),
+        ..MergeReport::default()
+    };
+    if plan.child_gone {
+        let journal = Journal::read(plan.child())?.ok_or_else(|| gone(plan))?;
+        Finish::new(plan, journal).run(&mut report)?;
+        return Ok(report);
+    }
+    let sources = lock_sources(plan)?;
+    let target = open_target(&plan.request.open, plan.target_known(), true)?;
+    check_children_writable(plan)?;
+    let mut run = Run::begin(plan, &sources)?;
+    progress.begin(run.work_bytes());
+    let done = run.copy(&target, options, progress, &mut report)?;
+    let closed = target.close();
+    closed.map_err(|source| MergeError::Device {
+        path: plan.target().to_owned(),
+        source,
+    })?;
+    if !done {
+        report.cancelled = true;
+        return Ok(report);
+    }
+    run.journal.phase = Phase::Finishing;
+    run.journal.renew()?;
+    // INV-21: everything is in the target, durably, before the first child is pointed to it.
+    run.journal.write()?;
+    // The locks of the layers are held up to here and until they are gone: nobody writes to one that goes.
+    Finish::new(plan, run.journal).run(&mut report)?;
+    drop(sources);
+    Ok(report)
+}
+
+fn gone(plan: &MergePlan) -> MergeError {
+    MergeError::Changed {
+        path: plan.child().to_owned(),
+        what: "the record of the unfinished merge is gone: somebody finished it meanwhile".to_owned(),
+    }
+}
+
+/// The layers that go, under their locks. The rest of the chain is let go again: the target is to be written.
+fn lock_sources(plan: &MergePlan) -> Result<Vec<Layer>, MergeError> {
+    let opened = plan.request.open.clone().write(false).open(plan.child())?;
+    let found = Range::of(&opened, &plan.request)?;
+    found.check_sizes()?;
+    let other = plan
+        .layers
+        .iter()
+        .zip(&found.layers)
+        .find(|(planned, found)| planned != found);
+    if other.is_some() || plan.layers.len() != found.layers.len() {
+        return Err(MergeError::Changed {
+            path: plan.child().to_owned(),
+            what: "its chain changed since the merge was planned".to_owned(),
+        });
+    }
+    let device = opened.into_device().ok_or_else(|| MergeError::NoParent {
+        path: plan.child().to_owned(),
+    })?;
+    let mut layers = device.into_layers();
+    layers.truncate(plan.sources().len());
+    Ok(layers)
+}
+
+/// Better now than after the copying.
+fn check_children_writable(plan: &MergePlan) -> Result<(), MergeError> {
+    for child in &plan.children {
+        HostFile::open(child, Access::ReadWrite, Sharing::Exclusive)?;
+    }
+    Ok(())
+}
+
+struct Run<'a> {
+    plan: &'a MergePlan,
+    sources: &'a [Layer],
+    paths: Vec<PathBuf>,
+    journal: Journal,
+    start: u64,
+    mode: CopyMode,
+}
+
+impl<'a> Run<'a> {
+    /// Puts the record in its place, or finds out where the recorded merge goes on.
+    fn begin(plan: &'a MergePlan, sources: &'a [Layer]) -> Result<Self, MergeError> {
+        let mut run = Self {
+            plan,
+            sources,
+            paths: plan.removed().map(PathBuf::from).collect(),
+            journal: new_journal(plan),
+            start: 0,
+            mode: CopyMode::Write,
+        };
+        if let Some(recorded) = Journal::read(plan.child())? {
+            if plan.resumed.is_none() || recorded.target.id != plan.target_known().id {
+                return Err(recorded.unfinished());
+            }
+            run.resume(&recorded)?;
+        }
+        // A merge that is finishing stays so: children may have been pointed to the target.
+        if run.mode != CopyMode::Verify && run.start < plan.summary.disk_bytes {
+            run.journal.phase = Phase::Copying(run.start);
+            run.journal.renew()?;
+            // INV-20: the record is durable before the target changes.
+            run.journal.write()?;
+        }
+        Ok(run)
+    }
+
+    /// Where to go on: where the record says, or, if a layer was written to since or that can't be told, from the
+    /// start with what is there already.
+    fn resume(&mut self, recorded: &Journal) -> Result<(), MergeError> {
+        let unchanged = recorded.sources_unchanged()?;
+        (self.start, self.mode) = match recorded.phase {
+            Phase::Copying(done) if unchanged => (done, CopyMode::Write),
+            Phase::Finishing if unchanged => (self.plan.summary.disk_bytes, CopyMode::Write),
+            Phase::Copying(_) => (0, CopyMode::Compare),
+            // INV-22: the target of a child that was pointed to it does not change any more.
+            Phase::Finishing if self.some_child_points_to_target() => (0, CopyMode::Verify),
+            Phase::Finishing => (0, CopyMode::Compare),
+        };
+        Ok(())
+    }
+
+    fn some_child_points_to_target(&self) -> bool {
+        let target = self.plan.target_known().id;
+        let mut parents = self.plan.children.iter().map(|child| dependants::parent_id(child));
+        parents.any(|parent| parent.is_ok_and(|parent| parent == Some(target)))
+    }
+
+    fn work_bytes(&self) -> u64 {
+        if self.start == 0 {
+            self.plan.summary.held_bytes
+        } else {
+            self.plan.summary.remaining_bytes
+        }
+    }
+
+    /// Copies batch by batch, each durable before the record says so. `false` if it was told to stop before the end.
+    fn copy(
+        &mut self,
+        target: &OpenedDisk,
+        options: &MergeOptions<'_>,
+        progress: &dyn Progress,
+        report: &mut MergeReport,
+    ) -> Result<bool, MergeError> {
+        let disk = target.disk();
+        let copy = LayerCopy {
+            sources: self.sources,
+            paths: &self.paths,
+            target: &disk,
+            target_path: self.plan.target(),
+            mode: self.mode,
+            options,
+            progress,
+        };
+        let journal = &mut self.journal;
+        let (end, copied) = copy.run(self.start, &mut |at| {
+            journal.phase = Phase::Copying(at);
+            journal.renew()?;
+            journal.write()
+        })?;
+        (report.read_bytes, report.copied_bytes, report.zeroed_bytes) = (copied.read, copied.written, copied.zeroed);
+        Ok(end >= disk.size())
+    }
+}
+
+fn new_journal(plan: &MergePlan) -> Journal {
+    let source = |known: &super::Known| Source {
+        known: known.clone(),
+        fingerprint: None,
+    };
+    Journal {
+        target: plan.target_known().clone(),
+        layers: plan.sources().iter().map(source).collect(),
+        children: plan.children.clone(),
+        phase: Phase::Copying(0),
+        boot: None,
+    }
+}

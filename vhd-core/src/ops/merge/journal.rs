@@ -1,0 +1,159 @@
+//! The record of a merge: what it is, and how far it is.
+//!
+//! It stands beside the child, is there before the target's first change and goes after everything else
+//! (INV-20), and says at every moment no more than what is durable.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use super::MergeError;
+use crate::format::UniqueId;
+use crate::record::RecordKind;
+use crate::storage::{StorageError, remove_file};
+
+const KIND: RecordKind = RecordKind {
+    name: "merge",
+    version: 1,
+};
+
+/// Nanoseconds by which a file must be older than its fingerprint: one that is written again within the tick of
+/// the clock that stamped it looks the same.
+const SETTLED: i64 = 1_000_000_000;
+
+/// What is known of an unfinished merge.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Journal {
+    /// What is written.
+    pub(super) target: Known,
+    /// What goes, the child first.
+    pub(super) layers: Vec<Source>,
+    /// What is to be pointed to the target.
+    pub(super) children: Vec<PathBuf>,
+    pub(super) phase: Phase,
+    /// The run of the system in which the fingerprints were taken.
+    pub(super) boot: Option<String>,
+}
+
+/// A file and the identity of the disk in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Known {
+    pub(super) path: PathBuf,
+    pub(super) id: UniqueId,
+}
+
+/// A layer that is copied from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Source {
+    #[serde(flatten)]
+    pub(super) known: Known,
+    /// `None` if its file was written so shortly before that a change could not be told.
+    pub(super) fingerprint: Option<Fingerprint>,
+}
+
+/// How far a merge is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Phase {
+    /// What the layers hold below this byte of the disk is in the target, durably.
+    Copying(u64),
+    /// Everything is in the target, durably; the children are pointed to it, and then the layers go.
+    Finishing,
+}
+
+/// By what a file that was written is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Fingerprint {
+    bytes: u64,
+    modified_ns: i64,
+}
+
+impl Fingerprint {
+    fn now(path: &Path) -> Result<Self, MergeError> {
+        let metadata = fs::metadata(path).map_err(|source| StorageError::at(path, "query", source))?;
+        let seconds = metadata.mtime().saturating_mul(1_000_000_000);
+        Ok(Self {
+            bytes: metadata.len(),
+            modified_ns: seconds.saturating_add(metadata.mtime_nsec()),
+        })
+    }
+
+    /// What a later change will differ from, if that is certain.
+    pub(super) fn settled(path: &Path) -> Result<Option<Self>, MergeError> {
+        let fingerprint = Self::now(path)?;
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = i64::try_from(since_epoch.as_nanos()).unwrap_or(i64::MAX);
+        Ok((fingerprint.modified_ns <= now.saturating_sub(SETTLED)).then_some(fingerprint))
+    }
+}
+
+impl Journal {
+    /// Where the record of a merge of `child` is.
+    pub(super) fn path(child: &Path) -> PathBuf {
+        let mut name = OsString::from(child.file_name().unwrap_or_default());
+        name.push(".merge");
+        child.with_file_name(name)
+    }
+
+    pub(super) fn read(child: &Path) -> Result<Option<Self>, MergeError> {
+        Ok(KIND.read(&Self::path(child))?)
+    }
+
+    /// Puts the record in its place, durably.
+    pub(super) fn write(&self) -> Result<(), MergeError> {
+        Ok(KIND.write(&Self::path(self.child()), self)?)
+    }
+
+    /// The merge is done.
+    pub(super) fn remove(&self) -> Result<(), MergeError> {
+        remove_file(&Self::path(self.child()))?;
+        Ok(())
+    }
+
+    /// What is merged.
+    pub(super) fn child(&self) -> &Path {
+        self.layers.first().map_or(Path::new(""), |child| &child.known.path)
+    }
+
+    /// Takes the fingerprints of all layers anew, which nobody else can write to now.
+    pub(super) fn renew(&mut self) -> Result<(), MergeError> {
+        self.boot = boot();
+        for layer in &mut self.layers {
+            layer.fingerprint = Fingerprint::settled(&layer.known.path)?;
+        }
+        Ok(())
+    }
+
+    /// Whether it is certain that no layer was written to since. A loss of power may have lost a time stamp and kept
+    /// what it stamped: then nothing is certain.
+    pub(super) fn sources_unchanged(&self) -> Result<bool, MergeError> {
+        if self.boot.is_none() || self.boot != boot() {
+            return Ok(false);
+        }
+        for layer in &self.layers {
+            if layer.fingerprint != Some(Fingerprint::now(&layer.known.path)?) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The error for a command that is not the one that began this merge.
+    pub(super) fn unfinished(&self) -> MergeError {
+        MergeError::Unfinished {
+            record: Self::path(self.child()),
+            child: self.child().to_owned(),
+            target: self.target.path.clone(),
+        }
+    }
+}
+
+/// Which run of the system this is.
+fn boot() -> Option<String> {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(text.trim().to_owned()).filter(|text| !text.is_empty())
+}

@@ -1,0 +1,317 @@
+//! Planning a merge: everything that can be refused is refused here, before anything is written.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use super::copy::WINDOW;
+use super::dependants;
+use super::journal::{Journal, Known, Phase};
+use super::{MergeError, MergePlan, MergeRequest, MergeSummary};
+use crate::chain::{ImageFormat, OpenOptions, OpenedDisk, parent_link};
+use crate::device::{ByteRange, DeviceError, Layer, held};
+use crate::format::UniqueId;
+use crate::storage::{FileIdentity, StorageError};
+use crate::units::VirtualOffset;
+
+/// Plans a merge, or how an unfinished one goes on. Nothing is changed.
+///
+/// # Errors
+/// [`MergeError`]: the chain can't be opened, or something that the merge needs is not so.
+pub fn plan(request: &MergeRequest) -> Result<MergePlan, MergeError> {
+    let child = full_name(&request.child)?;
+    let journal = Journal::read(&child)?;
+    if let Some(journal) = &journal
+        && journal.phase == Phase::Finishing
+        && !child.exists()
+    {
+        return plan_of_record(request, journal);
+    }
+    let opened = request.open.clone().write(false).open(&child)?;
+    let range = Range::of(&opened, request)?;
+    range.check_sizes()?;
+    range.check_removable()?;
+    if let Some(journal) = &journal {
+        range.check_same(journal)?;
+    }
+    let finishing = journal
+        .as_ref()
+        .is_some_and(|journal| journal.phase == Phase::Finishing);
+    let recorded = journal.as_ref().map_or(&[][..], |journal| &journal.children);
+    let found = dependants::find(&range.layers, &request.extra_children, recorded, finishing)?;
+    if !found.others.is_empty() {
+        return Err(MergeError::HasChildren {
+            dependants: found.others,
+        });
+    }
+    refuse_unfinished(range.layers[1..].iter().map(|layer| &*layer.path))?;
+    refuse_unfinished(found.children.iter().map(|child| &**child))?;
+    check_links(request, range.target(), &found.children)?;
+    let start = match journal.as_ref().map(|journal| journal.phase) {
+        Some(Phase::Copying(done)) => done,
+        Some(Phase::Finishing) => range.disk_bytes(),
+        None => 0,
+    };
+    let mut warnings: Vec<String> = opened.warnings().iter().map(ToString::to_string).collect();
+    warnings.extend(hidden_mark(&range, &found.children));
+    Ok(MergePlan {
+        request: request.clone(),
+        children: found.children,
+        summary: range.survey(start)?,
+        warnings,
+        resumed: journal.map(|journal| journal.phase),
+        child_gone: false,
+        layers: range.layers,
+    })
+}
+
+/// What is left of a merge whose child is gone.
+fn plan_of_record(request: &MergeRequest, journal: &Journal) -> Result<MergePlan, MergeError> {
+    let same = match &request.into {
+        None => journal.layers.len() == 1,
+        Some(into) => is_same_file(into, &journal.target.path),
+    };
+    if !same {
+        return Err(journal.unfinished());
+    }
+    let opened = open_target(&request.open, &journal.target, false)?;
+    let disk_bytes = opened.disk().size();
+    let mut layers: Vec<Known> = journal.layers.iter().map(|source| source.known.clone()).collect();
+    layers.push(journal.target.clone());
+    Ok(MergePlan {
+        request: request.clone(),
+        layers,
+        children: journal.children.clone(),
+        summary: MergeSummary {
+            disk_bytes,
+            ..MergeSummary::default()
+        },
+        warnings: Vec::new(),
+        resumed: Some(Phase::Finishing),
+        child_gone: true,
+    })
+}
+
+/// The name of a file that may be gone, from the root and without symbolic links.
+fn full_name(path: &Path) -> Result<PathBuf, MergeError> {
+    if let Ok(full) = path.canonicalize() {
+        return Ok(full);
+    }
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+    let dir = dir.unwrap_or(Path::new("."));
+    let full = dir.canonicalize();
+    let full = full.map_err(|source| StorageError::at(dir, "find", source))?;
+    Ok(full.join(path.file_name().unwrap_or_default()))
+}
+
+fn is_same_file(a: &Path, b: &Path) -> bool {
+    match (FileIdentity::of_path(a), FileIdentity::of_path(b)) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => false,
+    }
+}
+
+/// The identity of the disk in a layer; nil for a raw file.
+pub(super) fn id_of(layer: &Layer) -> UniqueId {
+    layer.image().map_or(UniqueId::NIL, |image| image.unique_id())
+}
+
+/// Opens the target over its own ancestors. It must be the disk that is known.
+pub(super) fn open_target(options: &OpenOptions, target: &Known, write: bool) -> Result<OpenedDisk, MergeError> {
+    let format = if target.id.is_nil() {
+        ImageFormat::Raw
+    } else {
+        ImageFormat::Vhd
+    };
+    let options = options.clone().format(Some(format)).write(write);
+    let opened = options.open(&target.path)?;
+    let found = opened.layers().next().map_or(UniqueId::NIL, |leaf| id_of(leaf.layer));
+    if found != target.id {
+        return Err(other_disk(&target.path, target.id, found));
+    }
+    Ok(opened)
+}
+
+pub(super) fn other_disk(path: &Path, expected: UniqueId, found: UniqueId) -> MergeError {
+    MergeError::Changed {
+        path: path.to_owned(),
+        what: format!("the disk {expected} was here, and now it is {found}"),
+    }
+}
+
+/// No image that is in the way of a merge may be merged itself by an unfinished one.
+fn refuse_unfinished<'a>(paths: impl Iterator<Item = &'a Path>) -> Result<(), MergeError> {
+    for path in paths {
+        if let Some(journal) = Journal::read(path)? {
+            return Err(journal.unfinished());
+        }
+    }
+    Ok(())
+}
+
+/// What the children have to say of the target can be said.
+fn check_links(request: &MergeRequest, target: &Known, children: &[PathBuf]) -> Result<(), MergeError> {
+    if children.is_empty() {
+        return Ok(());
+    }
+    let opened = open_target(&request.open, target, false)?;
+    for child in children {
+        parent_link(child, &target.path, &opened)?;
+    }
+    Ok(())
+}
+
+fn hidden_mark(range: &Range<'_>, children: &[PathBuf]) -> Option<String> {
+    let image = range.opened.layers().next().and_then(|leaf| leaf.layer.image())?;
+    (children.is_empty() && image.footer().hidden != 0).then(|| {
+        let child = range.layers[0].path.display();
+        format!(
+            "{child} is marked as a parent (hidden), and no child of it was found: name it with --child if there is one"
+        )
+    })
+}
+
+/// The layers that go, and the target below them.
+pub(super) struct Range<'a> {
+    opened: &'a OpenedDisk,
+    pub(super) layers: Vec<Known>,
+}
+
+impl<'a> Range<'a> {
+    pub(super) fn of(opened: &'a OpenedDisk, request: &MergeRequest) -> Result<Self, MergeError> {
+        let paths = opened.paths();
+        if opened.layers().count() < 2 {
+            return Err(MergeError::NoParent { path: paths[0].clone() });
+        }
+        let target = match &request.into {
+            None => 1,
+            Some(into) => (1..paths.len())
+                .find(|&depth| is_same_file(into, &paths[depth]))
+                .ok_or_else(|| MergeError::NotAncestor {
+                    child: paths[0].clone(),
+                    ancestor: into.clone(),
+                })?,
+        };
+        let known = opened.layers().take(target + 1).map(|layer| {
+            let path = full_name(layer.path)?;
+            let id = id_of(layer.layer);
+            Ok(Known { path, id })
+        });
+        let layers = known.collect::<Result<_, MergeError>>()?;
+        Ok(Self { opened, layers })
+    }
+
+    fn target(&self) -> &Known {
+        &self.layers[self.layers.len() - 1]
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        self.opened.disk().size()
+    }
+
+    pub(super) fn check_sizes(&self) -> Result<(), MergeError> {
+        let sizes: Vec<u64> = self.opened.layers().map(|layer| layer.layer.disk_size()).collect();
+        for (depth, pair) in self.layers.windows(2).enumerate() {
+            if sizes[depth] != sizes[depth + 1] {
+                return Err(MergeError::SizeMismatch {
+                    path: pair[0].path.clone(),
+                    size: sizes[depth],
+                    other: pair[1].path.clone(),
+                    other_size: sizes[depth + 1],
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_removable(&self) -> Result<(), MergeError> {
+        let mut sources = self.layers[..self.layers.len() - 1].iter();
+        let other = sources.find(|layer| !layer.path.metadata().is_ok_and(|metadata| metadata.is_file()));
+        match other {
+            None => Ok(()),
+            Some(layer) => Err(MergeError::NotRemovable {
+                path: layer.path.clone(),
+            }),
+        }
+    }
+
+    /// An unfinished merge is the one that is asked for.
+    fn check_same(&self, journal: &Journal) -> Result<(), MergeError> {
+        let ids = journal.layers.iter().map(|source| source.known.id);
+        let same = ids.eq(self.layers[..self.layers.len() - 1].iter().map(|layer| layer.id))
+            && journal.target.id == self.target().id
+            && (!journal.target.id.is_nil() || journal.target.path == self.target().path);
+        if same { Ok(()) } else { Err(journal.unfinished()) }
+    }
+
+    /// How much there is to be copied, and by how much the target grows.
+    fn survey(&self, start: u64) -> Result<MergeSummary, MergeError> {
+        let failed = |source| MergeError::Device {
+            path: self.layers[0].path.clone(),
+            source,
+        };
+        let layers = self.opened.chain().map_or(&[][..], |device| device.layers());
+        let (sources, below) = layers.split_at(self.layers.len() - 1);
+        let mut growth = Growth::new(&below[0]).map_err(failed)?;
+        let mut summary = MergeSummary {
+            disk_bytes: self.disk_bytes(),
+            ..MergeSummary::default()
+        };
+        visit_held(sources, summary.disk_bytes, |range| {
+            summary.held_bytes += range.len;
+            summary.remaining_bytes += range.end().max(start) - range.start.max(start);
+            growth.add(range);
+        })
+        .map_err(failed)?;
+        summary.new_bytes = growth.bytes();
+        Ok(summary)
+    }
+}
+
+/// Calls `visitor` with each range that one of `sources` holds.
+pub(super) fn visit_held(
+    sources: &[Layer],
+    disk_bytes: u64,
+    mut visitor: impl FnMut(ByteRange),
+) -> Result<(), DeviceError> {
+    let mut at = 0;
+    while at < disk_bytes {
+        let window = ByteRange::new(at, WINDOW.min(disk_bytes - at));
+        held(sources, window)?.iter().for_each(|held| visitor(held.range));
+        at = window.end();
+    }
+    Ok(())
+}
+
+/// The blocks that an image needs and does not have.
+struct Growth {
+    /// Of one block in the file; 0 for a file that does not grow.
+    stored_bytes: u64,
+    layout: Option<crate::format::BlockLayout>,
+    /// The blocks that have space, and then those that need it.
+    known: HashSet<u32>,
+    blocks: u64,
+}
+
+impl Growth {
+    fn new(target: &Layer) -> Result<Self, DeviceError> {
+        let arrangement = target.image().map(|image| image.arrangement()).transpose()?.flatten();
+        Ok(Self {
+            stored_bytes: arrangement.as_ref().map_or(0, |a| a.layout.stored_bytes()),
+            layout: arrangement.as_ref().map(|a| a.layout),
+            known: arrangement.map_or_else(HashSet::new, |a| a.blocks.iter().map(|placed| placed.block.0).collect()),
+            blocks: 0,
+        })
+    }
+
+    fn add(&mut self, range: ByteRange) {
+        let Some(layout) = self.layout else { return };
+        let last = layout.block_of(VirtualOffset(range.end() - 1)).0;
+        for block in layout.block_of(VirtualOffset(range.start)).0..=last {
+            self.blocks += u64::from(self.known.insert(block));
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.blocks * self.stored_bytes
+    }
+}

@@ -1,0 +1,209 @@
+//! Repair of damaged images: what can be known is put right, what can't be is told.
+//!
+//! ```text
+//!   footer.rs, header.rs      what to go by: a valid one, a damaged one put right, a new one
+//!   table.rs, overlap.rs, orphans.rs, stale.rs      blocks
+//!   draft.rs    all of that on an overlay: the file is only read
+//!   journal.rs  the overlay as a list of old and new bytes: the undo file
+//!   apply.rs    the changes for real, finished or undone at any time
+//! ```
+//!
+//! A repair never drops anything: what is in doubt stays readable and is listed ([`RepairPlan::doubts`]). A file becomes
+//! shorter only by what stands behind the footer of a fixed image, and the undo file keeps that. docs/repair.md has the rules (INV-16, INV-17).
+
+mod apply;
+mod draft;
+mod error;
+mod finding;
+mod footer;
+mod header;
+mod journal;
+mod orphans;
+mod overlap;
+mod stale;
+mod summary;
+mod table;
+mod undo_file;
+
+use std::sync::Arc;
+
+pub use apply::JournalState;
+pub use error::RepairError;
+pub use finding::{Certainty, Doubt, RepairCode, RepairFinding};
+pub use journal::Journal;
+pub use summary::{ByteSummary, ChangeSummary};
+pub use undo_file::UndoFile;
+
+use crate::check::{CheckReport, FindingCode, Severity, check};
+use crate::device::ByteRange;
+use crate::format::DiskType;
+use crate::image::{Image, OpenMode};
+use crate::storage::{OverlayFile, StorageFile};
+use crate::units::SECTOR_SIZE;
+use draft::Draft;
+use error::Doing as _;
+use footer::Basis;
+
+/// What the caller knows of the image, for the case that the file does not tell it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// The size of the disk in bytes.
+    pub size: Option<u64>,
+    /// The type of the image.
+    pub disk_type: Option<DiskType>,
+}
+
+/// What a repair is going to do, as data. Nothing was changed yet.
+#[derive(Debug)]
+pub struct RepairPlan {
+    findings: Vec<RepairFinding>,
+    doubts: Vec<Doubt>,
+    journal: Journal,
+    before: CheckReport,
+    after: CheckReport,
+    overlay: Arc<OverlayFile>,
+}
+
+impl RepairPlan {
+    /// Looks for damage in the image in `file`, its parents excluded, and for what it was before. The file is only
+    /// read.
+    ///
+    /// # Errors
+    /// [`RepairError`]: nothing tells what the image was, or the file can't be read.
+    pub fn new(file: Arc<dyn StorageFile>, facts: &Facts) -> Result<Self, RepairError> {
+        let before = checked(&*file)?;
+        let mut draft = Draft::new(file)?;
+        if before.worst().is_some_and(|worst| worst > Severity::Leak) {
+            repair(&mut draft, facts)?;
+        }
+        let after = checked(&*draft.overlay)?;
+        assert_repaired(&draft, &after)?;
+        Ok(Self {
+            journal: Journal::of(&draft.overlay)?,
+            findings: draft.findings,
+            doubts: draft.doubts,
+            before,
+            after,
+            overlay: draft.overlay,
+        })
+    }
+
+    /// What was found, and what is done about it.
+    #[must_use]
+    pub fn findings(&self) -> &[RepairFinding] {
+        &self.findings
+    }
+
+    /// The ranges of the disk whose content is not certain after the repair.
+    #[must_use]
+    pub fn doubts(&self) -> &[Doubt] {
+        &self.doubts
+    }
+
+    /// The changes.
+    #[must_use]
+    pub fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// What a check finds before the repair.
+    #[must_use]
+    pub fn before(&self) -> &CheckReport {
+        &self.before
+    }
+
+    /// What a check finds after the repair.
+    #[must_use]
+    pub fn after(&self) -> &CheckReport {
+        &self.after
+    }
+
+    /// The image as it is after the repair, to be read.
+    #[must_use]
+    pub fn repaired(&self) -> Arc<OverlayFile> {
+        Arc::clone(&self.overlay)
+    }
+
+    /// There is nothing to repair.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.journal.is_empty()
+    }
+}
+
+fn checked(file: &dyn StorageFile) -> Result<CheckReport, RepairError> {
+    match check(file) {
+        Err(error) if error.kind() == std::io::ErrorKind::Unsupported => Err(RepairError::hopeless(error.to_string())),
+        checked => checked.doing("check", 0),
+    }
+}
+
+fn repair(draft: &mut Draft, facts: &Facts) -> Result<(), RepairError> {
+    let mut basis = footer::find(draft, facts)?;
+    if !basis.footer.disk_type.is_sparse() {
+        let size = fixed_size(draft, &mut basis, facts)?;
+        return footer::settle_fixed(draft, &basis, size);
+    }
+    let mut located = header::find(draft, &mut basis)?;
+    let end = table::repair(draft, &basis, &mut located)?;
+    stale::clear(draft, &basis, &located)?;
+    footer::settle(draft, &basis, end)
+}
+
+/// Where the disk of a fixed image ends: what its footer says, if the file has as much; else where the footer stands,
+/// if that is what the footer says elsewhere or the caller does.
+fn fixed_size(draft: &mut Draft, basis: &mut Basis, facts: &Facts) -> Result<u64, RepairError> {
+    let (size, len) = (basis.footer.current_size, draft.original_len);
+    let end = footer::Tail::of(draft)?.space_end(len);
+    if size <= end {
+        return Ok(size);
+    }
+    if basis.footer.original_size == end {
+        let message = format!("the footer says {size} bytes, and that there were {end} at first: so many are there");
+        draft.found(RepairCode::DiskSize, Certainty::Assumed, Some(end), message);
+        basis.change(|footer| footer.current_size = end);
+        return Ok(end);
+    }
+    match facts.size {
+        Some(said) if said == size => {
+            let lost = end / SECTOR_SIZE * SECTOR_SIZE;
+            let message = format!("the file has {end} bytes of the disk of {size}: zeroes complete it");
+            draft.found(RepairCode::BlockCompleted, Certainty::Certain, Some(end), message);
+            draft.doubt(
+                ByteRange::new(lost, size - lost),
+                "the file ended here: it reads zero".to_owned(),
+            );
+            Ok(size)
+        }
+        Some(said) if said == end => {
+            draft.found(
+                RepairCode::DiskSize,
+                Certainty::Certain,
+                Some(end),
+                format!("the disk has {end} bytes"),
+            );
+            basis.change(|footer| footer.current_size = end);
+            Ok(end)
+        }
+        _ => {
+            let known = format!("the footer says {size} bytes, of which the file has {end}");
+            Err(RepairError::SizeUnknown { known })
+        }
+    }
+}
+
+/// After a repair the image opens, and a check finds nothing but leaked space (and hidden bytes that are too many to
+/// be cleared).
+fn assert_repaired(draft: &Draft, after: &CheckReport) -> Result<(), RepairError> {
+    let left = after
+        .findings
+        .iter()
+        .find(|finding| finding.severity > Severity::Leak && finding.code != FindingCode::StaleSectors);
+    if let Some(finding) = left {
+        return Err(RepairError::hopeless(format!("{}: {}", finding.code, finding.message)));
+    }
+    match Image::open(Arc::clone(&draft.overlay) as _, &OpenMode::read_only()) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(RepairError::of_host(error).unwrap_or_else(|| RepairError::hopeless("it can't be opened"))),
+    }
+}

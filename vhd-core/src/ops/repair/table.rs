@@ -1,0 +1,277 @@
+//! The table: entries that lead nowhere, blocks over one another, a last block that the file ends in.
+
+use super::draft::Draft;
+use super::error::{Doing as _, RepairError};
+use super::finding::{Certainty, RepairCode};
+use super::footer::{Basis, Tail};
+use super::header::Located;
+use super::orphans;
+use super::overlap::{self, Claim, Contested};
+use crate::device::ByteRange;
+use crate::format::{DiskType, TABLE_ENTRY_SIZE, TableEntry, decode_locator, table_bytes};
+use crate::image::{BATMAP_COOKIE, Region, Space, metadata_regions};
+use crate::units::{BlockIndex, FileOffset, SECTOR_SIZE, u64_from};
+
+/// What a repair of the table goes by.
+pub(super) struct Scene<'a> {
+    pub(super) basis: &'a Basis,
+    pub(super) located: &'a Located,
+    pub(super) regions: Vec<Region>,
+    /// Where block space ends.
+    pub(super) end: u64,
+    /// The file ends in a footer, so nothing was cut off.
+    pub(super) whole: bool,
+}
+
+/// Repairs what the table refers to; where its last block ends afterwards.
+pub(super) fn repair(draft: &mut Draft, basis: &Basis, located: &mut Located) -> Result<u64, RepairError> {
+    remove_locators(draft, basis, located)?;
+    let scene = Scene::of(draft, basis, located)?;
+    let (mut standing, lost) = scene.sort();
+    let (contested, disbelieved) = overlap::settle(&mut standing, &scene);
+    let mut unknown: Vec<Claim> = lost.into_iter().chain(disbelieved).collect();
+    let (sure, shared): (Vec<Contested>, Vec<Contested>) = contested.into_iter().partition(|contested| contested.sure);
+    unknown.extend(sure.iter().map(|contested| contested.claim));
+    unknown.sort_unstable_by_key(|claim| claim.block);
+    standing.sort_unstable_by_key(|claim| claim.block);
+    let found = orphans::assign(draft, &scene, &standing, &shared, &unknown)?;
+    for (block, offset) in &found {
+        scene.restore_entry(draft, *block, *offset)?;
+        standing.push(Claim {
+            block: *block,
+            offset: *offset,
+        });
+    }
+    let mut end = scene.complete_blocks(draft, &standing)?;
+    let is_found = |block: BlockIndex| found.iter().any(|(found, _)| *found == block);
+    for contested in sure
+        .iter()
+        .chain(&shared)
+        .filter(|contested| !is_found(contested.claim.block))
+    {
+        end = scene.copy_block(draft, contested, end)?;
+    }
+    let copied = |block: BlockIndex| sure.iter().any(|contested| contested.claim.block == block);
+    for claim in unknown
+        .iter()
+        .filter(|claim| !is_found(claim.block) && !copied(claim.block))
+    {
+        scene.clear_entry(draft, claim)?;
+    }
+    Ok(end)
+}
+
+/// Parent locators that are not inside the file, or that blocks lie over, are removed: they are one of several ways
+/// to the parent, and blocks are data.
+fn remove_locators(draft: &mut Draft, basis: &Basis, located: &mut Located) -> Result<(), RepairError> {
+    let (len, stored) = (draft.len()?, located.header.layout.stored_bytes());
+    let mut removed = false;
+    for slot in 0..located.header.locators.len() {
+        let Some(locator) = located.header.locators[slot] else {
+            continue;
+        };
+        let (start, bytes) = (locator.offset, u64::from(locator.length));
+        let inside = locator.end().is_some_and(|end| end <= len) && locator.length <= crate::format::MAX_LOCATOR_LENGTH;
+        let places = located.entries.iter().filter_map(|entry| entry.bitmap_offset());
+        let over = places
+            .filter(|at| bytes > 0 && at.0 < start.saturating_add(bytes) && start < at.0 + stored)
+            .count();
+        let reads = inside
+            && decode_locator(locator.code, &draft.read(start, bytes)?).is_some_and(|path| !path.contains('\u{FFFD}'));
+        if !inside || over > 1 || over == 1 && !reads {
+            located.header.locators[slot] = None;
+            removed = true;
+            let message = format!(
+                "the {} locator at {start:#x}+{bytes:#x} leads nowhere and is removed",
+                locator.code
+            );
+            draft.found(RepairCode::LocatorRemoved, Certainty::Certain, Some(start), message);
+        }
+    }
+    if removed {
+        let offset = basis.footer.data_offset.unwrap_or(located.offset);
+        draft.write(offset, &located.header.encode())?;
+    }
+    Ok(())
+}
+
+impl<'a> Scene<'a> {
+    fn of(draft: &Draft, basis: &'a Basis, located: &'a Located) -> Result<Self, RepairError> {
+        let tail = Tail::of(draft)?;
+        let mut regions = metadata_regions(&located.header, located.offset);
+        regions.extend(batmap(draft, located)?);
+        Ok(Self {
+            basis,
+            located,
+            regions,
+            end: tail.space_end(draft.len()?),
+            whole: matches!(tail, Tail::Valid(_) | Tail::Damaged(_)),
+        })
+    }
+
+    pub(super) fn space(&self) -> Space<'_> {
+        Space {
+            layout: self.located.header.layout,
+            disk_size: self.basis.footer.current_size,
+            regions: &self.regions,
+            end: self.end,
+        }
+    }
+
+    pub(super) fn stored(&self) -> u64 {
+        self.located.header.layout.stored_bytes()
+    }
+
+    /// Where the bytes of a block that lie on the disk end in the file.
+    pub(super) fn end_of(&self, claim: &Claim) -> u64 {
+        self.space().end_of(claim.block, FileOffset(claim.offset))
+    }
+
+    /// The blocks whose bitmap is in the file and that lie over no metadata, and the others.
+    fn sort(&self) -> (Vec<Claim>, Vec<Claim>) {
+        let bitmap = self.located.header.layout.bitmap_bytes();
+        let claims = (0..).map(BlockIndex).zip(&self.located.entries);
+        let claims = claims.filter_map(|(block, entry)| {
+            let offset = entry.bitmap_offset()?.0;
+            Some(Claim { block, offset })
+        });
+        claims.partition(|claim| {
+            let over = |region: &Region| claim.offset < region.end && region.start < self.end_of(claim);
+            claim.offset + bitmap <= self.end && !self.regions.iter().any(over)
+        })
+    }
+
+    /// The part of the disk that a block is, from `skip` bytes into it.
+    fn range(&self, block: BlockIndex, skip: u64) -> ByteRange {
+        let layout = self.located.header.layout;
+        let len = layout.bytes_on_disk(block, self.basis.footer.current_size);
+        ByteRange::new(layout.block_start(block).0 + skip, len.saturating_sub(skip))
+    }
+
+    /// What the disk reads where it has no block.
+    fn without_block(&self) -> &'static str {
+        match self.basis.footer.disk_type {
+            DiskType::Differencing => "it reads what the parent has, which is older",
+            _ => "it reads zero",
+        }
+    }
+
+    fn set_entry(&self, draft: &Draft, block: BlockIndex, entry: TableEntry) -> Result<(), RepairError> {
+        let at = self.located.header.table_offset + u64::from(block.0) * u64_from(TABLE_ENTRY_SIZE);
+        draft.write(at, &entry.to_be_bytes()).map(drop)
+    }
+
+    fn restore_entry(&self, draft: &mut Draft, block: BlockIndex, offset: u64) -> Result<(), RepairError> {
+        self.set_entry(draft, block, entry_at(offset)?)?;
+        let message = format!(
+            "the entry of block {block} leads nowhere; a block that nothing refers to stands at {offset:#x}, and the \
+             order of the blocks says that it is this one"
+        );
+        draft.found(RepairCode::EntryRestored, Certainty::Assumed, Some(offset), message);
+        let reason = "it is taken from the only block that fits, which nothing confirms".to_owned();
+        draft.doubt(self.range(block, 0), reason);
+        Ok(())
+    }
+
+    fn clear_entry(&self, draft: &mut Draft, claim: &Claim) -> Result<(), RepairError> {
+        self.set_entry(draft, claim.block, TableEntry::unused())?;
+        let message = format!(
+            "the entry of block {} leads to {:#x}, where no block can be; it is cleared",
+            claim.block, claim.offset
+        );
+        draft.found(
+            RepairCode::EntryCleared,
+            Certainty::Assumed,
+            Some(claim.offset),
+            message,
+        );
+        let reason = format!("its block is lost: {}", self.without_block());
+        draft.doubt(self.range(claim.block, 0), reason);
+        Ok(())
+    }
+
+    /// Completes blocks that the file ends in; where the last block ends.
+    fn complete_blocks(&self, draft: &mut Draft, standing: &[Claim]) -> Result<u64, RepairError> {
+        let mut end = 0;
+        for claim in standing {
+            let full = claim.offset + self.stored();
+            if full > self.end {
+                let missing = full - self.end;
+                let message = format!(
+                    "the file ends {missing} bytes before block {} does: zeroes complete it",
+                    claim.block
+                );
+                draft.found(
+                    RepairCode::BlockCompleted,
+                    Certainty::Certain,
+                    Some(claim.offset),
+                    message,
+                );
+                let data = claim.offset + self.located.header.layout.bitmap_bytes();
+                let skip = (self.end - data) / SECTOR_SIZE * SECTOR_SIZE;
+                let range = self.range(claim.block, skip);
+                if range.len > 0 {
+                    draft.doubt(range, "the file ended here: it reads zero".to_owned());
+                }
+            }
+            end = end.max(full);
+        }
+        Ok(end)
+    }
+
+    /// Gives a block that lies over another one a copy of its space; where that ends.
+    fn copy_block(&self, draft: &mut Draft, contested: &Contested, end: u64) -> Result<u64, RepairError> {
+        let Contested { claim, with, sure } = *contested;
+        let behind = end
+            .max(draft.original_len)
+            .max(draft.len()?)
+            .next_multiple_of(SECTOR_SIZE);
+        let to = self.located.header.layout.aligned_start(behind);
+        let len = self.stored().min(self.end - claim.offset);
+        draft
+            .overlay
+            .copy_from_base(to, claim.offset, len)
+            .doing("copy a block", claim.offset)?;
+        self.set_entry(draft, claim.block, entry_at(to)?)?;
+        let message = format!(
+            "block {} at {:#x} lies over block {} at {:#x}: it gets a copy of its own at {to:#x}",
+            claim.block, claim.offset, with.block, with.offset
+        );
+        draft.found(RepairCode::BlockCopied, Certainty::Assumed, Some(claim.offset), message);
+        let reason = |other: BlockIndex| format!("it shared space with block {other}: one of the two is wrong");
+        draft.doubt(self.range(claim.block, 0), reason(with.block));
+        if !sure {
+            draft.doubt(self.range(with.block, 0), reason(claim.block));
+        }
+        Ok(to + self.stored())
+    }
+}
+
+/// The entry of a block at a sector that an entry can name.
+fn entry_at(offset: u64) -> Result<TableEntry, RepairError> {
+    let entry = TableEntry::at(FileOffset(offset));
+    entry.ok_or_else(|| RepairError::hopeless(format!("a block at {offset:#x} is out of the table's reach")))
+}
+
+/// The map of complete blocks that Xen's programs keep behind the table: it looks like a bitmap.
+fn batmap(draft: &Draft, located: &Located) -> Result<Option<Region>, RepairError> {
+    let start = located.header.table_offset + table_bytes(u64::from(located.header.max_table_entries));
+    let Some(bytes) = draft.structure::<512>(start)? else {
+        return Ok(None);
+    };
+    let (cookie, rest) = bytes.split_at(BATMAP_COOKIE.len());
+    if cookie != BATMAP_COOKIE {
+        return Ok(None);
+    }
+    let (offset, rest) = rest.split_at(size_of::<u64>());
+    let offset = offset.try_into().map_or(u64::MAX, u64::from_be_bytes);
+    let sectors = rest[..4].try_into().map_or(0, u32::from_be_bytes);
+    let end = offset.saturating_add(u64::from(sectors) * SECTOR_SIZE);
+    let believable =
+        offset >= start && end - start <= table_bytes(u64::from(located.header.max_table_entries)) + 2 * SECTOR_SIZE;
+    Ok(Some(Region {
+        structure: "batmap",
+        start,
+        end: if believable { end } else { start + SECTOR_SIZE },
+    }))
+}

@@ -1,0 +1,186 @@
+//! The record of a resize that more than one atomic step belongs to, and going on with one that was interrupted.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use super::family::{Family, Kin, Member};
+use super::one::{Resizing, decode_former};
+use super::{Request, ResizeError};
+use crate::chain::{ChainError, ResizeRecord, ResizedFile};
+use crate::format::{DiskType, FOOTER_SIZE};
+use crate::image::{Footers, OpenError};
+use crate::storage::{Access, HostFile, Sharing};
+use crate::units::u64_from;
+
+/// The files, where their record belongs, and whether there is one already.
+pub(super) fn find(request: &Request<'_>, write: bool) -> Result<(Family, PathBuf, bool), ResizeError> {
+    let opened = match request.options.open(request.image) {
+        Ok(opened) => opened,
+        Err(error) => {
+            let Some(path) = record_of(&error) else {
+                return Err(error.into());
+            };
+            let record = ResizeRecord::read(&path)?.ok_or(error)?;
+            return Ok((resume(request, &path, &record, write)?, path, true));
+        }
+    };
+    let base = opened.paths().last().map_or(request.image, PathBuf::as_path);
+    let path = ResizeRecord::path_for(base);
+    match ResizeRecord::read(&path)? {
+        Some(record) => {
+            drop(opened);
+            Ok((resume(request, &path, &record, write)?, path, true))
+        }
+        None if opened.chain().is_none() => Err(ResizeError::Raw {
+            path: request.image.to_owned(),
+        }),
+        None => Ok((Family::open(request, opened, write)?, path, false)),
+    }
+}
+
+/// The record that says why a chain can't be opened.
+fn record_of(error: &ChainError) -> Option<PathBuf> {
+    match error {
+        ChainError::ResizeUnfinished { record, .. } => Some(record.clone()),
+        ChainError::ParentMissing { tried, .. } | ChainError::ParentMismatch { tried, .. } => {
+            let mut records = tried.iter().map(|tried| ResizeRecord::path_for(&tried.path));
+            records.find(|record| record.exists())
+        }
+        _ => None,
+    }
+}
+
+fn resume(request: &Request<'_>, path: &Path, record: &ResizeRecord, write: bool) -> Result<Family, ResizeError> {
+    let changed = |file: &Path, reason: &str| ResizeError::Changed {
+        path: file.to_owned(),
+        reason: reason.to_owned(),
+        record: path.to_owned(),
+    };
+    let dir = path.parent().unwrap_or(Path::new(""));
+    let image_path = |file: &ResizedFile| dir.join(&file.path);
+    let base = record
+        .files
+        .first()
+        .map(image_path)
+        .ok_or_else(|| changed(path, "it names no files"))?;
+    if record.size != request.size {
+        return Err(ResizeError::Unfinished {
+            record: path.to_owned(),
+            image: base,
+            size: record.size,
+            tree: record.tree,
+        });
+    }
+    let mut members = Vec::new();
+    for (index, file) in record.files.iter().enumerate() {
+        let kin = Kin {
+            path: image_path(file),
+            parent: file.parent.filter(|parent| *parent < index),
+        };
+        let raw = from_hex(&file.footer).ok_or_else(|| changed(&kin.path, "its footer in the record is none"))?;
+        let resizing = Resizing::new(decode_former(&raw)?, raw, record.size);
+        let modified = file
+            .modified
+            .map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+        members.push(reopen(kin, resizing, modified, write, &changed)?);
+    }
+    let asked = crate::storage::FileIdentity::of_path(request.image).ok();
+    let image = members.iter().position(|member| member.file.identity().ok() == asked);
+    let image = image.ok_or_else(|| changed(request.image, "it is not among its files"))?;
+    Ok(Family { members, image })
+}
+
+/// Opens a file that has the old or the new size, or is a fixed image in between.
+fn reopen(
+    kin: Kin,
+    resizing: Resizing,
+    modified: Option<SystemTime>,
+    write: bool,
+    changed: &dyn Fn(&Path, &str) -> ResizeError,
+) -> Result<Member, ResizeError> {
+    let access = if write { Access::ReadWrite } else { Access::ReadOnly };
+    let file = HostFile::open(&kin.path, access, Sharing::Exclusive)?;
+    let (former, size) = (resizing.footer(), resizing.size());
+    // Without a footer the file can have any length between the two.
+    let lens = former.current_size.min(size)..=former.current_size.max(size) + u64_from(FOOTER_SIZE);
+    match Footers::read(&file) {
+        Ok(found) if found.footer.unique_id != former.unique_id => {
+            return Err(changed(&kin.path, "it is another disk now"));
+        }
+        Ok(found) if ![former.current_size, size].contains(&found.footer.current_size) => {
+            return Err(changed(&kin.path, "it has another size now"));
+        }
+        Ok(_) => {}
+        Err(OpenError::NoFooter { file_len }) if former.disk_type == DiskType::Fixed && lens.contains(&file_len) => {}
+        Err(error) => return Err(ResizeError::from(error).about(&kin.path)),
+    }
+    Ok(Member {
+        path: kin.path,
+        parent: kin.parent,
+        file: std::sync::Arc::new(file),
+        resizing,
+        modified,
+    })
+}
+
+/// Notes durably what is going to be done.
+pub(super) fn write(family: &Family, path: &Path, size: u64, tree: bool) -> Result<(), ResizeError> {
+    let files = family.members.iter().map(|member| {
+        let seconds = member
+            .modified
+            .and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
+        Ok(ResizedFile {
+            path: name_from(path, &member.path)?,
+            parent: member.parent,
+            footer: hex(member.resizing.raw()),
+            modified: seconds.map(|since| since.as_secs()),
+        })
+    });
+    let record = ResizeRecord {
+        size,
+        tree,
+        files: files.collect::<Result<_, ResizeError>>()?,
+    };
+    Ok(record.write(path)?)
+}
+
+/// A file's name as it is written into the record at `record`: a tree may be carried elsewhere as a whole.
+fn name_from(record: &Path, file: &Path) -> Result<PathBuf, ResizeError> {
+    let no_text = || ResizeError::Name { path: file.to_owned() };
+    let absolute = |path: &Path| std::path::absolute(path).map_err(|_| no_text());
+    let (record, absolute_file) = (absolute(record)?, absolute(file)?);
+    let dir = record.parent().unwrap_or(Path::new("/"));
+    let name = absolute_file.strip_prefix(dir).unwrap_or(&absolute_file).to_owned();
+    name.to_str().ok_or_else(no_text)?;
+    Ok(name)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn from_hex(text: &str) -> Option<[u8; FOOTER_SIZE]> {
+    let mut bytes = [0; FOOTER_SIZE];
+    if text.len() != 2 * FOOTER_SIZE || !text.is_ascii() {
+        return None;
+    }
+    for (index, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * index..2 * index + 2], 16).ok()?;
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn footers_survive_as_digits() {
+        let mut bytes = [0; FOOTER_SIZE];
+        (0..=255).cycle().zip(&mut bytes).for_each(|(n, byte)| *byte = n);
+        assert_eq!(from_hex(&hex(&bytes)), Some(bytes));
+        for bad in ["", "00", &"0g".repeat(512), &"00".repeat(511), &"\u{e9}".repeat(512)] {
+            assert_eq!(from_hex(bad), None);
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Going back to a snapshot: a new leaf on it becomes the active one.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::create::frozen;
+use super::delete::Settled;
+use super::error::SnapshotError;
+use super::manifest::{Active, ImageFile, Pending, Snapshot};
+use super::survey::stored_bytes;
+use super::tree::SnapshotTree;
+use crate::image::{Image, OpenMode};
+
+/// What becomes of writes that no snapshot has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unsaved<'a> {
+    /// Nothing is applied if there are any.
+    Refuse,
+    /// They are lost.
+    Discard,
+    /// They become a snapshot of this name first.
+    Snapshot(&'a str),
+}
+
+/// A snapshot that was applied.
+#[derive(Debug)]
+pub struct Applied {
+    /// The snapshot that the present state is that of.
+    pub snapshot: Snapshot,
+    /// The file that is written to from here on.
+    pub active: PathBuf,
+    /// The snapshot that was taken first.
+    pub taken: Option<Snapshot>,
+    /// Bytes of writes that were lost.
+    pub discarded_bytes: u64,
+    /// What could be finished because the former leaf is gone.
+    pub settled: Settled,
+}
+
+impl SnapshotTree<'_> {
+    /// Makes the state that a snapshot kept the present one. No snapshot is lost.
+    ///
+    /// # Errors
+    /// `Missing`; `Unsaved` when writes would be lost that are not to be; `Storage` (locked) while the active leaf
+    /// is in use; `HasChildren` when an image outside the tree needs it.
+    pub fn apply(&mut self, name: &str, unsaved: Unsaved<'_>) -> Result<Applied, SnapshotError> {
+        let target = self.named(name)?.clone();
+        self.apply_snapshot(target, unsaved)
+    }
+
+    /// Goes back to the snapshot that the present state descends from, and loses what was written since.
+    ///
+    /// # Errors
+    /// `NothingToRevertTo`, and those of [`apply`](SnapshotTree::apply).
+    pub fn revert(&mut self) -> Result<Applied, SnapshotError> {
+        let nearest = self.manifest.nearest_listed(self.manifest.active.parent);
+        let target = nearest.cloned();
+        let target = target.ok_or_else(|| SnapshotError::NothingToRevertTo { disk: self.disk() })?;
+        self.apply_snapshot(target, Unsaved::Discard)
+    }
+
+    fn apply_snapshot(&mut self, target: Snapshot, unsaved: Unsaved<'_>) -> Result<Applied, SnapshotError> {
+        let former = self.manifest.active.clone();
+        let leaf = self.path(&former.file);
+        let held = Arc::new(self.place.hold(&former.file.name)?);
+        let image = Image::open(Arc::clone(&held) as _, &OpenMode::ancestor());
+        let image = image.map_err(|source| SnapshotError::Image {
+            path: leaf.clone(),
+            source,
+        })?;
+        let bytes = stored_bytes(&image, &leaf)?;
+        drop(image);
+        match unsaved {
+            Unsaved::Refuse if bytes > 0 => return Err(SnapshotError::Unsaved { leaf, bytes }),
+            Unsaved::Refuse | Unsaved::Discard => self.place.refuse_children(&former.file, &[])?,
+            Unsaved::Snapshot(name) => self.check_new_name(name)?,
+        }
+        let taken = match unsaved {
+            Unsaved::Snapshot(name) => Some(frozen(name, former.clone())),
+            Unsaved::Refuse | Unsaved::Discard => None,
+        };
+        self.switch(&target, &former.file, taken.as_ref())?;
+        // The former leaf's lock would keep a merge away from it.
+        drop(held);
+        Ok(Applied {
+            active: self.path(&self.manifest.active.file),
+            discarded_bytes: if taken.is_none() { bytes } else { 0 },
+            taken,
+            snapshot: target,
+            settled: self.settle()?,
+        })
+    }
+
+    /// Makes a new leaf on `target` the active one; the former becomes the snapshot `taken`, or goes.
+    fn switch(&mut self, target: &Snapshot, former: &ImageFile, taken: Option<&Snapshot>) -> Result<(), SnapshotError> {
+        let leaf = self.make_leaf(&target.file)?;
+        let mut next = self.manifest.clone();
+        next.active = Active {
+            file: leaf,
+            parent: Some(target.id),
+        };
+        next.snapshots.extend(taken.cloned());
+        next.pending = taken.is_none().then(|| Pending::Remove { file: former.clone() });
+        // INV-24: the leaf is durable under its name. INV-23: the former one goes after this.
+        self.write(next, "snapshot applied")?;
+        match taken {
+            None => self.finish_removal(former),
+            Some(_) => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Why an operation on snapshots stopped.
+
+use std::path::PathBuf;
+
+use crate::ErrorKind;
+use crate::chain::{ChainError, CreateChildError};
+use crate::device::DeviceError;
+use crate::image::{AmendError, OpenError};
+use crate::ops::merge::MergeError;
+use crate::record::RecordError;
+use crate::storage::StorageError;
+
+/// Why an operation on snapshots stopped.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SnapshotError {
+    /// No snapshot can be called so.
+    #[error("a snapshot can't be called \"{name}\": {reason}")]
+    Name {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// There is no snapshot of that name.
+    #[error("{} has no snapshot \"{name}\"; {}", disk.display(), names(known))]
+    Missing {
+        /// The disk.
+        disk: PathBuf,
+        /// The name asked for.
+        name: String,
+        /// The names that there are.
+        known: Vec<String>,
+    },
+    /// The present state descends from no snapshot.
+    #[error("{} has no snapshot to go back to", disk.display())]
+    NothingToRevertTo {
+        /// The disk.
+        disk: PathBuf,
+    },
+    /// The name is taken.
+    #[error("{} has a snapshot \"{name}\" already", disk.display())]
+    Exists {
+        /// The disk.
+        disk: PathBuf,
+        /// The name.
+        name: String,
+    },
+    /// Writes would be lost that no snapshot holds.
+    #[error("{} holds {bytes} bytes that no snapshot has: discard them, or take a snapshot first", leaf.display())]
+    Unsaved {
+        /// The active leaf.
+        leaf: PathBuf,
+        /// Bytes written since it was made.
+        bytes: u64,
+    },
+    /// The manifest does not describe the files.
+    #[error("{} is not true any more: {reason}; a rescan makes a new one from the images", manifest.display())]
+    Stale {
+        /// The manifest.
+        manifest: PathBuf,
+        /// What was expected, and what was found.
+        reason: String,
+    },
+    /// Several leaves may be the one that is written to.
+    #[error(
+        "which of these is the disk's present state can't be told, name it: {}",
+        paths(leaves)
+    )]
+    ActiveUnknown {
+        /// The leaves.
+        leaves: Vec<PathBuf>,
+    },
+    /// Images outside the tree are based on a file that would go or change.
+    #[error("{} is based on {}, which would not stay as it is", child.display(), path.display())]
+    HasChildren {
+        /// The file.
+        path: PathBuf,
+        /// One of those based on it.
+        child: PathBuf,
+    },
+    /// An interrupted operation comes first.
+    #[error("an operation on the snapshots of {} is unfinished: any command that changes them goes on with it", disk.display())]
+    Pending {
+        /// The disk.
+        disk: PathBuf,
+    },
+    /// There is no manifest in a directory, or more than one.
+    #[error("{} does not have the snapshots of exactly one disk", dir.display())]
+    NoTree {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// The base is a child of an image that does not belong to the tree.
+    #[error("{} is based on an image that does not belong to its snapshots, and would not be copied", path.display())]
+    ParentElsewhere {
+        /// The base.
+        path: PathBuf,
+    },
+    /// A copy is not what was copied.
+    #[error("{} does not read as what was copied", path.display())]
+    Verification {
+        /// The copy.
+        path: PathBuf,
+    },
+    /// A copy can't be pointed to its parent.
+    #[error("{} can't be pointed to its parent", path.display())]
+    Relink {
+        /// The copy.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: AmendError,
+    },
+    /// The manifest can't be read or written.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// A file can't be opened, locked or removed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// It was told to stop while a deleted snapshot was merged.
+    #[error("interrupted while {} was merged; what was done is kept, and the next command goes on", child.display())]
+    Interrupted {
+        /// What is merged.
+        child: PathBuf,
+    },
+    /// A deleted snapshot can't be merged.
+    #[error(transparent)]
+    Merge(#[from] MergeError),
+    /// A new leaf can't be made.
+    #[error(transparent)]
+    Create(#[from] CreateChildError),
+    /// The images can't be read.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    /// An image is not usable.
+    #[error("{} is not a usable VHD", path.display())]
+    Image {
+        /// The file.
+        path: PathBuf,
+        /// The rule.
+        #[source]
+        source: OpenError,
+    },
+    /// An image can't be read.
+    #[error("cannot read {}", path.display())]
+    Device {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: DeviceError,
+    },
+}
+
+impl SnapshotError {
+    /// The kind of failure.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Name { .. } => ErrorKind::InvalidArgument,
+            Self::Missing { .. } | Self::NothingToRevertTo { .. } => ErrorKind::SnapshotMissing,
+            Self::Exists { .. } => ErrorKind::SnapshotExists,
+            Self::Unsaved { .. } => ErrorKind::SnapshotsUnsaved,
+            Self::Stale { .. } | Self::ActiveUnknown { .. } => ErrorKind::ManifestStale,
+            Self::HasChildren { .. } => ErrorKind::HasChildren,
+            Self::Pending { .. } => ErrorKind::JobPending,
+            Self::NoTree { .. } => ErrorKind::NotFound,
+            Self::ParentElsewhere { .. } => ErrorKind::Unsupported,
+            Self::Verification { .. } => ErrorKind::Verification,
+            Self::Relink { source, .. } => source.kind(),
+            Self::Record(error) => error.kind(),
+            Self::Storage(error) => error.kind(),
+            Self::Create(error) => error.kind(),
+            Self::Interrupted { .. } => ErrorKind::Cancelled,
+            Self::Merge(error) => error.kind(),
+            Self::Chain(error) => error.kind(),
+            Self::Image { source, .. } => source.kind(),
+            Self::Device { source, .. } => source.kind(),
+        }
+    }
+}
+
+fn names(names: &[String]) -> String {
+    if names.is_empty() {
+        return "it has none at all".to_owned();
+    }
+    format!("it has \"{}\"", names.join("\", \""))
+}
+
+fn paths(paths: &[PathBuf]) -> String {
+    let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    names.join(", ")
+}

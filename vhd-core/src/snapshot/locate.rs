@@ -1,0 +1,69 @@
+//! `DISK@NAME`: the file of a snapshot.
+
+use std::path::{Path, PathBuf};
+
+use super::error::SnapshotError;
+use super::manifest::{ImageFile, Manifest, NOW, Pending};
+use super::place::Place;
+
+/// A base whose file is not what a guest writes to.
+#[derive(Clone, Debug)]
+pub struct FrozenBase {
+    /// The snapshot that the base's file is, if it is not deleted.
+    pub snapshot: Option<String>,
+    /// The file that is written to.
+    pub active: PathBuf,
+}
+
+/// The file of the snapshot `name` of a disk, or for [`NOW`] that of its active leaf. It is to be read only.
+///
+/// # Errors
+/// `Missing`; those of reading the manifest.
+pub fn resolve(disk: &Path, name: &str) -> Result<PathBuf, SnapshotError> {
+    let (place, manifest) = Place::find(disk)?;
+    let is_now = name.eq_ignore_ascii_case(NOW);
+    let missing = |known| SnapshotError::Missing {
+        disk: place.disk(),
+        name: name.to_owned(),
+        known,
+    };
+    match manifest {
+        None if is_now => Ok(place.disk()),
+        None => Err(missing(Vec::new())),
+        Some(manifest) if is_now => Ok(place.current_path(&manifest, &manifest.active.file)),
+        Some(manifest) => match manifest.named(name) {
+            Some(snapshot) => Ok(place.current_path(&manifest, &snapshot.file)),
+            None => Err(missing(
+                manifest.listed().map(|snapshot| snapshot.name.clone()).collect(),
+            )),
+        },
+    }
+}
+
+/// What is to be known of a disk that is read by its base's name, if it has snapshots: that file is the oldest of them.
+#[must_use]
+pub fn frozen_base(disk: &Path) -> Option<FrozenBase> {
+    let place = Place::with_base(disk).ok()?;
+    let manifest = place.read().ok()??;
+    if manifest.active.file.name == place.base() {
+        return None;
+    }
+    let mut listed = manifest.listed();
+    let snapshot = listed.find(|snapshot| snapshot.file.name == place.base());
+    Some(FrozenBase {
+        snapshot: snapshot.map(|snapshot| snapshot.name.clone()),
+        active: place.current_path(&manifest, &manifest.active.file),
+    })
+}
+
+impl Place {
+    /// Where an image is: when a merge was interrupted before the manifest said that it is done, in the file that it
+    /// was merged into.
+    pub(super) fn current_path(&self, manifest: &Manifest, file: &ImageFile) -> PathBuf {
+        let path = self.path(&file.name);
+        match &manifest.pending {
+            Some(Pending::Merge { child, into }) if child == file && !path.exists() => self.path(&into.name),
+            _ => path,
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! The snapshots of a disk, for one command at a time.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::error::SnapshotError;
+use super::manifest::{ImageFile, KIND, Manifest, Pending, Snapshot, check_name};
+use super::place::Place;
+use super::recover::Recovered;
+use super::survey::look_at;
+use crate::chain::{ChainError, MAX_DEPTH, OpenOptions, create_child};
+use crate::ops::Progress;
+use crate::ops::verify::record_path;
+use crate::storage;
+
+/// Told of each step of an operation when it is durable: for tests that look at what a crash would leave there.
+pub trait Steps: Sync {
+    /// A step is done.
+    fn done(&self, step: &str);
+}
+
+/// Steps that no one looks at.
+impl Steps for () {
+    fn done(&self, _step: &str) {}
+}
+
+/// What goes along with an operation.
+#[derive(Clone, Copy)]
+pub struct Work<'a> {
+    /// Told of each step.
+    pub steps: &'a dyn Steps,
+    /// Told how far a merge is.
+    pub progress: &'a dyn Progress,
+    /// Set to stop a merge. What it has done is kept.
+    pub cancel: &'a AtomicBool,
+}
+
+/// The snapshots of a disk. Other commands are kept away from them while this is there.
+pub struct SnapshotTree<'w> {
+    pub(super) place: Place,
+    pub(super) manifest: Manifest,
+    pub(super) work: Work<'w>,
+    recovered: Option<Recovered>,
+    _lock: File,
+}
+
+impl<'w> SnapshotTree<'w> {
+    /// Opens the tree of the disk that `disk` is the base or another file of, and first brings an interrupted
+    /// operation to an end. A plain disk is a tree without snapshots.
+    ///
+    /// # Errors
+    /// [`SnapshotError`]. `Stale` when the files are not those of the manifest, `Locked` when another command has
+    /// the tree, or an image that an interrupted operation needs is in use.
+    pub fn open(disk: &Path, work: Work<'w>) -> Result<Self, SnapshotError> {
+        let (place, found) = Place::find(disk)?;
+        let lock = place.lock()?;
+        // Under the lock: it may have changed before.
+        let manifest = match place.read()? {
+            Some(manifest) => manifest,
+            None if found.is_some() => {
+                drop(lock);
+                return Self::open(disk, work);
+            }
+            None => plain(&place)?,
+        };
+        let mut tree = Self {
+            place,
+            manifest,
+            work,
+            recovered: None,
+            _lock: lock,
+        };
+        tree.recovered = tree.recover()?;
+        tree.verify_files()?;
+        Ok(tree)
+    }
+
+    /// Puts another manifest in the place of what is there, and opens the tree.
+    pub(super) fn replace(place: Place, lock: File, manifest: Manifest, work: Work<'w>) -> Result<Self, SnapshotError> {
+        let mut tree = Self {
+            place,
+            manifest: manifest.clone(),
+            work,
+            recovered: None,
+            _lock: lock,
+        };
+        tree.write(manifest, "manifest made anew")?;
+        tree.verify_files()?;
+        Ok(tree)
+    }
+
+    /// What was found of an interrupted operation, and what became of it.
+    #[must_use]
+    pub fn recovered(&self) -> Option<&Recovered> {
+        self.recovered.as_ref()
+    }
+
+    /// The manifest as it is now.
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The base.
+    #[must_use]
+    pub fn disk(&self) -> PathBuf {
+        self.place.disk()
+    }
+
+    /// The file of an image.
+    #[must_use]
+    pub fn path(&self, file: &ImageFile) -> PathBuf {
+        self.place.path(&file.name)
+    }
+
+    /// Gives a snapshot another name.
+    ///
+    /// # Errors
+    /// `Missing`, `Exists`, `Name`.
+    pub fn rename(&mut self, old: &str, new: &str) -> Result<(), SnapshotError> {
+        let id = self.named(old)?.id;
+        self.check_new_name(new)?;
+        let mut next = self.manifest.clone();
+        let renamed = next.snapshots.iter_mut().find(|snapshot| snapshot.id == id);
+        if let Some(snapshot) = renamed {
+            new.clone_into(&mut snapshot.name);
+        }
+        self.write(next, "renamed")
+    }
+
+    /// The snapshot of this name.
+    pub(super) fn named(&self, name: &str) -> Result<&Snapshot, SnapshotError> {
+        self.manifest.named(name).ok_or_else(|| SnapshotError::Missing {
+            disk: self.disk(),
+            name: name.to_owned(),
+            known: self.manifest.listed().map(|snapshot| snapshot.name.clone()).collect(),
+        })
+    }
+
+    /// Whether a snapshot can be given this name.
+    pub(super) fn check_new_name(&self, name: &str) -> Result<(), SnapshotError> {
+        check_name(name)?;
+        match self.manifest.named(name) {
+            None => Ok(()),
+            Some(_) => Err(SnapshotError::Exists {
+                disk: self.disk(),
+                name: name.to_owned(),
+            }),
+        }
+    }
+
+    /// Replaces the manifest, durably. A disk without snapshots needs none.
+    pub(super) fn write(&mut self, next: Manifest, step: &str) -> Result<(), SnapshotError> {
+        next.check().map_err(|reason| self.stale(reason))?;
+        let plain = next.snapshots.is_empty() && next.pending.is_none() && next.active.file.name == self.place.base();
+        if plain {
+            storage::remove_file(&self.place.manifest())?;
+        } else {
+            KIND.write(&self.place.manifest(), &next)?;
+        }
+        self.manifest = next;
+        self.work.steps.done(step);
+        Ok(())
+    }
+
+    /// Makes an empty child of an image, which nothing refers to yet.
+    pub(super) fn make_leaf(&mut self, over: &ImageFile) -> Result<ImageFile, SnapshotError> {
+        let name = self.place.new_leaf_name();
+        let mut intent = self.manifest.clone();
+        intent.pending = Some(Pending::Leaf {
+            file: name.clone(),
+            over: over.clone(),
+        });
+        // INV-25: a leaf that a crash leaves is known before it is there.
+        self.write(intent, "leaf announced")?;
+        let made = self.create_leaf(&name, over);
+        if made.is_err() {
+            // As well as it goes: what stays is found by the next command.
+            let _ = self.recover();
+        }
+        made
+    }
+
+    fn create_leaf(&self, name: &str, over: &ImageFile) -> Result<ImageFile, SnapshotError> {
+        let (path, parent) = (self.place.path(name), self.path(over));
+        // The leaf that is frozen is held by this very command.
+        let options = OpenOptions::new().force_share(true);
+        if options.open(&parent)?.paths().len() >= MAX_DEPTH {
+            return Err(ChainError::TooDeep { path, limit: MAX_DEPTH }.into());
+        }
+        let id = create_child(&path, &parent, None, &options)?;
+        self.work.steps.done("leaf made");
+        Ok(ImageFile {
+            name: name.to_owned(),
+            id,
+        })
+    }
+
+    /// Removes a file that the manifest does not refer to any more, and says so in it.
+    pub(super) fn finish_removal(&mut self, file: &ImageFile) -> Result<(), SnapshotError> {
+        match self.place.identity(&file.name)? {
+            None => {}
+            Some(id) if id == file.id => {
+                // INV-23: the manifest without it is durable.
+                storage::remove_file(&self.path(file))?;
+                storage::remove_file(&record_path(&self.path(file)))?;
+                self.work.steps.done("file removed");
+            }
+            Some(id) => return Err(self.stale(format!("{} is the image {id}, not {}", file.name, file.id))),
+        }
+        self.forget_pending()
+    }
+
+    /// Says in the manifest that nothing is pending any more.
+    pub(super) fn forget_pending(&mut self) -> Result<(), SnapshotError> {
+        let mut next = self.manifest.clone();
+        next.pending = None;
+        self.write(next, "nothing pending")
+    }
+
+    /// Each file is there and has the identity that the manifest says.
+    fn verify_files(&self) -> Result<(), SnapshotError> {
+        for file in self.manifest.files() {
+            match self.place.identity(&file.name)? {
+                Some(id) if id == file.id => {}
+                Some(id) => return Err(self.stale(format!("{} is the image {id}, not {}", file.name, file.id))),
+                None => return Err(self.stale(format!("{} is not there", file.name))),
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn stale(&self, reason: String) -> SnapshotError {
+        SnapshotError::Stale {
+            manifest: self.place.manifest(),
+            reason,
+        }
+    }
+}
+
+/// A disk without a manifest has no snapshots, unless its files say otherwise.
+pub(super) fn plain(place: &Place) -> Result<Manifest, SnapshotError> {
+    let name = place.base().to_owned();
+    let image = look_at(&place.disk())?;
+    let file = ImageFile {
+        name,
+        id: image.unique_id(),
+    };
+    let stale = |reason: &str| SnapshotError::Stale {
+        manifest: place.manifest(),
+        reason: reason.to_owned(),
+    };
+    if place.base_is_leaf() && image.is_differencing() {
+        return Err(stale("there is none, and the image is named like a leaf of a tree"));
+    }
+    match place.refuse_children(&file, &[]) {
+        Ok(()) => Ok(Manifest::of_plain(file)),
+        Err(SnapshotError::HasChildren { child, .. }) => Err(stale(&format!(
+            "there is none, and {} is based on the disk",
+            child.display()
+        ))),
+        Err(error) => Err(error),
+    }
+}
+
+/// Seconds since 1970-01-01 00:00:00 UTC.
+pub(super) fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
