@@ -2,5 +2,13 @@
 
 mod support;
 
+#[path = "client/breaks.rs"]
+mod breaks;
 #[path = "client/conformance.rs"]
-mod on_our_server;
+mod conformance;
+#[path = "client/hostile.rs"]
+mod hostile;
+#[path = "client/other_servers.rs"]
+mod other_servers;
+#[path = "client/tls.rs"]
+mod tls;

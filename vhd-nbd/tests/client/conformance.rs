@@ -11,9 +11,28 @@ use vhd_testkit::Conformance;
 
 use crate::support::{Running, create};
 
-/// What must live as long as the devices of a suite.
-#[derive(Default)]
-struct Servers(Mutex<Vec<(Running, Option<OpenedDisk>, tempfile::TempDir)>>);
+/// A server with its disk and its directory.
+pub(crate) type Serving = (Running, Option<OpenedDisk>, tempfile::TempDir);
+
+/// Servers that live as long as the devices of a suite.
+pub(crate) struct Servers {
+    pub(crate) options: ServerOptions,
+    /// What becomes of the URI of a server.
+    pub(crate) uri: Box<dyn Fn(String) -> String>,
+    pub(crate) connections: usize,
+    pub(crate) running: Mutex<Vec<Serving>>,
+}
+
+impl Default for Servers {
+    fn default() -> Self {
+        Self {
+            options: ServerOptions::default(),
+            uri: Box::new(|uri| uri),
+            connections: 4,
+            running: Mutex::default(),
+        }
+    }
+}
 
 impl Servers {
     fn serve(
@@ -26,24 +45,22 @@ impl Servers {
         let mut exports = ExportSet::new();
         let export = Export::new("disk", disk);
         assert!(exports.add(if read_only { export.read_only() } else { export }));
-        let running = Running::start(dir.path(), exports, ServerOptions::default());
+        let running = Running::start(dir.path(), exports, self.options.clone());
         let options = ClientOptions {
             write: !read_only,
+            connections: self.connections,
             ..ClientOptions::default()
         };
-        let device = NbdDevice::open(&running.uri("disk").parse().unwrap(), options).unwrap();
-        self.0.lock().unwrap().push((running, opened, dir));
+        let uri = (self.uri)(running.uri("disk"));
+        let device = NbdDevice::open(&uri.parse().unwrap(), options).unwrap();
+        self.running.lock().unwrap().push((running, opened, dir));
         device
     }
 
-    fn memory(&self, content: &[u8], read_only: bool) -> Arc<dyn BlockDevice> {
+    pub(crate) fn memory(&self, content: &[u8], read_only: bool) -> Arc<dyn BlockDevice> {
         let device = RawDevice::new(Arc::new(MemoryFile::from_bytes(content.to_vec())), true).unwrap();
-        self.serve(
-            Disk::new(Arc::new(device)),
-            None,
-            tempfile::tempdir().unwrap(),
-            read_only,
-        )
+        let dir = tempfile::tempdir().unwrap();
+        self.serve(Disk::new(Arc::new(device)), None, dir, read_only)
     }
 
     fn dynamic(&self, size: u64, content: &[u8]) -> Arc<dyn BlockDevice> {
@@ -53,17 +70,15 @@ impl Servers {
         let opened = OpenOptions::new().write(true).open(&path).unwrap();
         for (index, part) in content.chunks(64 << 10).enumerate() {
             if part.iter().any(|&byte| byte != 0) {
-                opened
-                    .disk()
-                    .write_at(part, u64::try_from(index << 16).unwrap())
-                    .unwrap();
+                let offset = u64::try_from(index << 16).unwrap();
+                opened.disk().write_at(part, offset).unwrap();
             }
         }
         self.serve(opened.disk(), Some(opened), dir, false)
     }
 }
 
-fn suite() -> Conformance {
+pub(crate) fn suite() -> Conformance {
     Conformance {
         // Another connection may read while one writes.
         torn_reads: true,
@@ -75,6 +90,15 @@ fn suite() -> Conformance {
 #[test]
 fn the_contract_is_kept_over_a_raw_disk() {
     let servers = Servers::default();
+    suite().run(&|_, content| servers.memory(content, false));
+}
+
+#[test]
+fn the_contract_is_kept_over_one_connection() {
+    let servers = Servers {
+        connections: 1,
+        ..Servers::default()
+    };
     suite().run(&|_, content| servers.memory(content, false));
 }
 
