@@ -12,13 +12,13 @@ use crate::announce;
 use crate::support::{Lab, MIB, stderr};
 
 /// A server in the foreground that has said that it listens.
-struct Serving {
-    child: Child,
+pub(crate) struct Serving {
+    pub(crate) child: Child,
     said: BufReader<std::process::ChildStderr>,
 }
 
 impl Serving {
-    fn start(lab: &Lab, args: &[&str]) -> Self {
+    pub(crate) fn start(lab: &Lab, args: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_vhd"))
             .arg("nbd")
             .args(args)
@@ -33,12 +33,12 @@ impl Serving {
         Self { child, said }
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
     /// Stops it and returns its exit code and what it said.
-    fn stop(mut self, signal: Signal) -> (Option<i32>, String) {
+    pub(crate) fn stop(mut self, signal: Signal) -> (Option<i32>, String) {
         self.signal(signal);
         let mut text = String::new();
         self.said.read_to_string(&mut text).unwrap();
@@ -47,7 +47,7 @@ impl Serving {
 }
 
 /// Whether a program is there.
-fn has(program: &str) -> bool {
+pub(crate) fn has(program: &str) -> bool {
     let found = Command::new(program).arg("--version").output().is_ok();
     if !found {
         announce(&format!("left out: there is no {program}"));

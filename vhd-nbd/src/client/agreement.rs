@@ -12,7 +12,8 @@ const RELIED_ON: TransmissionFlags = TransmissionFlags::SEND_FLUSH
     .union(TransmissionFlags::SEND_FUA)
     .union(TransmissionFlags::SEND_TRIM)
     .union(TransmissionFlags::SEND_WRITE_ZEROES)
-    .union(TransmissionFlags::SEND_FAST_ZERO);
+    .union(TransmissionFlags::SEND_FAST_ZERO)
+    .union(TransmissionFlags::CAN_MULTI_CONN);
 
 /// An export as one connection gives it.
 #[derive(Clone, Debug, PartialEq, Eq)]

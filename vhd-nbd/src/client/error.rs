@@ -129,10 +129,11 @@ impl ClientError {
             Self::Connect { .. } | Self::Negotiation { .. } => ErrorKind::Unreachable,
             Self::Protocol { .. } | Self::Senseless { .. } => ErrorKind::ServerProtocol,
             Self::Certificates(_) | Self::Tls { .. } => ErrorKind::ServerTrust,
-            Self::NoTls { .. } | Self::TlsRequired { .. } | Self::NoExport { .. } | Self::Refused { .. } => {
-                ErrorKind::ServerRefused
-            }
-            Self::Changed { .. } => ErrorKind::ServerRefused,
+            Self::NoTls { .. }
+            | Self::TlsRequired { .. }
+            | Self::NoExport { .. }
+            | Self::Refused { .. }
+            | Self::Changed { .. } => ErrorKind::ServerRefused,
             Self::ReadOnly { .. } => ErrorKind::ReadOnly,
             Self::OddSize { .. } => ErrorKind::DiskSize,
         }

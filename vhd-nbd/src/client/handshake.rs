@@ -75,17 +75,10 @@ impl<'a> Handshake<'a> {
             Ended::Ack(_) => {}
             Ended::Refused(_, message) => return Err(self.no_tls(message)),
         }
-        let failed = |source| ClientError::Tls {
-            address: self.address.clone(),
-            source,
-        };
-        let connection = tls.connection().map_err(|error| failed(io::Error::other(error)))?;
-        self.transport
-            .start_tls(connection, Some(self.deadline))
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::InvalidData => failed(error),
-                _ => self.lost(error),
-            })
+        let connection = tls.connection();
+        let connection = connection.map_err(|error| self.lost(io::Error::new(io::ErrorKind::InvalidData, error)))?;
+        let started = self.transport.start_tls(connection, Some(self.deadline));
+        started.map_err(|error| self.lost(error))
     }
 
     fn reply_style(&self) -> Result<ReplyStyle, ClientError> {
@@ -232,14 +225,16 @@ impl<'a> Handshake<'a> {
     }
 
     fn lost(&self, source: io::Error) -> ClientError {
-        let source = match source.kind() {
+        let address = self.address.clone();
+        match source.kind() {
+            // Only TLS says this; also of a certificate of this side that the server does not like.
+            io::ErrorKind::InvalidData => ClientError::Tls { address, source },
             // What the system calls a timeout of a socket.
-            io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
-            _ => source,
-        };
-        ClientError::Negotiation {
-            address: self.address.clone(),
-            source,
+            io::ErrorKind::WouldBlock => ClientError::Negotiation {
+                address,
+                source: io::ErrorKind::TimedOut.into(),
+            },
+            _ => ClientError::Negotiation { address, source },
         }
     }
 

@@ -126,26 +126,11 @@ impl Line {
         let is_first = matches!(*state, State::Unused);
         *state = State::Connecting;
         drop(state);
-        let connected = if is_first {
-            connect(target, first)
+        let (next, result) = if is_first {
+            // Without it there are the others.
+            connect(target, first).map_or((State::Unusable, Ok(None)), up)
         } else {
-            connect_again(target, first)
-        };
-        let (next, result) = match connected {
-            Ok(link) => {
-                let link = Arc::new(link);
-                (State::Up(Arc::clone(&link)), Ok(Some(link)))
-            }
-            Err(_) if is_first => (State::Unusable, Ok(None)),
-            Err(error) => {
-                let failed = Failed::new(&error);
-                let result = Err(failed.error());
-                if error.is_passing() {
-                    (State::Down(Some(failed)), result)
-                } else {
-                    (State::Failed(failed), result)
-                }
-            }
+            connect_again(target, first).map_or_else(|error| down(&error), up)
         };
         *self.state() = next;
         self.changed.notify_all();
@@ -195,6 +180,24 @@ impl Failed {
             kind: self.kind,
             message: self.message.clone(),
         }
+    }
+}
+
+/// What an attempt to connect comes to, for the line and for the request.
+type Outcome = (State, Result<Option<Arc<Link>>, DeviceError>);
+
+fn up(link: Link) -> Outcome {
+    let link = Arc::new(link);
+    (State::Up(Arc::clone(&link)), Ok(Some(link)))
+}
+
+fn down(error: &ClientError) -> Outcome {
+    let failed = Failed::new(error);
+    let result = Err(failed.error());
+    if error.is_passing() {
+        (State::Down(Some(failed)), result)
+    } else {
+        (State::Failed(failed), result)
     }
 }
 

@@ -178,6 +178,28 @@ impl Link {
 
     /// Waits until the reply is whole, receiving if nobody else does.
     fn wait(&self, cookie: u64, wakes: &Condvar, deadline: Instant, call: &mut Call<'_, '_>) -> Result<(), Break> {
+        loop {
+            let first = self.take_baton(cookie, wakes, deadline)?;
+            let passed = self.receive(first, cookie, deadline, call)?;
+            let mut table = self.table();
+            let Some(header) = passed else {
+                table.waiting.remove(&cookie);
+                table.baton = Baton::Free;
+                if let Some(next) = table.waiting.values().next() {
+                    next.notify_one();
+                }
+                return Ok(());
+            };
+            let Some(other) = table.waiting.get(&cookie_of(&header)) else {
+                return Err(Break::protocol("a reply to a request that was not sent"));
+            };
+            other.notify_one();
+            table.baton = Baton::Passed(header);
+        }
+    }
+
+    /// Waits for the right to receive; with it may come a header that another thread took.
+    fn take_baton(&self, cookie: u64, wakes: &Condvar, deadline: Instant) -> Result<Option<ReplyHeader>, Break> {
         let mut table = self.table();
         loop {
             if let Some(broken) = &table.broken {
@@ -197,26 +219,7 @@ impl Link {
                 }
             };
             table.baton = Baton::Held;
-            drop(table);
-            let passed = self.receive(first, cookie, deadline, call)?;
-            table = self.table();
-            match passed {
-                None => {
-                    table.waiting.remove(&cookie);
-                    table.baton = Baton::Free;
-                    if let Some(next) = table.waiting.values().next() {
-                        next.notify_one();
-                    }
-                    return Ok(());
-                }
-                Some(header) => match table.waiting.get(&cookie_of(&header)) {
-                    None => return Err(Break::protocol("a reply to a request that was not sent")),
-                    Some(other) => {
-                        other.notify_one();
-                        table.baton = Baton::Passed(header);
-                    }
-                },
-            }
+            return Ok(first);
         }
     }
 

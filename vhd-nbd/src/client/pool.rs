@@ -11,7 +11,7 @@ use super::call::{Call, ServerError};
 use super::durability::{Durability, Mark};
 use super::line::{Line, Place, Target, pause};
 use super::link::{Link, Request};
-use crate::protocol::{Errno, TransmissionFlags};
+use crate::protocol::{Command, Errno, TransmissionFlags};
 
 /// How often a request is sent again before it is taken for what breaks the connection.
 const MAX_BREAKS: u32 = 8;
@@ -88,6 +88,10 @@ impl Pool {
         let known = !request.is_change() || broken.ends_changes();
         if !known {
             self.durability.lose();
+        }
+        if known && !matches!(request.command, Command::Read | Command::BlockStatus) {
+            // With writes lost, neither another one nor a flush is of use.
+            self.durability.check()?;
         }
         let wanted = !self.target.options.reconnect.is_zero();
         if known && wanted && broken.is_passing() && breaks < MAX_BREAKS {
