@@ -6,7 +6,7 @@
 //!   Line         a connection that comes back                            line.rs, broken.rs
 //!   Link         a connection: many threads, replies by cookie           link.rs, call.rs, inbox.rs
 //!   Handshake    greeting to export                                      handshake.rs, agreement.rs
-//!   NbdUri       where it is                                             uri.rs, address.rs
+//!   NbdUri       where it is                                             uri.rs, uri_error.rs, address.rs
 //! ```
 //!
 //! A server may be hostile: lengths are checked before memory is taken for them, bytes are accepted only where they
@@ -27,9 +27,11 @@ mod link;
 mod options;
 mod pool;
 mod uri;
+mod uri_error;
 
 pub use address::Address;
 pub use device::NbdDevice;
 pub use error::ClientError;
 pub use options::ClientOptions;
-pub use uri::{DEFAULT_PORT, NbdUri, UriError, UriTls};
+pub use uri::{DEFAULT_PORT, NbdUri, UriTls};
+pub use uri_error::UriError;

@@ -1,5 +1,6 @@
 //! Servers of others: the contract of a disk over each, with what they can and can't do.
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -35,7 +36,7 @@ impl Served {
             .spawn()
             .unwrap();
         let deadline = Instant::now() + Duration::from_secs(20);
-        while !socket.exists() {
+        while UnixStream::connect(&socket).is_err() {
             assert!(Instant::now() < deadline, "{program} does not listen");
             std::thread::sleep(Duration::from_millis(10));
         }
