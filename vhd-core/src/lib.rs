@@ -83,7 +83,7 @@
 //!
 //! A write puts its bytes into the file and changes the metadata in memory. A flush carries the metadata out in two
 //! phases with a sync behind each, so that nothing in the file ever refers to what is not durable. The rules have
-//! numbers, INV-01 to INV-08, which the code cites; `docs/invariants.md` states them, `docs/crash-consistency.md`
+//! numbers, INV-01 and on, which the code cites; `docs/invariants.md` states them, `docs/crash-consistency.md`
 //! and `docs/concurrency.md` argue for them.
 //!
 //! # Errors

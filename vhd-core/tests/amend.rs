@@ -328,3 +328,25 @@ fn images_opened_for_reading_are_not_amended() {
         assert_same(&bytes, &subject.bytes, &subject.layout);
     }
 }
+
+#[test]
+fn a_locator_that_claims_to_be_far_away_takes_no_space() {
+    let parent = Parent::named(id(2), "parent.vhd");
+    let mut laid = Sparse::child(8192, 2048, id(1), parent).lay();
+    laid.change_header(|header| {
+        let entry = &mut header[576 + 24..576 + 2 * 24];
+        entry[..4].copy_from_slice(b"W2ku");
+        entry[4..8].copy_from_slice(&512_u32.to_be_bytes());
+        entry[8..12].copy_from_slice(&16_u32.to_be_bytes());
+        entry[16..].copy_from_slice(&(1_u64 << 51).to_be_bytes());
+    });
+    let file = memory(&laid.bytes);
+    let image = open(&file, &OpenMode::read_write());
+    let mut amendment = image.amendment();
+    let header = amendment.header.as_mut().unwrap();
+    header.parent_timestamp = Timestamp(77);
+    image.amend(&amendment).unwrap();
+    let image = open(&file, &OpenMode::read_only());
+    assert_eq!(image.header().unwrap().parent_timestamp, Timestamp(77));
+    assert_eq!(file.len().unwrap(), u64_from(laid.bytes.len()));
+}

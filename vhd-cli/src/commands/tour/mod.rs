@@ -1,6 +1,7 @@
 //! `vhd tour`: a walk through the main jobs that checks itself.
 
 mod guest;
+mod jobs;
 mod stage;
 mod walk;
 

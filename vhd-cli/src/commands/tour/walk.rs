@@ -8,14 +8,15 @@ use vhd_core::format::FOOTER_SIZE;
 use vhd_core::units::u64_from;
 
 use super::guest::Guest;
+use super::jobs::jobs;
 use super::stage::Stage;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::human;
 
 /// Small enough for a tour of seconds.
-const DISK_SIZE: u64 = 64 << 20;
-const MIB: u64 = 1 << 20;
+pub(super) const DISK_SIZE: u64 = 64 << 20;
+pub(super) const MIB: u64 = 1 << 20;
 
 pub(super) fn walk(stage: &mut Stage) -> Result<(), Failure> {
     let mut guest = Guest::new(DISK_SIZE);
@@ -24,7 +25,8 @@ pub(super) fn walk(stage: &mut Stage) -> Result<(), Failure> {
     snapshot(stage, &mut guest)?;
     lose_the_parent(stage)?;
     flatten(stage, &guest)?;
-    recover(stage)
+    recover(stage)?;
+    jobs(stage)
 }
 
 fn create(stage: &mut Stage, guest: &mut Guest) -> Result<(), Failure> {
@@ -127,7 +129,7 @@ fn recover(stage: &mut Stage) -> Result<(), Failure> {
 }
 
 /// The digest that a line of `vhd hash` begins with.
-fn digest(line: &str) -> Option<&str> {
+pub(super) fn digest(line: &str) -> Option<&str> {
     line.split_whitespace().next().filter(|digest| digest.len() == 64)
 }
 
