@@ -120,6 +120,20 @@ fn a_write_that_the_dead_server_did_not_answer_is_sent_again() {
     assert!(std::fs::read(dir.path().join("disk.raw")).unwrap() == bytes);
 }
 
+/// The signal takes its time to reach all threads.
+fn wait_until_stopped(served: &Served) {
+    let tasks = format!("/proc/{}/task", served.child.id());
+    let is_stopped = |task: std::io::Result<std::fs::DirEntry>| {
+        let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+        stat.rsplit_once(") ").unwrap().1.starts_with('T')
+    };
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !std::fs::read_dir(&tasks).unwrap().all(is_stopped) {
+        assert!(Instant::now() < deadline, "the server does not stop");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
 #[test]
 fn a_write_that_a_silent_server_may_still_execute_is_not() {
     if !has("nbdkit") {
@@ -137,6 +151,7 @@ fn a_write_that_a_silent_server_may_still_execute_is_not() {
     let (device, disk) = open(&served, options);
     let pid = Pid::from_child(&served.child);
     kill_process(pid, Signal::STOP).unwrap();
+    wait_until_stopped(&served);
     let begun = Instant::now();
     let failed = disk.write_at(&[1; 512], 0).unwrap_err();
     assert_eq!(failed.kind(), ErrorKind::Unreachable, "{failed}");
