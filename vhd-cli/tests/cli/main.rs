@@ -14,6 +14,7 @@ mod file_systems;
 mod kill;
 mod merge;
 mod nbd;
+mod nbd_client;
 mod nbd_kill;
 mod nbd_refusals;
 mod pages;

@@ -12,7 +12,7 @@ use crate::support::{Lab, MIB, stderr};
 
 /// A server in the foreground that has said that it listens.
 pub(crate) struct Serving {
-    child: Child,
+    pub(crate) child: Child,
     said: BufReader<std::process::ChildStderr>,
 }
 
