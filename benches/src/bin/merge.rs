@@ -1,6 +1,8 @@
-//! A merge of scattered sectors into a parent, against the least that has to be done: copying as many bytes with `cp`
-//! and a sync, in the same run and on the same file system. Each round does both, one after the other. What the file
-//! system takes to free the merged child's space is told apart: `cp` frees nothing.
+//! A merge of scattered sectors into a parent, against two measures of the least that has to be done, in the same run
+//! and on the same file system: copying as many bytes with `cp` and a sync, and copying the same pieces, at the same
+//! places, between two plain files with `pread`, `pwrite` and a sync, by two threads. The second is what small
+//! pieces cost by themselves: `cp` moves bytes that lie together. Each round does all three, one after the other.
+//! What the file system takes to free the merged child's space is told apart: the others free nothing.
 //!
 //! ```text
 //! cargo run --release -p vhd-benches --bin merge -- [MiB [KiB [ROUNDS [DIR]]]]
@@ -10,6 +12,8 @@
 //! three rounds, in the current directory.
 #![forbid(unsafe_code)]
 
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
@@ -33,7 +37,8 @@ fn main() -> Result<()> {
     let dir = tempfile::tempdir_in(place)?;
     let (base, child) = (dir.path().join("base.vhd"), dir.path().join("child.avhd"));
     create_base(&base, held * 2)?;
-    let mut ratios = Vec::new();
+    let plain = Plain::new(dir.path(), held, piece)?;
+    let (mut to_cp, mut to_plain) = (Vec::new(), Vec::new());
     for round in 0..rounds {
         create_child(&child, &base, Some(BLOCK), &OpenOptions::new())?;
         scatter(&child, piece, round)?;
@@ -44,25 +49,91 @@ fn main() -> Result<()> {
         drop(kept);
         let freed = started.elapsed().as_secs_f64();
         let copied = cp_seconds(dir.path(), held, round)?;
-        ratios.push(copied / merged);
+        let scattered = plain.seconds()?;
+        to_cp.push(copied / merged);
+        to_plain.push(scattered / merged);
         println!(
-            "merge {merged:6.2} s, {:5.0} MiB/s   cp and sync {copied:6.2} s, {:5.0} MiB/s   ratio {:.2}   (freeing the \
-             child's space: {freed:.2} s)",
+            "merge {merged:6.2} s, {:5.0} MiB/s   cp and sync {copied:6.2} s, {:5.0} MiB/s   the same pieces \
+             {scattered:6.2} s, {:5.0} MiB/s   (freeing the child's space: {freed:.2} s)",
             mib_per_second(held, merged),
             mib_per_second(held, copied),
-            copied / merged
+            mib_per_second(held, scattered)
         );
     }
-    ratios.sort_by(f64::total_cmp);
     println!(
-        "{} MiB in pieces of {} KiB, {rounds} rounds: ratio {:.2} (median), {:.2} to {:.2}",
+        "{} MiB in pieces of {} KiB, {rounds} rounds: {} of cp, {} of the same pieces",
         held >> 20,
         piece >> 10,
-        ratios[ratios.len() / 2],
-        ratios[0],
-        ratios[ratios.len() - 1]
+        median(to_cp),
+        median(to_plain)
     );
     Ok(())
+}
+
+fn median(mut ratios: Vec<f64>) -> String {
+    ratios.sort_by(f64::total_cmp);
+    let (least, most) = (ratios[0], ratios[ratios.len() - 1]);
+    format!("{:.2} (median; {least:.2} to {most:.2})", ratios[ratios.len() / 2])
+}
+
+/// Two plain files as large as the disk: one has every second piece, the other is whole.
+struct Plain {
+    from: File,
+    to: File,
+    held: u64,
+    piece: u64,
+}
+
+impl Plain {
+    fn new(dir: &Path, held: u64, piece: u64) -> Result<Self> {
+        let create = |name| {
+            let options = File::options()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .clone();
+            options.open(dir.join(name))
+        };
+        let plain = Self {
+            from: create("plain source")?,
+            to: create("plain target")?,
+            held,
+            piece,
+        };
+        let mut bytes = vec![0; usize::try_from(BLOCK)?];
+        fastrand::Rng::with_seed(0).fill(&mut bytes);
+        for at in (0..held * 2).step_by(bytes.len()) {
+            plain.to.write_all_at(&bytes, at)?;
+        }
+        for at in (0..held * 2).step_by(usize::try_from(piece * 2)?) {
+            plain.from.write_all_at(&bytes[..usize::try_from(piece)?], at)?;
+        }
+        plain.to.sync_all()?;
+        plain.from.sync_all()?;
+        Ok(plain)
+    }
+
+    fn seconds(&self) -> Result<f64> {
+        let started = Instant::now();
+        std::thread::scope(|scope| {
+            let workers = [0, 1].map(|half| scope.spawn(move || self.copy(self.held * half, self.held * (half + 1))));
+            workers
+                .into_iter()
+                .try_for_each(|worker| worker.join().expect("no panic"))
+        })?;
+        self.to.sync_data()?;
+        Ok(started.elapsed().as_secs_f64())
+    }
+
+    fn copy(&self, from: u64, to: u64) -> Result<()> {
+        let mut bytes = vec![0; usize::try_from(self.piece)?];
+        for at in (from..to).step_by(usize::try_from(self.piece * 2)?) {
+            self.from.read_exact_at(&mut bytes, at)?;
+            self.to.write_all_at(&bytes, at)?;
+        }
+        Ok(())
+    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "for people")]
@@ -120,7 +191,7 @@ fn cp_seconds(dir: &Path, bytes: u64, seed: u64) -> Result<f64> {
     fastrand::Rng::with_seed(seed).fill(&mut source);
     let file = std::fs::File::create(&from)?;
     for at in (0..bytes).step_by(source.len()) {
-        std::os::unix::fs::FileExt::write_all_at(&file, &source, at)?;
+        file.write_all_at(&source, at)?;
     }
     file.sync_all()?;
     let (from, to) = (from.display().to_string(), to.display().to_string());

@@ -8,7 +8,8 @@ use serde::Serialize;
 use vhd_core::ErrorKind;
 use vhd_core::chain::OpenOptions;
 use vhd_core::ops::merge::{
-    MergeOptions, MergePlan, MergeReport, MergeRequest, NewImagePlan, merge, merge_to_new, plan, plan_to_new,
+    CarriedChild, MergeOptions, MergePlan, MergeReport, MergeRequest, NewImagePlan, merge, merge_to_new, plan,
+    plan_to_new,
 };
 
 use super::destination::Destination;
@@ -30,13 +31,15 @@ Examples:
   vhd merge leaf.avhd --dry-run
   vhd merge leaf.avhd                                into its parent; leaf.avhd is removed
   vhd merge leaf.avhd --into base.vhd                the whole range above base.vhd, in one pass
+  vhd merge leaf.avhd --carry                        other children of the parent keep what they read
   vhd merge leaf.avhd --into base.vhd --output one.vhd
 
 The parent, or the ancestor named by --into, then reads what CHILD read; it keeps its name and identity. Children of \
 CHILD are pointed to it, and the files of the range are removed. A record beside CHILD, CHILD.merge, says how far it is: \
 after an interruption, a crash or a loss of power the same command goes on, and the machine may run in between. Refused \
 while other images depend on what would change (looked for in the directories of the chain and those directly below; \
-children of CHILD elsewhere are named by --child). With --output nothing is changed: a new image is written in one go.";
+children elsewhere are named by --child), unless --carry is given: each of them first takes over what it would read \
+otherwise, and reads the same at every moment. With --output nothing is changed: a new image is written in one go.";
 
 /// Arguments of `vhd merge`.
 #[derive(Args, Debug)]
@@ -53,9 +56,12 @@ pub(crate) struct MergeArgs {
     /// Replace an existing output
     #[arg(long, requires = "output")]
     force: bool,
-    /// A child of CHILD in a directory that is not looked at, to be pointed to its new parent
+    /// A child in a directory that is not looked at: of CHILD, to be pointed to its new parent, or one for --carry
     #[arg(long = "child", value_name = "FILE", conflicts_with = "output")]
     children: Vec<PathBuf>,
+    /// Carry other children of the ancestor and of the layers between along: they store what they would read otherwise
+    #[arg(long, conflicts_with = "output")]
+    carry: bool,
     /// Make progress durable after so many bytes [default: 256M]
     #[arg(long, value_name = "SIZE", value_parser = size::parse_bytes, conflicts_with = "output")]
     batch: Option<u64>,
@@ -81,6 +87,8 @@ struct MergeJson {
     /// What is written into the target, the child first.
     layers: Vec<String>,
     children: Vec<String>,
+    /// Children of other layers that keep what they read.
+    carried: Vec<CarriedJson>,
     removed: Vec<String>,
     virtual_size: u64,
     /// Bytes that the layers hold, each sector once.
@@ -95,7 +103,31 @@ struct MergeJson {
     read_bytes: u64,
     copied_bytes: u64,
     zeroed_bytes: u64,
+    /// Bytes that carried children took over.
+    carried_bytes: u64,
     warnings: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct CarriedJson {
+    image: String,
+    /// The layer that was its parent.
+    parent: String,
+    /// Bytes that it takes over at most.
+    bytes: u64,
+    /// Bytes by which its file grows at most.
+    new_bytes: u64,
+}
+
+impl CarriedJson {
+    fn of(child: &CarriedChild) -> Self {
+        Self {
+            image: path_text(&child.path),
+            parent: path_text(&child.parent),
+            bytes: child.bytes,
+            new_bytes: child.new_bytes,
+        }
+    }
 }
 
 impl fmt::Display for MergeJson {
@@ -117,6 +149,13 @@ impl fmt::Display for MergeJson {
         } else {
             fields.add("copied", human::bytes(self.copied_bytes));
             fields.add("zero", human::bytes(self.zeroed_bytes));
+        }
+        for CarriedJson { image, bytes, .. } in &self.carried {
+            let bytes = human::bytes(*bytes);
+            fields.add("carried", format!("{image} takes over at most {bytes}"));
+        }
+        if !self.carried.is_empty() && !self.dry_run {
+            fields.add("taken over", human::bytes(self.carried_bytes));
         }
         for child in &self.children {
             fields.add("child", format!("{child} -> {}", self.target));
@@ -155,6 +194,7 @@ pub(crate) fn run(args: &MergeArgs) -> Result<Exit, Failure> {
         child: args.child.clone(),
         into: args.into.clone(),
         extra_children: args.children.clone(),
+        carry: args.carry,
         open: open_options(&args.chain),
     };
     let json = match &args.output {
@@ -239,6 +279,7 @@ impl MergeJson {
             dry_run: true,
             cancelled: false,
             children: texts(planned.children()),
+            carried: planned.carried().iter().map(CarriedJson::of).collect(),
             removed: layers.clone(),
             layers,
             virtual_size: summary.disk_bytes,
@@ -250,6 +291,7 @@ impl MergeJson {
             read_bytes: 0,
             copied_bytes: 0,
             zeroed_bytes: 0,
+            carried_bytes: 0,
             warnings: planned.warnings().to_vec(),
         }
     }
@@ -264,6 +306,7 @@ impl MergeJson {
             cancelled: false,
             layers: planned.merged().map(path_text).collect(),
             children: Vec::new(),
+            carried: Vec::new(),
             removed: Vec::new(),
             virtual_size: planned.disk_bytes(),
             held_bytes: held,
@@ -274,6 +317,7 @@ impl MergeJson {
             read_bytes: 0,
             copied_bytes: 0,
             zeroed_bytes: 0,
+            carried_bytes: 0,
             warnings: planned.warnings().to_vec(),
         }
     }
@@ -284,6 +328,7 @@ impl MergeJson {
             read_bytes: done.read_bytes,
             copied_bytes: done.copied_bytes,
             zeroed_bytes: done.zeroed_bytes,
+            carried_bytes: done.carried_bytes,
             ..self
         }
     }

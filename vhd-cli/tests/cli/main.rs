@@ -13,6 +13,7 @@ mod failures;
 mod file_systems;
 mod kill;
 mod merge;
+mod merge_carry;
 mod nbd;
 mod nbd_client;
 mod nbd_kill;

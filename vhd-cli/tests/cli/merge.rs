@@ -13,7 +13,7 @@ use crate::support::{Lab, MIB, stderr, stdout};
 const SIZE: u64 = 48 * MIB;
 
 /// A base, a middle, a leaf, and a child of the leaf, each with bytes scattered over the disk.
-fn chain(lab: &Lab) {
+pub(crate) fn chain(lab: &Lab) {
     lab.dynamic("base.vhd", SIZE);
     scatter(lab, "base.vhd", 1);
     above_the_base(lab);
@@ -29,7 +29,7 @@ fn above_the_base(lab: &Lab) {
 }
 
 /// Writes pieces of several sizes, some of them zero.
-fn scatter(lab: &Lab, name: &str, seed: u64) {
+pub(crate) fn scatter(lab: &Lab, name: &str, seed: u64) {
     let mut rng = fastrand::Rng::with_seed(seed);
     let opened = vhd_core::chain::OpenOptions::new()
         .write(true)
@@ -49,11 +49,11 @@ fn scatter(lab: &Lab, name: &str, seed: u64) {
     opened.close().unwrap();
 }
 
-fn sha256(lab: &Lab, name: &str) -> String {
+pub(crate) fn sha256(lab: &Lab, name: &str) -> String {
     lab.json(&["hash", name], 0)["sha256"].as_str().unwrap().to_owned()
 }
 
-fn images(lab: &Lab) -> Vec<String> {
+pub(crate) fn images(lab: &Lab) -> Vec<String> {
     lab.names().into_iter().filter(|name| name != "other.raw").collect()
 }
 
@@ -163,7 +163,7 @@ fn check_all(lab: &Lab, known: &Known, what: &str) {
 }
 
 /// A second directory with the images, from which they are put back.
-fn restore(from: &Lab, to: &Lab) {
+pub(crate) fn restore(from: &Lab, to: &Lab) {
     for name in images(to) {
         std::fs::remove_file(to.path(&name)).unwrap();
     }

@@ -144,7 +144,7 @@ fn canonical_dir(path: &Path) -> Result<PathBuf, ChainError> {
 }
 
 /// The way from `base` to `dir`, both absolute and without symbolic links: `.` or `..` first.
-fn relative_to(dir: &Path, base: &Path) -> PathBuf {
+pub(crate) fn relative_to(dir: &Path, base: &Path) -> PathBuf {
     let common = dir
         .components()
         .zip(base.components())

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::chains::GO_ON;
 use crate::common::announce;
-use crate::common::build::{Parent, SECTOR, Sparse, fixed, id};
+use crate::common::build::{Parent, SECTOR, Sparse, Stored, fixed, id};
 use crate::common::disk::{assert_same, parent_layer, read_all};
 use crate::common::rng::{Rng, chance, random_bytes, seeded};
 use vhd_core::ErrorKind;
@@ -32,6 +32,10 @@ struct Subject {
     below: Option<Vec<u8>>,
     /// What the leaf reads.
     flat: Vec<u8>,
+    /// What the target read before.
+    before: Vec<u8>,
+    /// By sector, whether a layer of the range holds it.
+    held: Vec<bool>,
     layout: String,
 }
 
@@ -48,6 +52,8 @@ impl Subject {
         target = target.fill_randomly(rng, 60);
         target.gap = rng.usize(..3);
         flat = target.flat(&flat);
+        let before = flat.clone();
+        let mut held = vec![false; usize_from(size) / SECTOR];
         let depth = rng.usize(1..4);
         let mut sources = Vec::new();
         for level in 0..depth {
@@ -59,6 +65,11 @@ impl Subject {
                 }
             }
             flat = source.flat(&flat);
+            for stored in &source.stored {
+                let first = stored.index * source.block_size / SECTOR;
+                let sectors = held[first..].iter_mut().zip(&stored.present);
+                sectors.for_each(|(held, present)| *held |= present);
+            }
             sources.insert(0, source.lay().bytes);
         }
         Self {
@@ -67,6 +78,8 @@ impl Subject {
             target: target.lay().bytes,
             below,
             flat,
+            before,
+            held,
         }
     }
 
@@ -114,6 +127,16 @@ impl Subject {
             finding.severity == Severity::Corrupt || finding.severity == Severity::Repairable && !restorable
         };
         assert_eq!(report.findings.iter().find(bad), None, "{what}, {}", self.layout);
+        // INV-22: what no layer above holds reads as before.
+        let reads = self.target_reads(Arc::clone(&target));
+        let kept = (0..self.held.len()).filter(|sector| !self.held[*sector]);
+        for at in kept.map(|sector| sector * SECTOR..(sector + 1) * SECTOR) {
+            assert!(
+                reads[at.clone()] == self.before[at.clone()],
+                "{at:x?}, {what}, {}",
+                self.layout
+            );
+        }
         assert_same(
             &self.leaf_reads(target),
             &self.flat,
@@ -294,6 +317,45 @@ fn each_operation_fails_and_the_next_run_finishes() {
     }
     assert!(struck > 100, "{struck}");
     announce(&format!("merging: {struck} operations failed"));
+}
+
+/// Every second sector of a block: they go in one write, with what the target has between them, and only if it has all
+/// of that itself.
+#[test]
+fn inv_22_dense_pieces_are_written_with_what_lies_between() {
+    const BLOCK: usize = 64 << 10;
+    let size = u64_from(4 * BLOCK);
+    let mut rng = seeded(0xDE, "dense pieces");
+    let below = random_bytes(&mut rng, 4 * BLOCK);
+    let mut block = |index, present: fn(usize) -> bool| Stored {
+        index,
+        present: (0..BLOCK / SECTOR).map(present).collect(),
+        data: random_bytes(&mut rng, BLOCK),
+    };
+    let mut source = Sparse::child(size, BLOCK, id(3), Parent::named(id(2), "1.vhd"));
+    source.stored = (0..4).map(|index| block(index, |sector| sector % 2 == 0)).collect();
+    // All sectors, those that are not written, all but one of these, no space.
+    let mut target = Sparse::child(size, BLOCK, id(2), Parent::named(id(1), "0.vhd"));
+    target.stored.push(block(0, |_| true));
+    target.stored.push(block(1, |sector| sector % 2 == 1));
+    target.stored.push(block(2, |sector| sector != 5));
+    let flat = source.flat(&target.flat(&below));
+    let file = RecordingFile::new(MemoryFile::from_bytes(target.lay().bytes));
+    let writes = file.recorder();
+    let image = Image::open(Arc::new(file), &OpenMode::read_write()).unwrap();
+    let disk = Disk::new(Arc::new(LayeredDevice::new(
+        image,
+        vec![parent_layer(fixed(&below, id(1)))],
+    )));
+    writes.clear();
+    let sources = [parent_layer(source.lay().bytes)];
+    let copied = copy(&sources, &disk, 0, CopyMode::Write, 1 << 30, &mut |_| {}).unwrap();
+    assert_same(&read_all(&disk), &flat, "dense pieces");
+    assert_eq!(copied.written, size / 2);
+    // The first block in one write, from its first piece to its last; in the others nothing but the pieces. The block
+    // without space makes the file grow: a footer.
+    let data = u64_from(BLOCK - SECTOR) + 3 * u64_from(BLOCK / 2);
+    assert_eq!(writes.bytes(OperationKind::Write), data + u64_from(SECTOR));
 }
 
 /// A chain of 200 layers goes into one image in one pass: each sector that is held is copied once, whatever lies

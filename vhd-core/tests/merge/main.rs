@@ -11,6 +11,7 @@ mod common;
 #[path = "../mutation/mutations.rs"]
 mod mutations;
 
+mod carrying;
 mod chains;
 mod layers;
 mod refusals;

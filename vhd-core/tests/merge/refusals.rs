@@ -15,7 +15,7 @@ use vhd_core::image::{create_differencing, create_dynamic};
 use vhd_core::ops::merge::{MergeError, MergeRequest, merge, plan};
 use vhd_core::units::u64_from;
 
-fn files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+pub(crate) fn files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let paths = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     let mut files: Vec<_> = paths.filter(|path| path.is_file()).collect();
     files.sort();
@@ -26,7 +26,7 @@ fn files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 }
 
 /// The error of a merge that changes nothing.
-fn refused(dir: &Path, request: &MergeRequest) -> MergeError {
+pub(crate) fn refused(dir: &Path, request: &MergeRequest) -> MergeError {
     let before = files(dir);
     let error = run(request).unwrap_err();
     assert!(before == files(dir), "{error}: something was changed");

@@ -1,30 +1,21 @@
 //! What some layers hold, written into the disk below them: each sector once, from the first layer that has it.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::MergeError;
-use crate::device::{ByteRange, DeviceError, Disk, Held, Layer, ZeroOptions, held};
+use super::groups::{cut, group_len, held_bytes, is_dense, span};
+use super::zero_run::next_run;
+use crate::device::{ByteRange, DeviceError, Disk, ExtentKind, Held, Layer, ZeroOptions, held};
 use crate::image::IoContext;
-use crate::ops::zeroes::ZERO_UNIT;
 use crate::ops::{Progress, useful_threads};
-use crate::storage::is_zero;
-use crate::units::{FileOffset, SECTOR_SIZE, u64_from, usize_from};
+use crate::units::{SECTOR_SIZE, u64_from, usize_from};
 
 /// Bytes of the disk that a thread takes on at once.
 pub(super) const WINDOW: u64 = 8 << 20;
-
-/// Bytes read at once.
-const STEP: u64 = 1 << 20;
-
-/// Bytes of a layer's file that are read although they are not wanted, to spare a read of its own for what is
-/// behind them.
-const READ_GAP: u64 = 8 << 10;
-
-/// Bytes: zeroes inside what is copied become holes from this length on. What is zero as a whole always does.
-const ZERO_MIN: usize = 64 << 10;
 
 /// Progress is made durable at least this often.
 const BATCH_TIME: Duration = Duration::from_secs(20);
@@ -72,7 +63,7 @@ impl MergeOptions<'_> {
 pub struct CopiedBytes {
     /// Bytes read from the layers.
     pub read: u64,
-    /// Bytes written to the target.
+    /// Bytes of the layers that were written to the target.
     pub written: u64,
     /// Bytes that are zero and were made so without writing them, or were already.
     pub zeroed: u64,
@@ -233,7 +224,7 @@ impl Copier<'_> {
         while let Some(first) = rest.first() {
             let (group, behind) = rest.split_at(group_len(rest));
             self.copy(first.layer, first.file_offset.0, group, buffers)?;
-            let held: u64 = group.iter().map(|piece| piece.range.len).sum();
+            let held = held_bytes(group);
             self.job.progress.advance(held);
             bytes += held;
             rest = behind;
@@ -241,10 +232,10 @@ impl Copier<'_> {
         Ok(bytes)
     }
 
-    /// Reads neighbouring pieces of one layer at once, and writes each.
+    /// Reads neighbouring pieces of one layer at once, and writes them at once too, or each.
     fn copy(&self, layer: usize, offset: u64, group: &[Held], buffers: &mut Buffers) -> Result<(), MergeError> {
-        let (first, last) = (group[0].range, group[group.len() - 1].range);
-        let len = usize_from(last.end() - first.start);
+        let whole = span(group);
+        let len = usize_from(whole.len);
         buffers.source.resize(len.max(buffers.source.len()), 0);
         let Buffers { source, target } = buffers;
         let bytes = &mut source[..len];
@@ -254,15 +245,62 @@ impl Copier<'_> {
             .io_context("read", offset)
             .map_err(|error| self.source_error(layer, error))?;
         self.counts.read.fetch_add(u64_from(len), Ordering::Relaxed);
+        if self.write_with_gaps(bytes, group, target)? {
+            return Ok(());
+        }
         for piece in group {
-            let within = usize_from(piece.range.start - first.start);
-            let bytes = &bytes[within..within + usize_from(piece.range.len)];
+            let bytes = part(bytes, piece, whole);
             match self.job.mode {
                 CopyMode::Write => self.put(bytes, piece.range.start)?,
                 CopyMode::Compare | CopyMode::Verify => self.put_differing(bytes, piece.range.start, target)?,
             }
         }
         Ok(())
+    }
+
+    /// Writes pieces that lie close together in one go, with what the target has between them already. `false` if
+    /// they are not like that.
+    ///
+    /// INV-22: what lies between is stored in the target's own file, and the same bytes are written to the same place,
+    /// by the only one who writes there: neither the disk nor the image's structures change. Where the target
+    /// has nothing of its own, nothing is filled in.
+    fn write_with_gaps(&self, bytes: &[u8], group: &[Held], buffer: &mut Vec<u8>) -> Result<bool, MergeError> {
+        let whole = span(group);
+        let takes_space = |piece: &Held| next_run(part(bytes, piece, whole)) == (false, usize_from(piece.range.len));
+        if self.job.mode != CopyMode::Write
+            || !is_dense(group)
+            || !group.iter().all(takes_space)
+            || !self.target_has(whole)?
+        {
+            return Ok(false);
+        }
+        buffer.resize(bytes.len().max(buffer.len()), 0);
+        let filled = &mut buffer[..bytes.len()];
+        // What is between is read with the rest: many short reads would cost as much as many short writes.
+        let read = self.job.target.read_at(filled, whole.start);
+        read.map_err(|source| self.target_error(source))?;
+        for piece in group {
+            let within = usize_from(piece.range.start - whole.start);
+            filled[within..within + usize_from(piece.range.len)].copy_from_slice(part(bytes, piece, whole));
+        }
+        let written = self.job.target.write_at(filled, whole.start);
+        written.map_err(|source| self.target_error(source))?;
+        self.counts.written.fetch_add(held_bytes(group), Ordering::Relaxed);
+        Ok(true)
+    }
+
+    /// Whether the target itself stores the whole range, in one piece.
+    fn target_has(&self, range: ByteRange) -> Result<bool, MergeError> {
+        let mut has = false;
+        let visited = self.job.target.extents(range, &mut |extent| {
+            has = extent.kind == ExtentKind::Data
+                && extent.depth == 0
+                && extent.range.start <= range.start
+                && extent.range.end() >= range.end();
+            ControlFlow::Break(())
+        });
+        visited.map_err(|source| self.target_error(source))?;
+        Ok(has)
     }
 
     /// Writes what the target does not read already.
@@ -351,74 +389,15 @@ impl Copier<'_> {
     }
 }
 
+/// The bytes of one piece in those of the whole.
+fn part<'a>(bytes: &'a [u8], piece: &Held, whole: ByteRange) -> &'a [u8] {
+    let within = usize_from(piece.range.start - whole.start);
+    &bytes[within..within + usize_from(piece.range.len)]
+}
+
 /// What a thread reads into.
 #[derive(Default)]
 struct Buffers {
     source: Vec<u8>,
     target: Vec<u8>,
-}
-
-/// What was found in pieces that are small enough to be read at once.
-fn cut(found: &[Held]) -> Vec<Held> {
-    let mut pieces = Vec::with_capacity(found.len());
-    for whole in found {
-        let mut done = 0;
-        while done < whole.range.len {
-            let len = STEP.min(whole.range.len - done);
-            pieces.push(Held {
-                range: ByteRange::new(whole.range.start + done, len),
-                file_offset: FileOffset(whole.file_offset.0 + done),
-                ..*whole
-            });
-            done += len;
-        }
-    }
-    pieces
-}
-
-/// How many of the first pieces are read at once: they lie in one file like on the disk, and close together.
-fn group_len(pieces: &[Held]) -> usize {
-    let first = pieces[0];
-    let mut end = first.range.end();
-    let joins = pieces[1..].iter().take_while(|next| {
-        let in_line = next.file_offset.0.wrapping_sub(first.file_offset.0) == next.range.start - first.range.start;
-        let together = next.layer == first.layer
-            && in_line
-            && next.range.start - end <= READ_GAP
-            && next.range.end() - first.range.start <= STEP;
-        end = next.range.end();
-        together
-    });
-    1 + joins.count()
-}
-
-/// Whether the first bytes are zeroes that take no space, and how many bytes agree with them.
-fn next_run(bytes: &[u8]) -> (bool, usize) {
-    if is_zero(bytes) {
-        return (true, bytes.len());
-    }
-    let zeroes = leading_zeroes(bytes);
-    if zeroes >= ZERO_MIN {
-        return (true, zeroes);
-    }
-    let mut end = zeroes;
-    while end < bytes.len() {
-        let unit = ZERO_UNIT.min(bytes.len() - end);
-        if is_zero(&bytes[end..end + unit]) {
-            let zeroes = leading_zeroes(&bytes[end..]);
-            if zeroes >= ZERO_MIN {
-                break;
-            }
-            end += zeroes;
-        } else {
-            end += unit;
-        }
-    }
-    (false, end)
-}
-
-/// How many bytes in whole units at the start are zero.
-fn leading_zeroes(bytes: &[u8]) -> usize {
-    let units = bytes.chunks(ZERO_UNIT).take_while(|unit| is_zero(unit));
-    units.map(<[u8]>::len).sum()
 }

@@ -22,27 +22,42 @@ const LIMITS: Limits = Limits { files: 4096, depth: 1 };
 pub(super) struct Dependants {
     /// The children of the image that goes: they are pointed to the target.
     pub(super) children: Vec<PathBuf>,
-    /// The others.
+    /// The children of the other layers.
     pub(super) others: Vec<Dependant>,
 }
 
-/// Finds the children of `layers`, the child first and the target last. `named` are children of the first that the
-/// caller knows of; `recorded` are those that an unfinished merge knows of. If it is `finishing`, children may have been
-/// pointed to the target already, which had no others.
-pub(super) fn find(
-    layers: &[Known],
-    named: &[PathBuf],
-    recorded: &[PathBuf],
-    finishing: bool,
-) -> Result<Dependants, MergeError> {
+impl Dependants {
+    pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
+        let others = self.others.iter().map(|other| &*other.path);
+        self.children.iter().map(|child| &**child).chain(others)
+    }
+}
+
+/// Whom an unfinished merge knows of.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Recorded<'a> {
+    pub(super) children: &'a [PathBuf],
+    /// Children of other layers, which are carried along.
+    pub(super) carried: &'a [PathBuf],
+    /// Children may have been pointed to the target already. Those over it that are not carried are such.
+    pub(super) finishing: bool,
+}
+
+/// Finds the children of `layers`, the child first and the target last. `named` are children that
+/// the caller knows of.
+pub(super) fn find(layers: &[Known], named: &[PathBuf], recorded: &Recorded<'_>) -> Result<Dependants, MergeError> {
     let (child, target) = (&layers[0], &layers[layers.len() - 1]);
-    let follows = |parent: UniqueId| parent == child.id || finishing && parent == target.id;
+    let follows = |parent: UniqueId| parent == child.id || recorded.finishing && parent == target.id;
+    let other = |id: UniqueId| layers[1..].iter().find(|layer| layer.id == id && !id.is_nil());
     let mut known = Search::new(layers);
-    let mut children = Vec::new();
-    for path in recorded {
-        // One that is gone, or was put elsewhere meanwhile, is no business of this merge any more.
-        let parent = path.exists().then(|| parent_id(path)).transpose()?.flatten();
-        if parent.is_some_and(follows) {
+    let (mut children, mut others) = (Vec::new(), Vec::new());
+    for path in recorded.carried {
+        if let Some(layer) = recorded_parent(path)?.and_then(other) {
+            known.take_other(path, layer, &mut others);
+        }
+    }
+    for path in recorded.children {
+        if recorded_parent(path)?.is_some_and(follows) {
             known.take(path, &mut children);
         }
     }
@@ -50,28 +65,37 @@ pub(super) fn find(
         if known.knows(path) {
             continue;
         }
-        if parent_id(path)? != Some(child.id) {
+        let parent = parent_id(path)?;
+        if parent == Some(child.id) {
+            known.take(path, &mut children);
+        } else if let Some(layer) = parent.and_then(other) {
+            known.take_other(path, layer, &mut others);
+        } else {
             return Err(MergeError::NotChild {
                 path: path.clone(),
                 parent: child.path.clone(),
                 id: child.id,
             });
         }
-        known.take(path, &mut children);
     }
-    let mut others = Vec::new();
     for (path, id) in known.images()? {
         if follows(id) {
             known.take(&path, &mut children);
-        } else if let Some(layer) = layers.iter().find(|layer| layer.id == id)
-            && known.is_new(&path)
-        {
-            let parent = layer.path.clone();
-            others.push(Dependant { path, parent });
+        } else if let Some(layer) = other(id) {
+            known.take_other(&path, layer, &mut others);
         }
     }
     children.sort();
+    others.sort();
     Ok(Dependants { children, others })
+}
+
+/// The identity of the parent of one that is recorded. One that is gone is no business of the merge any more.
+fn recorded_parent(path: &Path) -> Result<Option<UniqueId>, MergeError> {
+    match path.exists() {
+        true => parent_id(path),
+        false => Ok(None),
+    }
 }
 
 /// The files that are known, under whatever name.
@@ -101,7 +125,14 @@ impl<'a> Search<'a> {
 
     fn take(&mut self, path: &Path, children: &mut Vec<PathBuf>) {
         if self.is_new(path) {
-            children.push(path.canonicalize().unwrap_or_else(|_| path.to_owned()));
+            children.push(full(path));
+        }
+    }
+
+    fn take_other(&mut self, path: &Path, parent: &Known, others: &mut Vec<Dependant>) {
+        if self.is_new(path) {
+            let (path, parent) = (full(path), parent.path.clone());
+            others.push(Dependant { path, parent });
         }
     }
 
@@ -126,6 +157,10 @@ impl<'a> Search<'a> {
         }
         Ok(images)
     }
+}
+
+fn full(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }
 
 /// The identity of the parent that the image at `path` names; `None` for an image without one.

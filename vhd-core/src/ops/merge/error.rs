@@ -8,6 +8,7 @@ use crate::chain::{ChainError, CreateChildError};
 use crate::device::DeviceError;
 use crate::format::UniqueId;
 use crate::image::{AmendError, CreateError, OpenError};
+use crate::ops::reparent::ReparentError;
 use crate::record::RecordError;
 use crate::storage::StorageError;
 
@@ -74,7 +75,10 @@ pub enum MergeError {
         other_size: u64,
     },
     /// Other images would read something else, or lose their parent.
-    #[error("other images depend on what the merge changes: {}", Dependants(dependants))]
+    #[error(
+        "other images depend on what the merge changes: {}; with --carry they are made to read the same after it",
+        Dependants(dependants)
+    )]
     HasChildren {
         /// Each with the layer that is its parent.
         dependants: Vec<Dependant>,
@@ -118,6 +122,15 @@ pub enum MergeError {
         #[source]
         source: OpenError,
     },
+    /// A child of another layer can't take over what it reads.
+    #[error("{} can't be carried along", path.display())]
+    Carry {
+        /// The child.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: ReparentError,
+    },
     /// A child can't be pointed to its new parent.
     #[error("{} can't be pointed to its new parent", path.display())]
     Relink {
@@ -145,7 +158,7 @@ pub enum MergeError {
 }
 
 /// An image that depends on a layer which the merge changes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Dependant {
     /// The image.
     pub path: PathBuf,
@@ -182,6 +195,7 @@ impl MergeError {
             Self::Changed { .. } => ErrorKind::Changed,
             Self::Device { source, .. } => source.kind(),
             Self::Child { source, .. } => source.kind(),
+            Self::Carry { source, .. } => source.kind(),
             Self::Relink { source, .. } => source.kind(),
             Self::Create { source, .. } => source.kind(),
             Self::Cancelled { .. } => ErrorKind::Cancelled,

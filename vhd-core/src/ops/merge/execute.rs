@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::carry::Carrying;
 use super::copy::{CopyMode, LayerCopy};
 use super::finish::Finish;
 use super::journal::{Journal, Phase, Source};
@@ -25,15 +26,25 @@ pub fn merge(plan: &MergePlan, options: &MergeOptions<'_>, progress: &dyn Progre
     };
     if plan.child_gone {
         let journal = Journal::read(plan.child())?.ok_or_else(|| gone(plan))?;
-        Finish::new(plan, journal).run(&mut report)?;
+        Finish::new(plan, journal, Vec::new()).run(&mut report)?;
         return Ok(report);
     }
-    let sources = lock_sources(plan)?;
+    check_writable(plan)?;
+    let merged = open_merged(plan)?;
+    let carrying = Carrying::open(&plan.request, &plan.carried, plan.child(), &merged)?;
+    let mut run = Run::begin(plan)?;
+    // INV-22: what others would read otherwise is theirs, durably, before the target changes.
+    let (carried, bytes) = carrying.take_over(&merged, options, progress)?;
+    report.carried_bytes = bytes;
+    if options.is_cancelled() && !carried.is_empty() {
+        report.cancelled = true;
+        return Ok(report);
+    }
+    let sources = into_sources(plan, merged)?;
     let target = open_target(&plan.request.open, plan.target_known(), true)?;
-    check_children_writable(plan)?;
-    let mut run = Run::begin(plan, &sources)?;
+    run.announce()?;
     progress.begin(run.work_bytes());
-    let done = run.copy(&target, options, progress, &mut report)?;
+    let done = run.copy(&sources, &target, options, progress, &mut report)?;
     let closed = target.close();
     closed.map_err(|source| MergeError::Device {
         path: plan.target().to_owned(),
@@ -48,7 +59,7 @@ pub fn merge(plan: &MergePlan, options: &MergeOptions<'_>, progress: &dyn Progre
     // INV-21: everything is in the target, durably, before the first child is pointed to it.
     run.journal.write()?;
     // The locks of the layers are held up to here and until they are gone: nobody writes to one that goes.
-    Finish::new(plan, run.journal).run(&mut report)?;
+    Finish::new(plan, run.journal, carried).run(&mut report)?;
     drop(sources);
     Ok(report)
 }
@@ -60,23 +71,23 @@ fn gone(plan: &MergePlan) -> MergeError {
     }
 }
 
-/// The layers that go, under their locks. The rest of the chain is let go again: the target is to be written.
-fn lock_sources(plan: &MergePlan) -> Result<Vec<Layer>, MergeError> {
+/// The image that goes, over its whole chain, under the locks.
+fn open_merged(plan: &MergePlan) -> Result<OpenedDisk, MergeError> {
     let opened = plan.request.open.clone().write(false).open(plan.child())?;
     let found = Range::of(&opened, &plan.request)?;
     found.check_sizes()?;
-    let other = plan
-        .layers
-        .iter()
-        .zip(&found.layers)
-        .find(|(planned, found)| planned != found);
-    if other.is_some() || plan.layers.len() != found.layers.len() {
-        return Err(MergeError::Changed {
-            path: plan.child().to_owned(),
-            what: "its chain changed since the merge was planned".to_owned(),
-        });
+    if found.layers == plan.layers {
+        return Ok(opened);
     }
-    let device = opened.into_device().ok_or_else(|| MergeError::NoParent {
+    Err(MergeError::Changed {
+        path: plan.child().to_owned(),
+        what: "its chain changed since the merge was planned".to_owned(),
+    })
+}
+
+/// The layers that go, under their locks. The rest of the chain is let go again: the target is to be written.
+fn into_sources(plan: &MergePlan, merged: OpenedDisk) -> Result<Vec<Layer>, MergeError> {
+    let device = merged.into_device().ok_or_else(|| MergeError::NoParent {
         path: plan.child().to_owned(),
     })?;
     let mut layers = device.into_layers();
@@ -85,16 +96,15 @@ fn lock_sources(plan: &MergePlan) -> Result<Vec<Layer>, MergeError> {
 }
 
 /// Better now than after the copying.
-fn check_children_writable(plan: &MergePlan) -> Result<(), MergeError> {
-    for child in &plan.children {
-        HostFile::open(child, Access::ReadWrite, Sharing::Exclusive)?;
+fn check_writable(plan: &MergePlan) -> Result<(), MergeError> {
+    for path in plan.children.iter().map(PathBuf::as_path).chain([plan.target()]) {
+        HostFile::open(path, Access::ReadWrite, Sharing::Exclusive)?;
     }
     Ok(())
 }
 
 struct Run<'a> {
     plan: &'a MergePlan,
-    sources: &'a [Layer],
     paths: Vec<PathBuf>,
     journal: Journal,
     start: u64,
@@ -102,11 +112,10 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// Puts the record in its place, or finds out where the recorded merge goes on.
-    fn begin(plan: &'a MergePlan, sources: &'a [Layer]) -> Result<Self, MergeError> {
+    /// Finds out where a recorded merge goes on, or, if children are carried along, puts the record in its place.
+    fn begin(plan: &'a MergePlan) -> Result<Self, MergeError> {
         let mut run = Self {
             plan,
-            sources,
             paths: plan.removed().map(PathBuf::from).collect(),
             journal: new_journal(plan),
             start: 0,
@@ -117,15 +126,22 @@ impl<'a> Run<'a> {
                 return Err(recorded.unfinished());
             }
             run.resume(&recorded)?;
-        }
-        // A merge that is finishing stays so: children may have been pointed to the target.
-        if run.mode != CopyMode::Verify && run.start < plan.summary.disk_bytes {
-            run.journal.phase = Phase::Copying(run.start);
-            run.journal.renew()?;
-            // INV-20: the record is durable before the target changes.
+        } else if !plan.carried.is_empty() {
             run.journal.write()?;
         }
         Ok(run)
+    }
+
+    /// Puts the record in its place that says from where on the target is about to change.
+    fn announce(&mut self) -> Result<(), MergeError> {
+        // A merge that is finishing stays so: children may have been pointed to the target.
+        if self.mode != CopyMode::Verify && self.start < self.plan.summary.disk_bytes {
+            self.journal.phase = Phase::Copying(self.start);
+            self.journal.renew()?;
+            // INV-20: the record is durable before the target changes.
+            self.journal.write()?;
+        }
+        Ok(())
     }
 
     /// Where to go on: where the record says, or, if a layer was written to since or that can't be told, from the
@@ -133,6 +149,8 @@ impl<'a> Run<'a> {
     fn resume(&mut self, recorded: &Journal) -> Result<(), MergeError> {
         let unchanged = recorded.sources_unchanged()?;
         (self.start, self.mode) = match recorded.phase {
+            // The target is as it was.
+            Phase::Carrying => (0, CopyMode::Write),
             Phase::Copying(done) if unchanged => (done, CopyMode::Write),
             Phase::Finishing if unchanged => (self.plan.summary.disk_bytes, CopyMode::Write),
             Phase::Copying(_) => (0, CopyMode::Compare),
@@ -160,6 +178,7 @@ impl<'a> Run<'a> {
     /// Copies batch by batch, each durable before the record says so. `false` if it was told to stop before the end.
     fn copy(
         &mut self,
+        sources: &[Layer],
         target: &OpenedDisk,
         options: &MergeOptions<'_>,
         progress: &dyn Progress,
@@ -167,7 +186,7 @@ impl<'a> Run<'a> {
     ) -> Result<bool, MergeError> {
         let disk = target.disk();
         let copy = LayerCopy {
-            sources: self.sources,
+            sources,
             paths: &self.paths,
             target: &disk,
             target_path: self.plan.target(),
@@ -195,7 +214,8 @@ fn new_journal(plan: &MergePlan) -> Journal {
         target: plan.target_known().clone(),
         layers: plan.sources().iter().map(source).collect(),
         children: plan.children.clone(),
-        phase: Phase::Copying(0),
+        carried: plan.carried.iter().map(|child| child.path.clone()).collect(),
+        phase: Phase::Carrying,
         boot: None,
     }
 }

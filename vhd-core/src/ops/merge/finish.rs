@@ -1,28 +1,30 @@
 //! The end of a merge: children are pointed to the target, then the layers go, then the record.
 
-use std::fs::File;
 use std::path::Path;
-use std::sync::Arc;
-use std::time::SystemTime;
 
+use super::child_file::ChildFile;
 use super::dependants;
 use super::journal::{Journal, Known};
 use super::plan::{open_target, other_disk};
 use super::{MergeError, MergePlan, MergeReport};
+use crate::ErrorKind;
 use crate::chain::{OpenedDisk, parent_link};
-use crate::image::{Amendment, Footers, Image, OpenMode};
+use crate::format::UniqueId;
+use crate::image::Footers;
 use crate::ops::verify::record_path;
-use crate::storage::{Access, HostFile, Sharing, StorageError, remove_file};
+use crate::storage::{Access, HostFile, Sharing, remove_file};
 
 /// What is left to be done once everything is in the target. Each step may have been done already.
 pub(super) struct Finish<'a> {
     plan: &'a MergePlan,
     journal: Journal,
+    /// The carried children that are open already.
+    carried: Vec<ChildFile>,
 }
 
 impl<'a> Finish<'a> {
-    pub(super) fn new(plan: &'a MergePlan, journal: Journal) -> Self {
-        Self { plan, journal }
+    pub(super) fn new(plan: &'a MergePlan, journal: Journal, carried: Vec<ChildFile>) -> Self {
+        Self { plan, journal, carried }
     }
 
     pub(super) fn run(mut self, report: &mut MergeReport) -> Result<(), MergeError> {
@@ -30,23 +32,16 @@ impl<'a> Finish<'a> {
             self.find_new_children()?;
         }
         // INV-21: children first. At every moment every image that is left has its parents.
-        if !self.journal.children.is_empty() {
-            let opened = open_target(&self.plan.request.open, &self.journal.target, false)?;
-            for child in &self.journal.children {
-                if self.relink(child, &opened)? {
-                    report.repointed.push(child.clone());
-                }
-            }
-        }
+        self.point_children(report)?;
         // The child before its parent: what is left of the range can be read while it is there.
         for layer in &self.journal.layers {
             if remove_layer(&layer.known)? {
                 report.removed.push(layer.known.path.clone());
             }
         }
-        // Digests of what is gone, and of what the target held before.
+        // Digests of what is gone, of what the target held before, and of children that hold more than before.
         let layers = self.journal.layers.iter().map(|layer| &layer.known.path);
-        for path in layers.chain([&self.journal.target.path]) {
+        for path in layers.chain([&self.journal.target.path]).chain(&self.journal.carried) {
             remove_file(&record_path(path))?;
         }
         self.journal.remove()
@@ -54,7 +49,8 @@ impl<'a> Finish<'a> {
 
     /// Children that were made while the copying went on are pointed to the target too.
     fn find_new_children(&mut self) -> Result<(), MergeError> {
-        let found = dependants::find(&self.plan.layers, &[], &self.journal.children, true)?;
+        let mut found = dependants::find(&self.plan.layers, &[], &self.journal.dependants())?;
+        found.others.retain(|other| !self.journal.carried.contains(&other.path));
         if !found.others.is_empty() {
             return Err(MergeError::HasChildren {
                 dependants: found.others,
@@ -67,54 +63,56 @@ impl<'a> Finish<'a> {
         Ok(())
     }
 
-    /// Points a child to the target, in one step. `false` if it is not a child of the merged image any more.
-    fn relink(&self, path: &Path, target: &OpenedDisk) -> Result<bool, MergeError> {
-        if !path.exists() {
-            return Ok(false);
+    fn point_children(&mut self, report: &mut MergeReport) -> Result<(), MergeError> {
+        let Journal { layers, target, .. } = &self.journal;
+        let child = [layers[0].known.id];
+        let others: Vec<UniqueId> = layers[1..].iter().map(|layer| layer.known.id).collect();
+        let all = [(&self.journal.children, &child[..]), (&self.journal.carried, &others)];
+        if all.iter().all(|(paths, _)| paths.is_empty()) {
+            return Ok(());
         }
-        let link = parent_link(path, &self.journal.target.path, target)?;
-        let file = match HostFile::open(path, Access::ReadWrite, Sharing::Exclusive) {
-            Ok(file) => Arc::new(file),
-            // A machine may run on one that was pointed before the merge died.
-            Err(StorageError::Locked { .. }) if dependants::parent_id(path)? == Some(self.journal.target.id) => {
-                return Ok(false);
+        let opened = open_target(&self.plan.request.open, target, false)?;
+        for (paths, parents) in all {
+            for path in paths {
+                let file = self.carried.iter().position(|file| file.path() == path);
+                let file = file.map(|at| self.carried.swap_remove(at));
+                if point(path, file, parents, target, &opened)? {
+                    report.repointed.push(path.clone());
+                }
             }
-            Err(error) => return Err(error.into()),
-        };
-        let modified = file.modified().ok();
-        let image = Image::open(file, &OpenMode::read_write()).map_err(|source| MergeError::Child {
-            path: path.to_owned(),
-            source,
-        })?;
-        let parent = image.header().map(|header| header.parent_id);
-        let known = [self.journal.layers[0].known.id, self.journal.target.id];
-        if !parent.is_some_and(|parent| known.contains(&parent)) {
-            return Ok(false);
         }
-        let amendment = Amendment {
-            parent: Some(link),
-            ..image.amendment()
-        };
-        image.amend(&amendment).map_err(|source| MergeError::Relink {
-            path: path.to_owned(),
-            source,
-        })?;
-        if let Some(modified) = modified {
-            keep_modified(path, modified);
-        }
-        Ok(true)
+        Ok(())
     }
 }
 
-/// Children of a child remember when its file was changed last, and its content was not.
-fn keep_modified(path: &Path, modified: SystemTime) {
-    let set = File::options()
-        .write(true)
-        .open(path)
-        .and_then(|file| file.set_modified(modified));
-    if let Err(error) = set {
-        tracing::warn!(path = %path.display(), %error, "its children will find another modification time");
+/// Points a child of one of `parents` to the target, in one step. One that is over the target gets the time stamp of
+/// the target as it is now. `false` if it was there before, or is somebody else's child now.
+fn point(
+    path: &Path,
+    file: Option<ChildFile>,
+    parents: &[UniqueId],
+    target: &Known,
+    opened: &OpenedDisk,
+) -> Result<bool, MergeError> {
+    if !path.exists() {
+        return Ok(false);
     }
+    let link = parent_link(path, &target.path, opened)?;
+    let file = match file.map_or_else(|| ChildFile::open(path), Ok) {
+        // A machine may run on one that was pointed before the merge died.
+        Err(error) if error.kind() == ErrorKind::Locked && dependants::parent_id(path)? == Some(target.id) => {
+            return Ok(false);
+        }
+        file => file?,
+    };
+    let Some(parent) = file.parent_id() else {
+        return Ok(false);
+    };
+    let moves = parents.contains(&parent);
+    if moves || parent == target.id {
+        file.point_to(link)?;
+    }
+    Ok(moves)
 }
 
 /// Removes the file of a layer, if it is there.

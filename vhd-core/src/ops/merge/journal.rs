@@ -6,12 +6,14 @@
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
 use super::MergeError;
+use super::dependants::Recorded;
+use crate::chain::relative_to;
 use crate::format::UniqueId;
 use crate::record::RecordKind;
 use crate::storage::{StorageError, remove_file};
@@ -34,6 +36,8 @@ pub(super) struct Journal {
     pub(super) layers: Vec<Source>,
     /// What is to be pointed to the target.
     pub(super) children: Vec<PathBuf>,
+    /// Children of the other layers and of the target: they hold what would read otherwise.
+    pub(super) carried: Vec<PathBuf>,
     pub(super) phase: Phase,
     /// The run of the system in which the fingerprints were taken.
     pub(super) boot: Option<String>,
@@ -59,6 +63,8 @@ pub(super) struct Source {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Phase {
+    /// Nothing is in the target yet: the carried children take over what they read.
+    Carrying,
     /// What the layers hold below this byte of the disk is in the target, durably.
     Copying(u64),
     /// Everything is in the target, durably; the children are pointed to it, and then the layers go.
@@ -92,6 +98,15 @@ impl Fingerprint {
 }
 
 impl Journal {
+    /// Whom it knows of.
+    pub(super) fn dependants(&self) -> Recorded<'_> {
+        Recorded {
+            children: &self.children,
+            carried: &self.carried,
+            finishing: self.phase == Phase::Finishing,
+        }
+    }
+
     /// Where the record of a merge of `child` is.
     pub(super) fn path(child: &Path) -> PathBuf {
         let mut name = OsString::from(child.file_name().unwrap_or_default());
@@ -100,12 +115,27 @@ impl Journal {
     }
 
     pub(super) fn read(child: &Path) -> Result<Option<Self>, MergeError> {
-        Ok(KIND.read(&Self::path(child))?)
+        let mut journal: Option<Self> = KIND.read(&Self::path(child))?;
+        if let (Some(journal), Some(dir)) = (&mut journal, child.parent()) {
+            journal.each_path(|path| *path = resolved(path, dir));
+        }
+        Ok(journal)
     }
 
-    /// Puts the record in its place, durably.
+    /// Puts the record in its place, durably. Its paths go from the child's directory: in a copy of that directory the
+    /// record is of the copies.
     pub(super) fn write(&self) -> Result<(), MergeError> {
-        Ok(KIND.write(&Self::path(self.child()), self)?)
+        let mut stored = self.clone();
+        if let Some(dir) = self.child().parent() {
+            stored.each_path(|path| *path = relative_to(path, dir));
+        }
+        Ok(KIND.write(&Self::path(self.child()), &stored)?)
+    }
+
+    fn each_path(&mut self, action: impl FnMut(&mut PathBuf)) {
+        let layers = self.layers.iter_mut().map(|layer| &mut layer.known.path);
+        let others = self.children.iter_mut().chain(&mut self.carried);
+        layers.chain(others).chain([&mut self.target.path]).for_each(action);
     }
 
     /// The merge is done.
@@ -152,8 +182,46 @@ impl Journal {
     }
 }
 
+/// The file that is recorded as `path` in the directory `dir`, which is named from the root and without links. So
+/// `..` is the directory above and can be resolved by name.
+fn resolved(path: &Path, dir: &Path) -> PathBuf {
+    let mut full = dir.to_owned();
+    for component in path.components() {
+        match component {
+            Component::ParentDir => drop(full.pop()),
+            Component::CurDir => {}
+            other => full.push(other),
+        }
+    }
+    full
+}
+
 /// Which run of the system this is.
 fn boot() -> Option<String> {
     let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     Some(text.trim().to_owned()).filter(|text| !text.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_go_from_the_directory() {
+        let dir = Path::new("/vm/disks");
+        for (path, stored) in [
+            ("/vm/disks/a.vhd", "./a.vhd"),
+            ("/vm/disks/below/a.vhd", "./below/a.vhd"),
+            ("/vm/a.vhd", "../a.vhd"),
+            ("/mnt/other/a.vhd", "../../mnt/other/a.vhd"),
+        ] {
+            let way = relative_to(Path::new(path), dir);
+            assert_eq!(way, Path::new(stored));
+            assert_eq!(resolved(&way, dir), Path::new(path));
+        }
+        assert_eq!(
+            resolved(Path::new("../a.vhd"), Path::new("/copy/disks")),
+            Path::new("/copy/a.vhd")
+        );
+    }
 }

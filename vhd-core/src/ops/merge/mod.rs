@@ -3,9 +3,12 @@
 //! ```text
 //!   plan.rs        which layers go, into what, whose children follow         reads only
 //!   dependants.rs  who else is based on them
+//!   groups.rs      which pieces of a layer are read and written at once
 //!   copy.rs        each sector that the range holds, once, from its topmost layer
+//!   carry.rs       children of other layers take over what would read otherwise
+//!   groups.rs      which pieces are read and written at once; zero_run.rs: zeroes that take no space
 //!   journal.rs     how far it is: the record beside the child
-//!   execute.rs     copy, flush, record, ... ; then finish.rs: point children, remove files, remove the record
+//!   execute.rs     carry, copy, flush, record, ... ; then finish.rs: point children, remove files, remove the record
 //!   new_image.rs   the same into a new image, which changes nothing
 //! ```
 //!
@@ -13,14 +16,18 @@
 //! was changed in it is held by a layer above. The leaf reads the same at every moment. docs/merge.md has the order
 //! of the writes and its reasons (INV-20 to INV-22).
 
+mod carry;
+mod child_file;
 mod copy;
 mod dependants;
 mod error;
 mod execute;
 mod finish;
+mod groups;
 mod journal;
 mod new_image;
 mod plan;
+mod zero_run;
 
 use std::path::{Path, PathBuf};
 
@@ -40,8 +47,11 @@ pub struct MergeRequest {
     pub child: PathBuf,
     /// The ancestor into which everything above it goes; `None` for the child's parent.
     pub into: Option<PathBuf>,
-    /// Children of `child` in places that are not looked at.
+    /// Children of `child`, or with `carry` of another layer, in places that are not looked at.
     pub extra_children: Vec<PathBuf>,
+    /// Children of the target and of the layers between are carried along: they take over, before anything changes,
+    /// what they would read otherwise. Without it they are an obstacle.
+    pub carry: bool,
     /// How the chain is opened.
     pub open: OpenOptions,
 }
@@ -54,6 +64,7 @@ impl MergeRequest {
             child: child.to_owned(),
             into: None,
             extra_children: Vec::new(),
+            carry: false,
             open: OpenOptions::new(),
         }
     }
@@ -74,12 +85,26 @@ pub struct MergePlan {
     /// What goes, the child first, and then the target.
     layers: Vec<Known>,
     children: Vec<PathBuf>,
+    carried: Vec<CarriedChild>,
     summary: MergeSummary,
     warnings: Vec<String>,
     /// How far an unfinished merge is that this goes on with.
     resumed: Option<Phase>,
     /// The child is gone: what is left is told by the record alone.
     child_gone: bool,
+}
+
+/// A child of the target, or of a layer between it and the image that is merged, which goes on reading what it reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CarriedChild {
+    /// The child.
+    pub path: PathBuf,
+    /// The layer that is its parent.
+    pub parent: PathBuf,
+    /// Bytes that it takes over at most: what is the same in the merged image need not be taken over.
+    pub bytes: u64,
+    /// Bytes by which its file grows at most, without the few bytes that describe them.
+    pub new_bytes: u64,
 }
 
 /// The figures of a plan.
@@ -119,6 +144,12 @@ impl MergePlan {
         &self.children
     }
 
+    /// The children of other layers that are carried along.
+    #[must_use]
+    pub fn carried(&self) -> &[CarriedChild] {
+        &self.carried
+    }
+
     /// The figures.
     #[must_use]
     pub fn summary(&self) -> MergeSummary {
@@ -136,6 +167,7 @@ impl MergePlan {
     #[must_use]
     pub fn resumes_at(&self) -> Option<u64> {
         self.resumed.map(|phase| match phase {
+            Phase::Carrying => 0,
             Phase::Copying(done) => done,
             Phase::Finishing => self.summary.disk_bytes,
         })
@@ -161,6 +193,8 @@ pub struct MergeReport {
     pub copied_bytes: u64,
     /// Bytes that are zero and were made so without writing them, or were already.
     pub zeroed_bytes: u64,
+    /// Bytes that children of other layers took over.
+    pub carried_bytes: u64,
     /// The children that were pointed to the target.
     pub repointed: Vec<PathBuf>,
     /// The files that were removed.

@@ -4,9 +4,9 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use super::copy::WINDOW;
-use super::dependants;
+use super::dependants::{self, Dependants, Recorded};
 use super::journal::{Journal, Known, Phase};
-use super::{MergeError, MergePlan, MergeRequest, MergeSummary};
+use super::{CarriedChild, MergeError, MergePlan, MergeRequest, MergeSummary, carry};
 use crate::chain::{ImageFormat, OpenOptions, OpenedDisk, parent_link};
 use crate::device::{ByteRange, DeviceError, Layer, held};
 use crate::format::UniqueId;
@@ -33,29 +33,30 @@ pub fn plan(request: &MergeRequest) -> Result<MergePlan, MergeError> {
     if let Some(journal) = &journal {
         range.check_same(journal)?;
     }
-    let finishing = journal
-        .as_ref()
-        .is_some_and(|journal| journal.phase == Phase::Finishing);
-    let recorded = journal.as_ref().map_or(&[][..], |journal| &journal.children);
-    let found = dependants::find(&range.layers, &request.extra_children, recorded, finishing)?;
-    if !found.others.is_empty() {
+    let recorded = journal.as_ref().map_or(Recorded::default(), Journal::dependants);
+    let found = dependants::find(&range.layers, &request.extra_children, &recorded)?;
+    if !found.others.is_empty() && !request.carry {
         return Err(MergeError::HasChildren {
             dependants: found.others,
         });
     }
     refuse_unfinished(range.layers[1..].iter().map(|layer| &*layer.path))?;
-    refuse_unfinished(found.children.iter().map(|child| &**child))?;
-    check_links(request, range.target(), &found.children)?;
+    refuse_unfinished(found.paths())?;
+    check_links(request, range.target(), &found)?;
+    let carried = found.others.into_iter();
+    let carried = carried.map(|child| carry::survey(request, child, &range.layers[0].path, &opened));
+    let carried = carried.collect::<Result<_, _>>()?;
     let start = match journal.as_ref().map(|journal| journal.phase) {
         Some(Phase::Copying(done)) => done,
         Some(Phase::Finishing) => range.disk_bytes(),
-        None => 0,
+        Some(Phase::Carrying) | None => 0,
     };
     let mut warnings: Vec<String> = opened.warnings().iter().map(ToString::to_string).collect();
     warnings.extend(hidden_mark(&range, &found.children));
     Ok(MergePlan {
         request: request.clone(),
         children: found.children,
+        carried,
         summary: range.survey(start)?,
         warnings,
         resumed: journal.map(|journal| journal.phase),
@@ -75,12 +76,20 @@ fn plan_of_record(request: &MergeRequest, journal: &Journal) -> Result<MergePlan
     }
     let opened = open_target(&request.open, &journal.target, false)?;
     let disk_bytes = opened.disk().size();
+    // Each has what it needs: it is only told of.
+    let carried = journal.carried.iter().map(|path| CarriedChild {
+        path: path.clone(),
+        parent: journal.target.path.clone(),
+        bytes: 0,
+        new_bytes: 0,
+    });
     let mut layers: Vec<Known> = journal.layers.iter().map(|source| source.known.clone()).collect();
     layers.push(journal.target.clone());
     Ok(MergePlan {
         request: request.clone(),
         layers,
         children: journal.children.clone(),
+        carried: carried.collect(),
         summary: MergeSummary {
             disk_bytes,
             ..MergeSummary::default()
@@ -149,12 +158,12 @@ fn refuse_unfinished<'a>(paths: impl Iterator<Item = &'a Path>) -> Result<(), Me
 }
 
 /// What the children have to say of the target can be said.
-fn check_links(request: &MergeRequest, target: &Known, children: &[PathBuf]) -> Result<(), MergeError> {
-    if children.is_empty() {
+fn check_links(request: &MergeRequest, target: &Known, found: &Dependants) -> Result<(), MergeError> {
+    if found.paths().next().is_none() {
         return Ok(());
     }
     let opened = open_target(&request.open, target, false)?;
-    for child in children {
+    for child in found.paths() {
         parent_link(child, &target.path, &opened)?;
     }
     Ok(())

@@ -17,6 +17,7 @@ use std::path::Path;
 
 pub use error::ReparentError;
 pub use rebase::{Rebase, RebaseOptions, RebaseReport, rebase};
+pub(crate) use rebase::{take_over, taken_at_most};
 pub use relink::{Relink, relink};
 
 use crate::chain::{ChainError, OpenedDisk};

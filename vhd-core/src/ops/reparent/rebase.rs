@@ -11,7 +11,7 @@ use super::wanted::{MissingBlocks, Wanted, files_below};
 use super::{ReparentError, check_differencing, check_no_circle, check_same_size, relink};
 use crate::chain::{OpenOptions, OpenedDisk, Relation, parent_link};
 use crate::device::{ByteRange, DeviceError, Disk, LayeredDevice};
-use crate::image::ParentLink;
+use crate::image::{Image, ParentLink};
 use crate::ops::diff::{Layers, files_of};
 use crate::ops::zeroes::for_each_data_run;
 use crate::ops::{OpsError, Progress, useful_threads};
@@ -155,18 +155,62 @@ pub fn rebase(
     options: &RebaseOptions<'_>,
     progress: &dyn Progress,
 ) -> Result<RebaseReport, ReparentError> {
-    let child = Arc::new(child);
-    let report = Taking::new(Arc::clone(&child), parent, options, progress)?.run(true)?;
-    let child = Arc::into_inner(child).ok_or(ReparentError::Child(DeviceError::Unsupported("be shared")))?;
+    let (child, report) = take_over(child, parent, options, progress)?;
     if report.cancelled {
         child.close().map_err(ReparentError::Child)?;
         return Ok(report);
     }
-    let leaf = child.into_leaf();
-    // INV-29: what the child took over is durable before its header names the parent that does not have it.
-    leaf.flush().map_err(ReparentError::Child)?;
-    relink(leaf, link)?;
+    relink(child, link)?;
     Ok(report)
+}
+
+/// Makes the leaf of `child` hold itself, durably, what it reads and `parent`, which has the same size, does not. What
+/// it reads stays the same at every moment. The leaf comes back without its parents and stays open.
+///
+/// # Errors
+/// [`ReparentError`]; what the child took over stays.
+pub(crate) fn take_over(
+    child: LayeredDevice,
+    parent: &OpenedDisk,
+    options: &RebaseOptions<'_>,
+    progress: &dyn Progress,
+) -> Result<(Image, RebaseReport), ReparentError> {
+    let child = Arc::new(child);
+    let report = Taking::new(Arc::clone(&child), parent, options, progress)?.run(true)?;
+    let child = Arc::into_inner(child).ok_or(ReparentError::Child(DeviceError::Unsupported("be shared")))?;
+    let leaf = child.into_leaf();
+    // INV-29: what the child took over is durable before anything relies on that.
+    leaf.flush().map_err(ReparentError::Child)?;
+    Ok((leaf, report))
+}
+
+/// What [`take_over`] does at most, as far as this can be told without reading data.
+///
+/// # Errors
+/// [`ReparentError`] when it can't be told which layer has what.
+pub(crate) fn taken_at_most(child: &Arc<LayeredDevice>, parent: &OpenedDisk) -> Result<RebaseReport, ReparentError> {
+    let layers = Layers::of(&files_below(child), &files_of(parent));
+    let missing = MissingBlocks::of(child.leaf()).map_err(ReparentError::Child)?;
+    let (child, parent) = (Disk::new(Arc::clone(child) as _), parent.disk());
+    let mut wanted = Wanted::new(&child, &parent, &layers);
+    let mut new_blocks = HashSet::new();
+    let mut report = RebaseReport {
+        block_size: missing.block_size,
+        ..RebaseReport::default()
+    };
+    while let Some(range) = wanted.next(&()).map_err(only_read)? {
+        report.taken_bytes += range.len;
+        new_blocks.extend(missing.in_range(range));
+    }
+    report.new_blocks = u64_from(new_blocks.len());
+    Ok(report)
+}
+
+fn only_read(error: OpsError) -> ReparentError {
+    match error {
+        OpsError::Source(error) => ReparentError::Child(error),
+        _ => unreachable!("looking for ranges only reads"),
+    }
 }
 
 /// What all threads share.
@@ -243,8 +287,7 @@ impl<'a> Taking<'a> {
             let taken = match next {
                 Ok(None) => break,
                 Ok(Some(range)) => self.take_range(range, &mut buffers, write),
-                Err(OpsError::Source(error)) => Err(ReparentError::Child(error)),
-                Err(_) => unreachable!("looking for ranges only reads"),
+                Err(error) => Err(only_read(error)),
             };
             if taken.is_err() {
                 self.failed.store(true, Ordering::Relaxed);
