@@ -14,7 +14,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use vhd_nbd::protocol::{
     ChunkType, Command, CommandFlags, Greeting, InfoItem, InfoRequest, OptionReply, OptionReplyHeader, OptionRequest,
-    REPLY_MAGIC_SIZE, ReplyFlags, ReplyHeader, ReplyStyle, RequestHeader,
+    REPLY_MAGIC_SIZE, ReplyFlags, ReplyHeader, ReplyStyle, RequestHeader, SimpleReply,
 };
 use vhd_nbd::transport::Transport;
 
@@ -27,6 +27,9 @@ const INBOX: usize = 64 << 10;
 /// The client's first words: fixed newstyle, no padding.
 const CLIENT_FLAGS: u32 = 3;
 
+/// Bytes; longer payloads are sent from where they are.
+const TOGETHER: usize = 16 << 10;
+
 const USTAMPED: usize = STAMPED as usize;
 
 /// What a load did.
@@ -38,7 +41,7 @@ pub(crate) struct Outcome {
 
 /// A connection to a server.
 pub(crate) struct Client {
-    transport: Transport,
+    transport: Arc<Transport>,
     size: u64,
     inbox: Vec<u8>,
     start: usize,
@@ -51,7 +54,7 @@ impl Client {
         let stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(Duration::from_secs(20)))?;
         let mut client = Self {
-            transport: Transport::new(stream.into()),
+            transport: Arc::new(Transport::new(stream.into())),
             size: 0,
             inbox: vec![0; INBOX],
             start: 0,
@@ -116,39 +119,57 @@ impl Client {
     }
 
     /// Keeps `load.depth` requests in flight until the time is over or the places are used up.
-    pub(crate) fn run(&mut self, load: &Load, places: &mut impl Iterator<Item = Place>, time: Duration) -> Result<Outcome> {
-        let mut batch = Batch::new(load);
+    pub(crate) fn run(
+        &mut self,
+        load: &Load,
+        places: &mut impl Iterator<Item = Place>,
+        time: Duration,
+    ) -> Result<Outcome> {
+        let mut batch = Batch::new(Arc::clone(&self.transport), load);
         let mut latency = Histogram::<u64>::new_with_bounds(1, 60_000_000_000, 3)?;
         let (began, mut requests) = (Instant::now(), 0);
+        let mut now = began;
         for place in places.by_ref().take(load.depth) {
-            batch.push(place);
+            batch.push(place)?;
         }
-        let mut in_flight = batch.send(&self.transport, began)?;
-        while in_flight > 0 {
-            self.await_bytes(1)?;
-            let now = Instant::now();
-            let go_on = now - began < time;
-            // All replies that are there, then the requests that take their places.
-            loop {
-                if let Some(slot) = self.reply(&batch)? {
-                    latency.saturating_record(u64::try_from((now - batch.sent_at(slot)).as_nanos())?);
-                    (in_flight, requests) = (in_flight - 1, requests + 1);
-                    batch.free(slot);
-                    if go_on && let Some(place) = places.next() {
-                        batch.push(place);
-                    }
-                }
-                if self.end - self.start < ReplyStyle::Structured.header_size() {
-                    break;
-                }
+        while batch.in_flight() > 0 {
+            if !self.has_reply() {
+                batch.send()?;
+                self.await_bytes(1)?;
+                now = Instant::now();
             }
-            in_flight += batch.send(&self.transport, Instant::now())?;
+            let Some(slot) = self.reply(&batch)? else {
+                continue;
+            };
+            latency.saturating_record(u64::try_from((now - batch.sent_at(slot)).as_nanos())?);
+            requests += 1;
+            batch.free(slot);
+            if now - began < time
+                && let Some(place) = places.next()
+            {
+                batch.push(place)?;
+            }
         }
         Ok(Outcome {
             requests,
             seconds: began.elapsed().as_secs_f64(),
             p99: Duration::from_nanos(latency.value_at_quantile(0.99)),
         })
+    }
+
+    /// Whether a reply is there as a whole; if not, the requests that are ready must not wait for the rest of it.
+    fn has_reply(&self) -> bool {
+        let there = &self.inbox[self.start..self.end];
+        let size = ReplyStyle::Structured.header_size();
+        match there
+            .get(..size)
+            .map(|header| ReplyHeader::decode(ReplyStyle::Structured, header))
+        {
+            Some(Ok(ReplyHeader::Chunk(header))) => {
+                usize::try_from(header.length).is_ok_and(|length| there.len() - size >= length)
+            }
+            _ => there.len() >= SimpleReply::SIZE,
+        }
     }
 
     /// Takes one chunk; the slot of its request if that is done.
@@ -184,7 +205,10 @@ impl Client {
         length -= 8;
         let found = u64::from_be_bytes(self.inbox[self.start..self.start + 8].try_into()?);
         let stamped = offset.is_multiple_of(STAMPED) && load.is_stamped;
-        ensure!(!stamped || found == stamp(offset), "wrong data at {offset:#x}: {found:#x}");
+        ensure!(
+            !stamped || found == stamp(offset),
+            "wrong data at {offset:#x}: {found:#x}"
+        );
         while length > 0 {
             self.await_bytes(1)?;
             let part = length.min(self.end - self.start);
@@ -197,6 +221,7 @@ impl Client {
 
 /// Requests that are sent together.
 struct Batch<'a> {
+    transport: Arc<Transport>,
     load: &'a Load,
     free: Vec<usize>,
     sent: Vec<Instant>,
@@ -206,8 +231,9 @@ struct Batch<'a> {
 }
 
 impl<'a> Batch<'a> {
-    fn new(load: &'a Load) -> Self {
+    fn new(transport: Arc<Transport>, load: &'a Load) -> Self {
         Self {
+            transport,
             load,
             free: (0..load.depth).collect(),
             sent: vec![Instant::now(); load.depth],
@@ -225,8 +251,12 @@ impl<'a> Batch<'a> {
         self.free.push(slot);
     }
 
+    fn in_flight(&self) -> usize {
+        self.load.depth - self.free.len()
+    }
+
     /// Adds a request. There must be a free slot.
-    fn push(&mut self, Place(offset): Place) {
+    fn push(&mut self, Place(offset): Place) -> Result<()> {
         let slot = self.free.pop().expect("as many requests as replies");
         let header = RequestHeader {
             flags: CommandFlags::empty(),
@@ -236,28 +266,40 @@ impl<'a> Batch<'a> {
             length: self.load.length.try_into().unwrap_or(u64::MAX),
         };
         header.encode(ReplyStyle::Structured.header_style(), &mut self.bytes);
+        self.unsent.push(slot);
         if self.load.command == Command::Write {
             let mut at = offset;
             for part in self.payload.chunks_mut(USTAMPED) {
                 part[..8].copy_from_slice(&stamp(at).to_be_bytes());
                 at += STAMPED;
             }
-            self.bytes.extend_from_slice(&self.payload);
+            if self.payload.len() <= TOGETHER {
+                self.bytes.extend_from_slice(&self.payload);
+            } else {
+                self.send_with(true)?;
+            }
         }
-        self.unsent.push(slot);
+        Ok(())
     }
 
-    /// Sends what was added; returns how many requests.
-    fn send(&mut self, transport: &Transport, now: Instant) -> Result<usize> {
-        let count = self.unsent.len();
-        if count > 0 {
-            for slot in self.unsent.drain(..) {
-                self.sent[slot] = now;
-            }
-            transport.send(&[&self.bytes]).context("the server takes no more")?;
-            self.bytes.clear();
+    /// Sends what was added.
+    fn send(&mut self) -> Result<()> {
+        if self.bytes.is_empty() {
+            Ok(())
+        } else {
+            self.send_with(false)
         }
-        Ok(count)
+    }
+
+    fn send_with(&mut self, payload: bool) -> Result<()> {
+        let now = Instant::now();
+        for slot in self.unsent.drain(..) {
+            self.sent[slot] = now;
+        }
+        let payload: &[u8] = if payload { &self.payload } else { &[] };
+        let sent = self.transport.send(&[&self.bytes, payload]);
+        self.bytes.clear();
+        sent.context("the server takes no more")
     }
 }
 
@@ -268,5 +310,8 @@ fn tls(authority: &Path) -> Result<ClientConnection> {
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    Ok(ClientConnection::new(Arc::new(config), ServerName::try_from("localhost")?)?)
+    Ok(ClientConnection::new(
+        Arc::new(config),
+        ServerName::try_from("localhost")?,
+    )?)
 }

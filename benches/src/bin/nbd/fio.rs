@@ -33,16 +33,33 @@ pub(crate) fn print<'a>(servers: impl Iterator<Item = &'a Server> + Clone, bench
 /// Requests per second.
 fn run(rw: &str, bench: &Bench<'_>) -> Result<f64> {
     let output = Command::new("fio")
-        .args(["--name=bench", "--ioengine=nbd", "--bs=4k", "--iodepth=32", "--time_based"])
-        .args(["--iodepth_batch_complete_max=32", "--norandommap", "--output-format=json"])
+        .args([
+            "--name=bench",
+            "--ioengine=nbd",
+            "--bs=4k",
+            "--iodepth=32",
+            "--time_based",
+        ])
+        .args([
+            "--iodepth_batch_complete_max=32",
+            "--norandommap",
+            "--output-format=json",
+        ])
         .arg(format!("--uri=nbd+unix:///?socket={}", bench.places.socket.display()))
         .arg(format!("--rw={rw}"))
         .arg(format!("--runtime={}ms", (bench.args.seconds * 1000.0).ceil()))
         .arg(format!("--size={}", bench.images.size))
         .output()
         .context("fio")?;
-    ensure!(output.status.success(), "fio: {}", String::from_utf8_lossy(&output.stderr));
-    let report: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    ensure!(
+        output.status.success(),
+        "fio: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let said = String::from_utf8_lossy(&output.stdout);
+    // It may have remarks to make first.
+    let report = said.find('{').map_or("", |start| &said[start..]);
+    let report: serde_json::Value = serde_json::from_str(report)?;
     let side = if rw == "randread" { "read" } else { "write" };
     report["jobs"][0][side]["iops"].as_f64().context("fio told no iops")
 }

@@ -43,11 +43,11 @@ struct Args {
     /// MiB of the disks
     #[arg(long, default_value_t = 512)]
     mib: u64,
-    /// Only servers whose name contains one of these
-    #[arg(long, value_delimiter = ',')]
+    /// Only servers whose name contains this; may be given several times
+    #[arg(long = "server", value_name = "PART")]
     servers: Vec<String>,
-    /// Only loads whose name contains one of these
-    #[arg(long, value_delimiter = ',')]
+    /// Only loads whose name contains this; may be given several times
+    #[arg(long = "load", value_name = "PART")]
     loads: Vec<String>,
     /// Also with fio as the client (4 KiB, depth 32)
     #[arg(long)]
@@ -110,12 +110,19 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn run(&self) -> Result<()> {
-        println!("load average before: {}", std::fs::read_to_string("/proc/loadavg")?.trim());
+        println!(
+            "load average before: {}",
+            std::fs::read_to_string("/proc/loadavg")?.trim()
+        );
         let servers: Vec<Server> = servers()
             .into_iter()
             .filter(|server| is_chosen(&self.args.servers, &server.name()))
             .collect();
-        let mut tables: Vec<Table> = LOADS.iter().chain(&NEW_BLOCKS).map(|load| Table::new(load.name)).collect();
+        let mut tables: Vec<Table> = LOADS
+            .iter()
+            .chain(&NEW_BLOCKS)
+            .map(|load| Table::new(load.name))
+            .collect();
         // The first round warms up.
         for round in 0..=self.args.rounds {
             for server in &servers {
@@ -128,8 +135,12 @@ impl Bench<'_> {
         for table in tables.iter().filter(|table| !table.is_empty()) {
             table.print();
         }
-        println!("load average after: {}", std::fs::read_to_string("/proc/loadavg")?.trim());
-        let full = || servers.iter().filter(|server| !server.image.is_empty() && !server.tls);
+        println!(
+            "load average after: {}",
+            std::fs::read_to_string("/proc/loadavg")?.trim()
+        );
+        let is_plain = |server: &&Server| !server.tls && matches!(server.image, Image::Raw | Image::Dynamic);
+        let full = || servers.iter().filter(is_plain);
         if self.args.fio {
             fio::print(full(), self)?;
         }
@@ -178,8 +189,7 @@ impl Bench<'_> {
 
     fn connect(&self, server: &Server) -> Result<Client> {
         let authority = self.places.certificates.join("ca-cert.pem");
-        Client::connect(&self.places.socket, server.tls.then_some(authority.as_path()))
-            .with_context(|| server.name())
+        Client::connect(&self.places.socket, server.tls.then_some(authority.as_path())).with_context(|| server.name())
     }
 }
 

@@ -87,7 +87,11 @@ impl Server {
             }
             Program::Nbdkit => {
                 let mut command = Command::new("nbdkit");
-                command.args(["--foreground", "--unix"]).arg(socket).arg("file").arg(path);
+                command
+                    .args(["--foreground", "--unix"])
+                    .arg(socket)
+                    .arg("file")
+                    .arg(path);
                 command
             }
         }

@@ -43,7 +43,10 @@ impl Table {
 
     pub(crate) fn print(&self) {
         println!();
-        println!("| {} | requests/s | to nbdkit | to qemu-nbd | to our dynamic | CPU us | p99 us |", self.title);
+        println!(
+            "| {} | requests/s | to nbdkit | to qemu-nbd | to our dynamic | CPU us | p99 us |",
+            self.title
+        );
         println!("|---|---|---|---|---|---|---|");
         for (server, samples) in &self.rows {
             let median_of = |value: fn(&Sample) -> f64| spread(samples.iter().map(value).collect()).0;

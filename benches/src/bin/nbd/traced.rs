@@ -38,7 +38,10 @@ pub(crate) fn print<'a>(servers: impl Iterator<Item = &'a Server>, bench: &Bench
             std::thread::sleep(ATTACH);
             let mut places = load.places(client.size(), fastrand::Rng::with_seed(1)).take(REQUESTS);
             let outcome = client.run(load, &mut places, Duration::from_secs(60))?;
-            let pid = i32::try_from(strace.id()).ok().and_then(Pid::from_raw).context("a process")?;
+            let pid = i32::try_from(strace.id())
+                .ok()
+                .and_then(Pid::from_raw)
+                .context("a process")?;
             kill_process(pid, Signal::INT)?;
             strace.wait()?;
             let total = total(&std::fs::read_to_string(&counts)?)?;
@@ -53,7 +56,10 @@ pub(crate) fn print<'a>(servers: impl Iterator<Item = &'a Server>, bench: &Bench
 
 /// The last line of the counts.
 fn total(counts: &str) -> Result<f64> {
-    let last = counts.lines().rfind(|line| line.ends_with("total")).context("no calls were counted")?;
+    let last = counts
+        .lines()
+        .rfind(|line| line.ends_with("total"))
+        .context("no calls were counted")?;
     let calls = last.split_ascii_whitespace().next().context("no total")?;
     Ok(calls.parse()?)
 }
