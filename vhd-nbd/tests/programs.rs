@@ -309,6 +309,7 @@ fn fio_finds_what_it_wrote() {
             "--do_verify=1",
             "--verify_fatal=1",
             "--fsync=100",
+            "--verify_state_save=0",
         ],
     );
     assert!(!said.contains("verify:") || !said.contains("bad"), "{said}");
