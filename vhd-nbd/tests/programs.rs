@@ -302,6 +302,7 @@ fn fio_finds_what_it_wrote() {
             // It would leave files where the test runs.
             "--verify_state_save=0",
             "--fsync=100",
+            "--verify_state_save=0",
         ],
     );
     assert!(!said.contains("verify:") || !said.contains("bad"), "{said}");
