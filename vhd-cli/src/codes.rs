@@ -27,6 +27,8 @@ pub(crate) enum Kind {
     AddressInUse,
     /// A certificate or key can't be used.
     Certificate,
+    /// An NBD URI that is none, or stands where only a file can.
+    Uri,
 }
 
 /// What scripts see of a kind of failure. Codes and names never change their meaning; new ones are added.
@@ -126,6 +128,12 @@ const TABLE: &[Code] = &[
     own(Kind::Listen,                   "VHD-E0601", "listen",            Exit::Failed),
     own(Kind::AddressInUse,             "VHD-E0602", "address-in-use",    Exit::Failed),
     own(Kind::Certificate,              "VHD-E0603", "certificate",       Exit::Failed),
+    library(ErrorKind::Unreachable,     "VHD-E0605", Exit::Failed),
+    library(ErrorKind::ServerRefused,   "VHD-E0606", Exit::Failed),
+    library(ErrorKind::ServerProtocol,  "VHD-E0607", Exit::Failed),
+    library(ErrorKind::WritesLost,      "VHD-E0608", Exit::Failed),
+    library(ErrorKind::ServerTrust,     "VHD-E0609", Exit::Failed),
+    own(Kind::Uri,                      "VHD-E0610", "nbd-uri",           Exit::Refused),
 ];
 
 /// What a kind that is newer than the table gets: the table's test fails then.

@@ -169,6 +169,7 @@ from_library!(
     vhd_core::ops::verify::VerifyError,
     vhd_core::ops::repair::RepairError,
     vhd_core::storage::StorageError,
+    vhd_nbd::client::ClientError,
 );
 
 #[cfg(test)]

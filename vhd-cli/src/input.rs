@@ -10,9 +10,10 @@ use std::sync::Arc;
 use clap::Args;
 use rustix::fs::{SeekFrom, seek};
 use vhd_core::ErrorKind;
-use vhd_core::chain::{ExplicitOnly, OpenOptions, OpenedDisk};
+use vhd_core::chain::{ExplicitOnly, ImageFormat, OpenOptions, OpenedDisk};
 use vhd_core::snapshot::{self, FrozenBase, NOW};
 use vhd_core::units::u64_from;
+use vhd_nbd::client::{ClientOptions, NbdDevice, NbdUri};
 
 use crate::codes::Kind;
 use crate::failure::Failure;
@@ -98,11 +99,25 @@ impl SourceArgs {
 
     /// The same, and `found` has the files of the chain as far as they are in order, after a failure too.
     pub(crate) fn open_noting(&self, source: &Source, found: &mut Vec<PathBuf>) -> Result<OpenedDisk, Failure> {
-        let opened = self.options(source).open_noting(&source.path, found)?;
+        let opened = match &source.remote {
+            Some(uri) => self.open_remote(source, uri)?,
+            None => self.options(source).open_noting(&source.path, found)?,
+        };
         for warning in opened.warnings() {
             output::warning(warning);
         }
         Ok(opened)
+    }
+
+    /// Opens a disk on a server: what is on it is its content, whatever that looks like.
+    fn open_remote(&self, source: &Source, uri: &NbdUri) -> Result<OpenedDisk, Failure> {
+        let format = self.from.map(ImageFormat::from);
+        if format.is_some_and(|format| format != ImageFormat::Raw) || !self.chain.parents.is_empty() {
+            let message = "a disk on a server is raw: it has no other format and no parents here";
+            return Err(Failure::usage(message).about(&source.name));
+        }
+        let device = NbdDevice::open(uri, ClientOptions::default())?;
+        Ok(OpenedDisk::from_device(device, &source.path))
     }
 }
 
@@ -116,6 +131,8 @@ pub(crate) struct Source {
     /// It is a snapshot, which is not to be changed.
     pub(crate) is_snapshot: bool,
     is_stdin: bool,
+    /// A disk on a server; the path is then only its name.
+    remote: Option<NbdUri>,
 }
 
 impl Source {
@@ -131,6 +148,7 @@ impl Source {
                 path,
                 name,
                 is_stdin: false,
+                remote: None,
             });
         }
         if !stdin_is_a_file()? {
@@ -141,6 +159,24 @@ impl Source {
             name,
             is_snapshot: false,
             is_stdin: true,
+            remote: None,
+        })
+    }
+
+    /// The same, or a disk on a server: for commands that only read the content of a disk.
+    pub(crate) fn or_remote(given: &Path, spool_dir: Option<&Path>) -> Result<Self, Failure> {
+        let Some(text) = uri_text(given) else {
+            return Self::new(given, spool_dir);
+        };
+        let name = output::path_text(given);
+        let uri = text.parse();
+        let uri = uri.map_err(|error| Failure::new(Kind::Uri, error).about(&name))?;
+        Ok(Self {
+            path: given.to_owned(),
+            name,
+            is_snapshot: false,
+            is_stdin: false,
+            remote: Some(uri),
         })
     }
 }
@@ -159,6 +195,10 @@ impl Source {
 /// The file that is read for what the user named: a path, or `DISK@NAME` for a snapshot. A file that is really called
 /// so wins.
 pub(crate) fn image_path(given: &Path) -> Result<PathBuf, Failure> {
+    if uri_text(given).is_some() {
+        let message = "this works on image files, and that is a disk on a server";
+        return Err(Failure::new(Kind::Uri, message).about(output::path_text(given)));
+    }
     if given.symlink_metadata().is_ok() {
         if let Some(frozen) = snapshot::frozen_base(given) {
             tell_frozen(given, &frozen);
@@ -169,6 +209,11 @@ pub(crate) fn image_path(given: &Path) -> Result<PathBuf, Failure> {
         return Ok(given.to_owned());
     };
     Ok(snapshot::resolve(disk, name)?)
+}
+
+/// What the user named, if that is meant as an NBD URI. A file that is called so can be given as `./nbd:...`.
+fn uri_text(given: &Path) -> Option<&str> {
+    given.to_str().filter(|text| NbdUri::is_uri(text))
 }
 
 /// The parts of `DISK@NAME`, if there is such a disk.

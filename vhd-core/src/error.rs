@@ -136,6 +136,17 @@ pub enum ErrorKind {
     FactsMissing,
     /// Two images are not related as the job needs them.
     NotRelated,
+
+    /// The server of a remote disk can't be reached, or its connection is lost and can't be made again.
+    Unreachable,
+    /// The server of a remote disk does not have it, or does not give it.
+    ServerRefused,
+    /// The server of a remote disk does not keep to the protocol.
+    ServerProtocol,
+    /// Writes to a remote disk may be lost: they were answered, but not flushed before the connection broke.
+    WritesLost,
+    /// The server of a remote disk is not proven to be the one that is meant, or does not believe this side.
+    ServerTrust,
 }
 
 impl ErrorKind {
@@ -204,6 +215,11 @@ impl ErrorKind {
         Self::ContentChanged,
         Self::FactsMissing,
         Self::NotRelated,
+        Self::Unreachable,
+        Self::ServerRefused,
+        Self::ServerProtocol,
+        Self::WritesLost,
+        Self::ServerTrust,
     ];
 
     /// The stable name, for scripts and reports.
@@ -273,6 +289,11 @@ impl ErrorKind {
             Self::ContentChanged => "content-changed",
             Self::FactsMissing => "facts-missing",
             Self::NotRelated => "not-related",
+            Self::Unreachable => "unreachable",
+            Self::ServerRefused => "server-refused",
+            Self::ServerProtocol => "server-protocol",
+            Self::WritesLost => "writes-lost",
+            Self::ServerTrust => "server-trust",
         }
     }
 }

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use common::kills::kill_rounds;
 use common::rng::seeded;
 use common::temp_dir;
 use vhd_core::chain::{OpenOptions, create_child};
@@ -22,7 +23,6 @@ use vhd_core::storage::{Access, HostFile, Sharing, StagedFile};
 
 /// Set in the process that is to be killed: the image it writes to.
 const VICTIM: &str = "VHD_TEST_KILL_VICTIM";
-const ROUNDS: &str = "VHD_KILL_ROUNDS";
 
 /// The disk is an array of cells, each in a sector of its own; a cell holds the number of the last round of
 /// writes that reached it.
@@ -131,7 +131,7 @@ fn kill_again_and_again(test: &str, make: impl FnOnce(&Path) -> PathBuf) {
     let dir = temp_dir();
     let image = make(dir.path());
     let mut rng = seeded(0xDEAD, test);
-    let rounds = std::env::var(ROUNDS).map_or(12, |rounds| rounds.parse().expect("a number of rounds"));
+    let rounds = kill_rounds();
     let mut flushed = 0;
     for _ in 0..rounds {
         let delay = Duration::from_millis(rng.u64(15..150));

@@ -26,6 +26,7 @@ Examples:
   vhd convert disk.vhd disk.raw --to raw
   vhd convert disk.raw disk.vhd --to dynamic
   vhd convert snapshot.avhd flat.vhd --to fixed --preallocate falloc
+  vhd convert nbd://host/export disk.vhd --to dynamic
   cat fixed.vhd | vhd convert - - --to raw | sha256sum
 
 Zeroes take no space in the destination. The destination appears under its name complete or not at all, whatever \
@@ -36,7 +37,7 @@ last lines.";
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct ConvertArgs {
-    /// The source: an image, any leaf of a chain, or - for standard input
+    /// The source: an image, any leaf of a chain, an NBD URI, or - for standard input
     #[arg(value_name = "SRC")]
     source: PathBuf,
     /// The destination, or - for standard output
@@ -183,7 +184,7 @@ fn check_arguments(args: &ConvertArgs) -> Result<(), Failure> {
 
 fn convert(args: &ConvertArgs) -> Result<ConvertJson, Failure> {
     let destination = Destination::new(&args.destination, args.force)?;
-    let source = Source::new(&args.source, destination.directory())?;
+    let source = Source::or_remote(&args.source, destination.directory())?;
     let opened = args.input.open(&source)?;
     let _lock = destination.guard([&opened])?;
     let options = ConvertOptions {
@@ -200,7 +201,7 @@ fn convert(args: &ConvertArgs) -> Result<ConvertJson, Failure> {
 
 fn stream(args: &ConvertArgs) -> Result<ConvertJson, Failure> {
     let mut out = StandardOutput::open()?;
-    let source = Source::new(&args.source, None)?;
+    let source = Source::or_remote(&args.source, None)?;
     let opened = args.input.open(&source)?;
     out.refuse_source(&opened)?;
     let format = match args.to {

@@ -27,7 +27,7 @@ The digest is that of the whole disk as a guest sees it: equal for a VHD and for
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct HashArgs {
-    /// The image, or - for standard input
+    /// The image, an NBD URI, or - for standard input
     image: PathBuf,
     #[command(flatten)]
     source: SourceArgs,
@@ -52,7 +52,7 @@ impl fmt::Display for HashReport {
 }
 
 pub(crate) fn run(args: &HashArgs) -> Result<Exit, Failure> {
-    let source = Source::new(&args.image, None)?;
+    let source = Source::or_remote(&args.image, None)?;
     let opened = args.source.open(&source)?;
     let disk = opened.disk();
     let reporter = args.progress.reporter("hashing");

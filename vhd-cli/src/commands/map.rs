@@ -29,7 +29,7 @@ itself), present (some layer stores it), zero (it reads zero), data (stored and 
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct MapArgs {
-    /// The image, or - for standard input
+    /// The image, an NBD URI, or - for standard input
     image: PathBuf,
     #[command(flatten)]
     source: SourceArgs,
@@ -67,7 +67,7 @@ impl From<Extent> for MapExtent {
 }
 
 pub(crate) fn run(args: &MapArgs) -> Result<Exit, Failure> {
-    let source = Source::new(&args.image, None)?;
+    let source = Source::or_remote(&args.image, None)?;
     let opened = args.source.open(&source)?;
     let mut out = Output::stdout();
     if args.report.json {

@@ -12,7 +12,7 @@ use crate::input::{ChainArgs, Source, SourceArgs, check_one_stdin};
 /// Which two disks.
 #[derive(Args, Debug)]
 pub(crate) struct PairArgs {
-    /// A disk: an image, any leaf of a chain, or - for standard input
+    /// A disk: an image, any leaf of a chain, an NBD URI, or - for standard input
     a: PathBuf,
     /// Another one
     b: PathBuf,
@@ -45,7 +45,7 @@ impl PairArgs {
     }
 
     fn open_one(&self, path: &Path, from: Option<FormatArg>) -> Result<(String, OpenedDisk), Failure> {
-        let source = Source::new(path, None)?;
+        let source = Source::or_remote(path, None)?;
         let chain = self.chain.clone();
         let opened = SourceArgs { from, chain }.open(&source)?;
         Ok((source.name, opened))

@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use crate::kill::killed;
+use crate::kills::kill_rounds;
 use crate::support::{Lab, MIB, stderr, stdout};
 
 /// An image of this many blocks, every second one of zeroes.
@@ -111,13 +112,6 @@ fn children_read_the_same_and_free_space_of_parents_is_refused() {
     assert!(refused["error"]["message"].as_str().unwrap().contains("child.avhd"));
     lab.run(&["compact", "parent.vhd", "--free-space", "--force"], 0);
     lab.run(&["measure", "child.avhd"], 0);
-}
-
-pub(crate) fn kill_rounds() -> u32 {
-    std::env::var("VHD_KILL_ROUNDS")
-        .ok()
-        .and_then(|rounds| rounds.parse().ok())
-        .unwrap_or(12)
 }
 
 #[test]

@@ -15,6 +15,9 @@ mod kill;
 mod merge;
 mod merge_carry;
 mod nbd;
+mod nbd_client;
+mod nbd_kill;
+mod nbd_refusals;
 mod pages;
 mod repair;
 mod reparent;
@@ -26,6 +29,8 @@ mod support;
 mod tree;
 mod verify;
 
+#[path = "../../../vhd-core/tests/common/kills.rs"]
+mod kills;
 #[allow(dead_code, reason = "these tests use a part of it")]
 #[path = "../../../vhd-core/tests/common/tools.rs"]
 mod tools;

@@ -1,12 +1,13 @@
 //! Merging as scripts see it: reports, refusals, sudden death, full file systems.
 //!
-//! VHD_KILLS says how often the command is killed (default 12); 200 and more is the long run:
-//! `VHD_KILLS=200 cargo test --release -p vhd-cli --test cli killed_merges -- --nocapture`
+//! VHD_KILL_ROUNDS says how often the command is killed (default 12); 200 and more is the long run:
+//! `VHD_KILL_ROUNDS=200 cargo test --release -p vhd-cli --test cli killed_merges -- --nocapture`
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::kill::killed;
+use crate::kills::kill_rounds;
 use crate::support::{Lab, MIB, stderr, stdout};
 
 const SIZE: u64 = 48 * MIB;
@@ -143,11 +144,6 @@ fn what_is_not_merged_is_told_why() {
     assert_eq!(images(&lab).len(), 4);
 }
 
-pub(crate) fn kills() -> u32 {
-    let asked = std::env::var("VHD_KILLS").ok();
-    asked.and_then(|count| count.parse().ok()).unwrap_or(12)
-}
-
 /// What each name is known to hold.
 struct Known {
     leaf: String,
@@ -194,7 +190,7 @@ fn killed_merges_lose_nothing_and_go_on() {
     lab.run(&args, 0);
     let whole = started.elapsed();
     let (mut alive, mut rounds, mut middle) = (0, 0, 0);
-    while alive < kills() {
+    while alive < kill_rounds() {
         restore(&original, &lab);
         // What was killed goes on, and is killed again, until it is done.
         for _ in 0..4 {

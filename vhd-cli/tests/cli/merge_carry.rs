@@ -1,12 +1,13 @@
 //! Merges that carry other children along, as scripts see them: reports, sudden death, full file systems.
 //!
-//! VHD_KILLS says how often the command is killed (default 12); the long run:
-//! `VHD_KILLS=200 cargo test --release -p vhd-cli --test cli killed_merges_that_carry -- --nocapture`
+//! VHD_KILL_ROUNDS says how often the command is killed (default 12); the long run:
+//! `VHD_KILL_ROUNDS=200 cargo test --release -p vhd-cli --test cli killed_merges_that_carry -- --nocapture`
 
 use std::time::Instant;
 
 use crate::kill::killed;
-use crate::merge::{chain, images, kills, restore, scatter, sha256};
+use crate::kills::kill_rounds;
+use crate::merge::{chain, images, restore, scatter, sha256};
 use crate::support::{Lab, MIB, stdout};
 
 const ARGS: [&str; 7] = ["merge", "leaf.avhd", "--into", "base.vhd", "--carry", "--batch", "1M"];
@@ -111,7 +112,7 @@ fn killed_merges_that_carry_lose_nothing_and_go_on() {
     lab.run(&ARGS, 0);
     let whole = started.elapsed();
     let (mut alive, mut rounds, mut carrying) = (0, 0, 0);
-    while alive < kills() {
+    while alive < kill_rounds() {
         restore(&original, &lab);
         // What was killed goes on, and is killed again, until it is done.
         for _ in 0..3 {

@@ -1,7 +1,6 @@
 //! `vhd nbd`: listening, stopping, refusing.
 
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,13 +11,13 @@ use crate::announce;
 use crate::support::{Lab, MIB, stderr};
 
 /// A server in the foreground that has said that it listens.
-struct Serving {
-    child: Child,
+pub(crate) struct Serving {
+    pub(crate) child: Child,
     said: BufReader<std::process::ChildStderr>,
 }
 
 impl Serving {
-    fn start(lab: &Lab, args: &[&str]) -> Self {
+    pub(crate) fn start(lab: &Lab, args: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_vhd"))
             .arg("nbd")
             .args(args)
@@ -33,12 +32,18 @@ impl Serving {
         Self { child, said }
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
+    /// Ends it without a word.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
     /// Stops it and returns its exit code and what it said.
-    fn stop(mut self, signal: Signal) -> (Option<i32>, String) {
+    pub(crate) fn stop(mut self, signal: Signal) -> (Option<i32>, String) {
         self.signal(signal);
         let mut text = String::new();
         self.said.read_to_string(&mut text).unwrap();
@@ -46,8 +51,16 @@ impl Serving {
     }
 }
 
+impl Drop for Serving {
+    /// A test that failed leaves no server behind.
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// Whether a program is there.
-fn has(program: &str) -> bool {
+pub(crate) fn has(program: &str) -> bool {
     let found = Command::new(program).arg("--version").output().is_ok();
     if !found {
         announce(&format!("left out: there is no {program}"));
@@ -55,9 +68,20 @@ fn has(program: &str) -> bool {
     found
 }
 
+/// What a program writes, if it succeeds.
+fn output(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).output().unwrap();
+    assert!(output.status.success(), "{program} {args:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Whether the commands of `qemu-io` succeed. What only reads must say so: else qemu refuses a read-only export.
 fn qemu_io(lab: &Lab, uri: &str, commands: &[&str]) -> bool {
     let mut command = Command::new("qemu-io");
     command.args(["-f", "raw"]).current_dir(lab.path(""));
+    if commands.iter().all(|line| line.starts_with("read")) {
+        command.arg("-r");
+    }
     for line in commands {
         command.args(["-c", line]);
     }
@@ -157,6 +181,86 @@ fn several_images_by_name_and_a_default() {
     );
 }
 
+/// Writes to the present state of a disk with snapshots: this byte, at as many MiB.
+fn write_now(lab: &Lab, byte: u8) {
+    let active = vhd_core::snapshot::resolve(&lab.path("vm.vhd"), vhd_core::snapshot::NOW).unwrap();
+    lab.write(active.to_str().unwrap(), u64::from(byte) * MIB, &[byte; 4096]);
+}
+
+#[test]
+fn a_disk_with_its_snapshots() {
+    if !has("nbdinfo") || !has("qemu-io") {
+        return;
+    }
+    let lab = Lab::new();
+    lab.dynamic("vm.vhd", 8 * MIB);
+    lab.write("vm.vhd", 0, &[1; 4096]);
+    for (name, byte) in [("before upgrade", 2), ("after", 3)] {
+        lab.run(&["snapshot", "create", "vm.vhd", "--name", name], 0);
+        write_now(&lab, byte);
+    }
+    let uri = |export: &str| format!("nbd+unix:///{export}?socket={}", lab.path("s.sock").display());
+    let does = |export: &str, line: &str| assert!(qemu_io(&lab, &uri(export), &[line]), "{export}: {line}");
+    for (args, name) in [(&["vm.vhd@now"][..], "vm"), (&["--export", "disk=vm.vhd@now"], "disk")] {
+        let serving = Serving::start(&lab, &[&["--unix", "s.sock"], args].concat());
+        let list = output("nbdinfo", &["--list", "--json", &uri("")]);
+        let names: Vec<_> = json_list(&list, "export-name");
+        let [before, after] = ["before upgrade", "after"].map(|snapshot| format!("{name}@{snapshot}"));
+        assert_eq!(names, [name, &before, &after]);
+        let read_only: Vec<_> = json_list(&list, "is_read_only");
+        assert_eq!(read_only, ["false", "true", "true"]);
+        let before = format!("{name}@before%20upgrade");
+        does(&before, "read -P 1 0 4k");
+        does(&before, "read -P 0 2M 2M");
+        does(&after, "read -P 2 2M 4k");
+        does(&after, "read -P 0 3M 1M");
+        does(name, "read -P 3 3M 4k");
+        assert!(!qemu_io(&lab, &uri(&after), &["write 0 4k"]));
+        // What changed since each: the default export is the present state.
+        let changed = |export: &str, snapshot: &str| {
+            let map = format!("--map=qemu:dirty-bitmap:{snapshot}");
+            let map: serde_json::Value =
+                serde_json::from_str(&output("nbdinfo", &[&map, "--json", &uri(export)])).unwrap();
+            let dirty = map.as_array().unwrap().iter().filter(|part| part["type"] == 1);
+            dirty
+                .map(|part| part["offset"].as_u64().unwrap() / MIB)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(changed("", "after"), [3]);
+        assert_eq!(changed("", "before upgrade"), [2, 3]);
+        assert_eq!(changed(&after, "before upgrade"), [2]);
+        // Snapshots go on to be what they are while the present state changes.
+        does(name, "write -P 9 0 8M");
+        does(&before, "read -P 1 0 4k");
+        // Nobody takes a snapshot of what a guest writes to.
+        lab.run(&["snapshot", "create", "vm.vhd", "--name", "third"], 7);
+        assert_eq!(serving.stop(Signal::TERM).0, Some(0));
+        lab.run(&["snapshot", "revert", "vm.vhd"], 0);
+        write_now(&lab, 3);
+    }
+    // A snapshot alone, and the present state with a layer to be thrown away on it.
+    let serving = Serving::start(&lab, &["--unix", "s.sock", "--read-only", "vm.vhd@after"]);
+    does("", "read -P 2 2M 4k");
+    assert_eq!(serving.stop(Signal::TERM).0, Some(0));
+    let serving = Serving::start(&lab, &["--unix", "s.sock", "--snapshot", "vm.vhd@now"]);
+    does("vm", "write -P 9 0 8M");
+    does("vm@after", "read -P 2 2M 4k");
+    assert_eq!(serving.stop(Signal::TERM).0, Some(0));
+    lab.run(&["check", "vm.vhd@now"], 0);
+}
+
+/// The values of a key of each export in what `nbdinfo --list --json` says.
+fn json_list(list: &str, key: &str) -> Vec<String> {
+    let list: serde_json::Value = serde_json::from_str(list).unwrap();
+    let exports = list["exports"].as_array().unwrap().iter();
+    exports
+        .map(|export| match &export[key] {
+            serde_json::Value::String(text) => text.clone(),
+            other => other.to_string(),
+        })
+        .collect()
+}
+
 #[test]
 fn in_the_background_with_a_file_that_says_where() {
     let lab = Lab::new();
@@ -204,74 +308,4 @@ fn sockets_of_a_service_manager() {
         .output()
         .unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), (8 * MIB).to_string());
-}
-
-#[test]
-fn refusals_say_why() {
-    let lab = Lab::new();
-    lab.dynamic("disk.vhd", 8 * MIB);
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = taken.local_addr().unwrap().to_string();
-    let refused = lab.run(&["nbd", "--tcp", &address, "disk.vhd"], 1);
-    assert!(stderr(&refused).starts_with("vhd: error[VHD-E0602]: can't listen on 127.0.0.1:"));
-    let refused = lab.run(&["nbd", "--unix", "no/such/dir", "disk.vhd"], 1);
-    assert!(stderr(&refused).contains("VHD-E0601"));
-    let refused = lab.run(&["nbd", "--unix", "s", "missing.vhd"], 1);
-    assert!(stderr(&refused).contains("VHD-E0302"));
-    let certificate = ["--tls-cert", "other.raw", "--tls-key", "other.raw"];
-    let refused = lab.run(&[&["nbd", "--unix", "s", "disk.vhd"], &certificate[..]].concat(), 1);
-    assert!(stderr(&refused).contains("VHD-E0603"));
-    // Whoever could come would be let in.
-    lab.run(&["nbd", "--tcp", "0.0.0.0:0", "disk.vhd"], 2);
-    for wrong in [
-        &["nbd"][..],
-        &["nbd", "--unix", "a", "--tcp", "127.0.0.1:1", "disk.vhd"],
-        &["nbd", "--vsock", "x:1", "d"],
-    ] {
-        lab.run(wrong, 2);
-    }
-    assert!(!lab.exists("s"));
-}
-
-#[test]
-fn a_killed_server_leaves_a_sound_image_with_all_that_was_flushed() {
-    if !has("qemu-io") {
-        return;
-    }
-    let lab = Lab::new();
-    lab.dynamic("disk.vhd", 64 * MIB);
-    for round in 1..=6_u8 {
-        let mut serving = Serving::start(&lab, &["--unix", "s.sock", "disk.vhd"]);
-        let uri = format!("nbd+unix:///?socket={}", lab.path("s.sock").display());
-        let at = u64::from(round) * 4;
-        let write = format!("write -f -P {round} {at}M 300k");
-        assert!(qemu_io(&lab, &uri, &[&write]));
-        // Under way when the server dies.
-        let mut load = Command::new("qemu-io")
-            .args([
-                "-f",
-                "raw",
-                "-c",
-                "aio_write -P 99 40M 8M",
-                "-c",
-                "aio_write -P 98 50M 8M",
-                &uri,
-            ])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        std::thread::sleep(Duration::from_millis(u64::from(round) * 7));
-        serving.child.kill().unwrap();
-        serving.child.wait().unwrap();
-        let _ = load.wait();
-        let checked = lab.vhd(&["check", "disk.vhd"]).output().unwrap();
-        assert!(matches!(checked.status.code(), Some(0 | 4)), "{checked:?}");
-    }
-    let opened = vhd_core::chain::OpenOptions::new().open(&lab.path("disk.vhd")).unwrap();
-    for round in 1..=6_u8 {
-        let mut bytes = vec![0; 300 << 10];
-        opened.disk().read_at(&mut bytes, u64::from(round) * 4 * MIB).unwrap();
-        assert!(bytes.iter().all(|&byte| byte == round), "round {round}");
-    }
 }

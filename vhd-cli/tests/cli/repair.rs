@@ -8,8 +8,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 use std::time::Instant;
 
-use crate::compact::{kill_rounds, sha256};
+use crate::compact::sha256;
 use crate::kill::killed;
+use crate::kills::kill_rounds;
 use crate::support::{Lab, MIB, stderr, stdout};
 use crate::tools;
 

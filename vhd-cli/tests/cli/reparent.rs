@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::kill::killed;
+use crate::kills::kill_rounds;
 use crate::support::{Lab, MIB, stderr, stdout};
 
 /// Every block of both bases is written, each with other bytes; the child has some of its own.
@@ -219,11 +220,6 @@ fn a_copy_becomes_a_disk_of_its_own() {
     assert_ne!(leaf(&lab, "fixed.vhd", "/id"), before);
     lab.run(&["check", "fixed.vhd"], 0);
     lab.run(&["new-id", "fixed.vhd", "--force", "--all-children"], 2);
-}
-
-fn kill_rounds() -> u32 {
-    let asked = std::env::var("VHD_KILL_ROUNDS").ok();
-    asked.and_then(|rounds| rounds.parse().ok()).unwrap_or(12)
 }
 
 /// Kills the command again and again, at any time between its start and its usual end. `verify` looks at what is

@@ -1,12 +1,13 @@
 //! Resizing as scripts see it: reports, refusals, trees, sudden death.
 //!
-//! VHD_KILLS says how often the command is killed in each of the tests (default 12); 200 and more is the long run:
-//! `VHD_KILLS=200 cargo test --release -p vhd-cli --test cli killed_resizes -- --nocapture`
+//! VHD_KILL_ROUNDS says how often the command is killed in each of the tests (default 12); 200 and more is the long run:
+//! `VHD_KILL_ROUNDS=200 cargo test --release -p vhd-cli --test cli killed_resizes -- --nocapture`
 
 use std::fs;
 use std::time::Duration;
 
 use crate::kill::killed;
+use crate::kills::kill_rounds;
 use crate::support::{Lab, MIB, stderr, stdout};
 
 fn sha256(lab: &Lab, name: &str) -> String {
@@ -104,11 +105,6 @@ fn what_can_not_be_resized_is_refused() {
     assert_eq!(code(&["resize", "moved/p.vhd", "32M", "--tree"], 8), "VHD-E0314");
 }
 
-fn kills() -> u32 {
-    let asked = std::env::var("VHD_KILLS").ok();
-    asked.and_then(|count| count.parse().ok()).unwrap_or(12)
-}
-
 /// A tree of a fixed base and children, with something in each.
 fn tree(lab: &Lab) {
     lab.fixed("base.vhd", 8 * MIB);
@@ -126,7 +122,7 @@ const TREE: [&str; 4] = ["base.vhd", "a.avhd", "b.avhd", "c.avhd"];
 fn kill_over_and_over(lab: &Lab, images: &[&str], target: &str, tree: bool) {
     let contents: Vec<Vec<u8>> = images.iter().map(|image| read(lab, image, 8 * MIB)).collect();
     let (mut sizes, mut before_the_end, mut resumed) = ([8 * MIB, 8 * 1024 * MIB], 0, 0);
-    for round in 0..kills() {
+    for round in 0..kill_rounds() {
         sizes.swap(0, 1);
         let wanted = sizes[0].to_string();
         let mut args = vec!["resize", target, &wanted, "--shrink"];
@@ -159,7 +155,7 @@ fn kill_over_and_over(lab: &Lab, images: &[&str], target: &str, tree: bool) {
     }
     println!(
         "{target}: {} kills, {before_the_end} before the end, {resumed} resumed",
-        kills()
+        kill_rounds()
     );
     assert!(before_the_end > 0, "nothing was killed: the test tested nothing");
 }

@@ -6,6 +6,7 @@ use std::time::Instant;
 use serde_json::Value;
 
 use crate::kill::killed;
+use crate::kills::kill_rounds;
 use crate::support::{Lab, MIB, stderr, stdout};
 
 /// A disk with a snapshot "one" and one "two", and something written after each.
@@ -202,12 +203,6 @@ fn trees_go_out_and_in() {
     lab.run(&["compare", "out/vm.vhd@now", "in/vm.vhd@now"], 0);
 }
 
-/// How often each operation is killed: VHD_KILLS asks for a longer run.
-fn kills() -> u32 {
-    let asked = std::env::var("VHD_KILLS").ok().and_then(|text| text.parse().ok());
-    asked.unwrap_or(6)
-}
-
 /// The files of the disk in one directory become those of another, with their times.
 fn copy(from: &Lab, to: &Lab) {
     for name in to.names().iter().filter(|name| name.starts_with("vm")) {
@@ -244,7 +239,7 @@ fn kill_often(lab: &Lab, args: &[&str]) {
     work.run(args, 0);
     let whole = started.elapsed();
     let after = contents(&work);
-    let kills = kills();
+    let kills = kill_rounds();
     let mut unfinished = 0;
     for number in 0..kills {
         copy(lab, &work);

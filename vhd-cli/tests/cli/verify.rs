@@ -6,6 +6,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use crate::kill::killed;
+use crate::kills::kill_rounds;
 use crate::support::{Lab, MIB, stderr, stdout};
 
 /// base.vhd, middle.avhd, leaf.avhd, each with something of its own.
@@ -173,11 +174,6 @@ fn what_can_not_be_verified_is_refused() {
     fs::rename(lab.path("base.vhd"), lab.path("elsewhere.vhd")).unwrap();
     fs::remove_file(lab.path("base.vhd.digest")).unwrap();
     lab.run(&["verify", "middle.avhd", "--explicit-parents"], 6);
-}
-
-fn kill_rounds() -> u32 {
-    let asked = std::env::var("VHD_KILL_ROUNDS").ok().and_then(|n| n.parse().ok());
-    asked.unwrap_or(12)
 }
 
 /// An image of this many blocks of bytes, none of them zero.

@@ -169,6 +169,8 @@ pub struct OpenedDisk {
 enum Device {
     Raw(Arc<RawDevice>),
     Chain(Arc<LayeredDevice>),
+    /// A disk that is in no file here.
+    Remote(Arc<dyn BlockDevice>),
 }
 
 /// A layer of an open disk with the path of its file.
@@ -194,6 +196,7 @@ impl OpenedDisk {
         let disk = Disk::new(match &device {
             Device::Raw(device) => Arc::clone(device) as Arc<dyn BlockDevice>,
             Device::Chain(device) => Arc::clone(device) as Arc<dyn BlockDevice>,
+            Device::Remote(device) => Arc::clone(device),
         });
         Self {
             device,
@@ -201,6 +204,12 @@ impl OpenedDisk {
             paths,
             warnings,
         }
+    }
+
+    /// A disk that is in no file of this host, under a name for people: it is like a raw one whose file nobody can get.
+    #[must_use]
+    pub fn from_device(device: Arc<dyn BlockDevice>, name: impl Into<PathBuf>) -> Self {
+        Self::new(Device::Remote(device), vec![name.into()], Vec::new())
     }
 
     /// A handle of the disk.
@@ -213,7 +222,7 @@ impl OpenedDisk {
     #[must_use]
     pub fn format(&self) -> ImageFormat {
         match self.device {
-            Device::Raw(_) => ImageFormat::Raw,
+            Device::Raw(_) | Device::Remote(_) => ImageFormat::Raw,
             Device::Chain(_) => ImageFormat::Vhd,
         }
     }
@@ -222,7 +231,7 @@ impl OpenedDisk {
     #[must_use]
     pub fn chain(&self) -> Option<&Arc<LayeredDevice>> {
         match &self.device {
-            Device::Raw(_) => None,
+            Device::Raw(_) | Device::Remote(_) => None,
             Device::Chain(device) => Some(device),
         }
     }
@@ -236,7 +245,7 @@ impl OpenedDisk {
             .map(|(path, layer)| ChainLayer { path, layer })
     }
 
-    /// The paths of all files, the leaf's first.
+    /// The paths of all files, the leaf's first; for a remote disk, its name.
     #[must_use]
     pub fn paths(&self) -> &[PathBuf] {
         &self.paths
@@ -248,11 +257,12 @@ impl OpenedDisk {
         &self.warnings
     }
 
-    /// The file that holds byte ranges of depth `depth` in the disk's extents.
+    /// The file that holds byte ranges of depth `depth` in the disk's extents; `None` for a remote disk.
     #[must_use]
     pub fn file_at_depth(&self, depth: u32) -> Option<&dyn StorageFile> {
         match &self.device {
             Device::Raw(device) => (depth == 0).then(|| device.file()),
+            Device::Remote(_) => None,
             Device::Chain(device) => device.layers().get(usize::try_from(depth).ok()?).map(Layer::file),
         }
     }
@@ -262,7 +272,7 @@ impl OpenedDisk {
     pub fn into_device(self) -> Option<LayeredDevice> {
         drop(self.disk);
         match self.device {
-            Device::Raw(_) => None,
+            Device::Raw(_) | Device::Remote(_) => None,
             Device::Chain(device) => Arc::try_unwrap(device).ok(),
         }
     }
@@ -273,6 +283,7 @@ impl OpenedDisk {
         drop(self.disk);
         match self.device {
             Device::Raw(device) => device.flush(),
+            Device::Remote(device) => device.flush(),
             Device::Chain(device) => match Arc::try_unwrap(device) {
                 Ok(device) => device.close(),
                 Err(shared) => shared.flush(),

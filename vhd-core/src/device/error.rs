@@ -56,6 +56,14 @@ pub enum DeviceError {
         /// What the lease said.
         reason: String,
     },
+    /// The disk is somewhere else, and what has it there failed or can't be reached.
+    #[error("{message}")]
+    Remote {
+        /// The kind of failure.
+        kind: ErrorKind,
+        /// What happened, with all causes.
+        message: String,
+    },
     /// The host file failed.
     #[error("cannot {operation} at {offset:#x} of the image file")]
     Io {
@@ -83,6 +91,7 @@ impl DeviceError {
             Self::ImageFull { .. } => ErrorKind::ImageFull,
             Self::Poisoned => ErrorKind::Poisoned,
             Self::FenceLost { .. } => ErrorKind::FenceLost,
+            Self::Remote { kind, .. } => *kind,
             Self::Io { source, .. } => io_kind(source),
         }
     }

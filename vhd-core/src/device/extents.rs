@@ -34,18 +34,19 @@ pub struct Extent {
 pub type ExtentVisitor<'a> = &'a mut dyn FnMut(Extent) -> ControlFlow<()>;
 
 /// Joins neighbouring extents that continue one another, and passes the maximal ones on.
-pub(super) struct Coalescer<'a> {
+pub struct Coalescer<'a> {
     visitor: ExtentVisitor<'a>,
     last: Option<Extent>,
 }
 
 impl<'a> Coalescer<'a> {
-    pub(super) fn new(visitor: ExtentVisitor<'a>) -> Self {
+    /// Passes on to `visitor`.
+    pub fn new(visitor: ExtentVisitor<'a>) -> Self {
         Self { visitor, last: None }
     }
 
     /// Takes the extent that follows the last one; `Break` if the visitor has seen enough.
-    pub(super) fn push(&mut self, next: Extent) -> ControlFlow<()> {
+    pub fn push(&mut self, next: Extent) -> ControlFlow<()> {
         if let Some(last) = &mut self.last {
             if continues(last, &next) {
                 last.range.len += next.range.len;
@@ -58,7 +59,7 @@ impl<'a> Coalescer<'a> {
     }
 
     /// Passes the last extent on.
-    pub(super) fn finish(self) {
+    pub fn finish(self) {
         if let Some(last) = self.last {
             let _ = (self.visitor)(last);
         }

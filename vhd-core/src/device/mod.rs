@@ -10,13 +10,13 @@ mod layered;
 mod places;
 mod poison;
 mod raw;
-mod scatter;
+pub mod scatter;
 
 use std::io::{IoSlice, IoSliceMut};
 
 pub use disk::{Disk, DiskStats};
 pub use error::DeviceError;
-pub use extents::{Extent, ExtentKind, ExtentVisitor};
+pub use extents::{Coalescer, Extent, ExtentKind, ExtentVisitor};
 pub use layered::{Layer, LayeredDevice};
 pub(crate) use places::{Held, held};
 pub(crate) use poison::Poison;
@@ -146,17 +146,22 @@ pub trait BlockDevice: Send + Sync {
     fn resize(&self, size: u64) -> Result<(), DeviceError>;
 }
 
-/// Checks a request against the contract: aligned, and inside a disk of `size` bytes.
+/// Checks a request to a device of [`LOGICAL_BLOCK`] bytes per block.
 pub(crate) fn check_range(offset: u64, len: u64, size: u64) -> Result<(), DeviceError> {
+    check_request(offset, len, size, LOGICAL_BLOCK)
+}
+
+/// Checks a request against the contract: inside a disk of `size` bytes, and aligned to its logical blocks of `block`
+/// bytes.
+///
+/// # Errors
+/// [`DeviceError::OutOfRange`] and [`DeviceError::Misaligned`], in this order.
+pub fn check_request(offset: u64, len: u64, size: u64, block: u32) -> Result<(), DeviceError> {
     if offset.checked_add(len).is_none_or(|end| end > size) {
         return Err(DeviceError::OutOfRange { offset, len, size });
     }
-    if !(offset | len).is_multiple_of(u64::from(LOGICAL_BLOCK)) {
-        return Err(DeviceError::Misaligned {
-            offset,
-            len,
-            block: LOGICAL_BLOCK,
-        });
+    if !(offset | len).is_multiple_of(u64::from(block)) {
+        return Err(DeviceError::Misaligned { offset, len, block });
     }
     Ok(())
 }

@@ -5,13 +5,17 @@ use std::io::{IoSlice, IoSliceMut};
 use crate::units::u64_from;
 
 /// The bytes in all buffers.
-pub(super) fn total_len<'a>(lens: impl Iterator<Item = &'a [u8]>) -> u64 {
+#[must_use]
+pub fn total_len<'a>(lens: impl Iterator<Item = &'a [u8]>) -> u64 {
     lens.map(|buf| u64_from(buf.len())).sum()
 }
 
 /// Calls `action` for each contiguous part of the `len` bytes from `start` of `bufs`, with how far into the
 /// range it is.
-pub(super) fn for_each_mut<E>(
+///
+/// # Errors
+/// The first of `action`.
+pub fn for_each_mut<E>(
     bufs: &mut [IoSliceMut<'_>],
     start: usize,
     len: usize,
@@ -29,11 +33,14 @@ pub(super) fn for_each_mut<E>(
 }
 
 /// [`for_each_mut`] for buffers that are read.
-pub(super) fn for_each<E>(
-    bufs: &[IoSlice<'_>],
+///
+/// # Errors
+/// The first of `action`.
+pub fn for_each<'a, E>(
+    bufs: &'a [IoSlice<'_>],
     start: usize,
     len: usize,
-    mut action: impl FnMut(&[u8], usize) -> Result<(), E>,
+    mut action: impl FnMut(&'a [u8], usize) -> Result<(), E>,
 ) -> Result<(), E> {
     let mut position = 0;
     for buf in bufs {

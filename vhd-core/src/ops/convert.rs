@@ -106,7 +106,8 @@ pub(super) fn fill(
         sink: &sink,
         destination,
         ranges: DataRanges::new(&disk),
-        can_share: AtomicBool::new(true),
+        // Small units for what has no file to share: more threads find work.
+        can_share: AtomicBool::new(source.file_at_depth(0).is_some()),
         copied: AtomicU64::new(0),
         shared: AtomicU64::new(0),
         progress,

@@ -56,6 +56,40 @@ pub fn frozen_base(disk: &Path) -> Option<FrozenBase> {
     })
 }
 
+/// A disk with snapshots, seen from the file that is written to.
+#[derive(Clone, Debug)]
+pub struct ActiveDisk {
+    /// The base.
+    pub disk: PathBuf,
+    /// Names and files of the snapshots that are not deleted, the oldest first. The files are to be read only.
+    pub snapshots: Vec<(String, PathBuf)>,
+}
+
+/// The snapshots of the disk whose active leaf `leaf` is; `None` for a file that is the active leaf of no disk with
+/// snapshots.
+///
+/// # Errors
+/// Those of reading the manifest.
+pub fn snapshots_of(leaf: &Path) -> Result<Option<ActiveDisk>, SnapshotError> {
+    let own = Place::with_base(leaf)?;
+    let (place, Some(manifest)) = Place::find(leaf)? else {
+        return Ok(None);
+    };
+    if place.current_path(&manifest, &manifest.active.file) != own.disk() {
+        return Ok(None);
+    }
+    let mut listed: Vec<_> = manifest.listed().collect();
+    // Of two within a second the one that is based on the other is the younger.
+    listed.sort_by_key(|snapshot| (snapshot.created, manifest.line(Some(snapshot.id)).count()));
+    let snapshots = listed
+        .into_iter()
+        .map(|snapshot| (snapshot.name.clone(), place.current_path(&manifest, &snapshot.file)));
+    Ok(Some(ActiveDisk {
+        disk: place.disk(),
+        snapshots: snapshots.collect(),
+    }))
+}
+
 impl Place {
     /// Where an image is: when a merge was interrupted before the manifest said that it is done, in the file that it
     /// was merged into.

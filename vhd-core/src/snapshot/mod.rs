@@ -41,7 +41,7 @@ pub use apply::{Applied, Unsaved};
 pub use create::Created;
 pub use delete::{Settled, Waiting};
 pub use error::SnapshotError;
-pub use locate::{FrozenBase, frozen_base, resolve};
+pub use locate::{ActiveDisk, FrozenBase, frozen_base, resolve, snapshots_of};
 pub use manifest::{Active, ImageFile, MAX_NAME, Manifest, NOW, Node, Pending, Snapshot, check_name};
 pub use recover::Recovered;
 pub use rescan::{Rescanned, rescan};

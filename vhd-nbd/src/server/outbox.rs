@@ -1,6 +1,7 @@
 //! Replies that wait to be sent together.
 
 use std::io;
+use std::time::{Duration, Instant};
 
 use crate::protocol::{Chunk, ChunkHeader, ChunkType, Errno, ReplyFlags, ReplyStyle, RequestHeader, SimpleReply};
 use crate::transport::Transport;
@@ -26,6 +27,8 @@ pub(super) struct Outbox<'a> {
     len: usize,
     /// For messages that are encoded before they are put in place.
     small: Vec<u8>,
+    /// Time spent in sending: that of the client, if it is slow to receive.
+    sending: Duration,
 }
 
 impl<'a> Outbox<'a> {
@@ -36,6 +39,7 @@ impl<'a> Outbox<'a> {
             buf: vec![0; size].into_boxed_slice(),
             len: 0,
             small: Vec::new(),
+            sending: Duration::ZERO,
         }
     }
 
@@ -54,8 +58,16 @@ impl<'a> Outbox<'a> {
         if self.len == 0 {
             return Ok(());
         }
+        let began = Instant::now();
         let len = std::mem::take(&mut self.len);
-        self.transport.send(&[&self.buf[..len]])
+        let sent = self.transport.send(&[&self.buf[..len]]);
+        self.sending += began.elapsed();
+        sent
+    }
+
+    /// How long sending took since this was last asked.
+    pub(super) fn take_sending(&mut self) -> Duration {
+        std::mem::take(&mut self.sending)
     }
 
     /// Sends what is there if that is enough for the client to go on with.
@@ -148,8 +160,11 @@ impl<'a> Outbox<'a> {
         data: &[u8],
     ) -> io::Result<()> {
         self.encode_data_prefix(request, last, offset, data.len());
+        let began = Instant::now();
         let len = std::mem::take(&mut self.len);
-        self.transport.send(&[&self.buf[..len], &self.small, data])
+        let sent = self.transport.send(&[&self.buf[..len], &self.small, data]);
+        self.sending += began.elapsed();
+        sent
     }
 
     fn data_prefix(&self) -> usize {
@@ -176,5 +191,40 @@ impl<'a> Outbox<'a> {
         };
         header.encode(self.style.header_style(), &mut self.small);
         self.small.extend(offset.to_be_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+
+    use super::*;
+    use crate::protocol::{Command, CommandFlags};
+
+    #[test]
+    fn the_time_that_a_slow_client_takes_is_known() {
+        const LEN: usize = 4 << 20;
+        const SLOW: Duration = Duration::from_millis(60);
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let transport = Transport::new(ours.into());
+        let mut outbox = Outbox::for_data(&transport, ReplyStyle::Simple);
+        let request = RequestHeader {
+            flags: CommandFlags::empty(),
+            command: Command::Read,
+            cookie: 1,
+            offset: 0,
+            length: LEN.try_into().unwrap(),
+        };
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                thread::sleep(SLOW);
+                theirs.read_exact(&mut vec![0; SimpleReply::SIZE + LEN]).unwrap();
+            });
+            outbox.send_data(&request, true, 0, &vec![1; LEN]).unwrap();
+        });
+        assert!(outbox.take_sending() >= SLOW / 2);
+        assert_eq!(outbox.take_sending(), Duration::ZERO);
     }
 }

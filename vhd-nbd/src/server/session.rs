@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, Scope};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use vhd_core::device::DeviceError;
 use vhd_core::units::{u64_from, usize_from};
@@ -92,6 +92,8 @@ struct Receiver<'scope, 'env> {
     tally: Tally,
     /// When the requests in the inbox had arrived.
     since: Instant,
+    /// Time spent in waiting for the rest of them.
+    receiving: Duration,
 }
 
 impl<'scope, 'env> Receiver<'scope, 'env> {
@@ -111,6 +113,7 @@ impl<'scope, 'env> Receiver<'scope, 'env> {
             pace: Pace::default(),
             tally: Tally::default(),
             since: Instant::now(),
+            receiving: Duration::ZERO,
         }
     }
 
@@ -147,10 +150,13 @@ impl<'scope, 'env> Receiver<'scope, 'env> {
             }
             self.outbox.send_if_much()?;
         }
-        let (reads, bytes) = self.tally.reads();
-        let (count, time) = (u32::try_from(reads).unwrap_or(u32::MAX), self.since.elapsed());
-        self.pace.observe(count, bytes, time, watch.has_waited());
         self.outbox.send()?;
+        let (reads, bytes) = self.tally.reads();
+        let count = u32::try_from(reads).unwrap_or(u32::MAX);
+        // A client that is slow is no reason to hand reads over: they would only wait for it elsewhere.
+        let waited = self.outbox.take_sending() + std::mem::take(&mut self.receiving);
+        let time = self.since.elapsed().saturating_sub(waited);
+        self.pace.observe(count, bytes, time, watch.has_waited());
         self.session.stats.add(&mut self.tally, self.since.elapsed());
         Ok(flow)
     }
@@ -298,9 +304,11 @@ impl<'scope, 'env> Receiver<'scope, 'env> {
         while self.inbox.bytes().len() < len {
             // The client may wait for replies before it goes on.
             self.outbox.send()?;
+            let began = Instant::now();
             if !self.inbox.fill(self.session.transport)? {
                 return Err(SessionError::CutOff);
             }
+            self.receiving += began.elapsed();
         }
         Ok(())
     }

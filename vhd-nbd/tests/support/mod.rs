@@ -4,6 +4,7 @@
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::Command as Program;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -54,6 +55,31 @@ pub fn exports(opened: &OpenedDisk) -> ExportSet {
     assert!(exports.add(export));
     assert!(exports.add(Export::new("frozen", opened.disk()).read_only()));
     exports
+}
+
+/// Whether a program is there.
+pub fn has(program: &str) -> bool {
+    let found = Program::new(program).arg("--version").output().is_ok();
+    if !found {
+        println!("left out: there is no {program}");
+    }
+    found
+}
+
+/// An authority, a certificate for `localhost`, and one for a client, by the names that libnbd looks for.
+pub fn certificates(dir: &Path) {
+    let script = r#"
+set -e
+cd "$1"
+req() { openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -sha256 "$@" 2>/dev/null; }
+req -subj /CN=authority -keyout ca-key.pem -out ca-cert.pem
+req -subj /CN=localhost -addext subjectAltName=DNS:localhost -addext basicConstraints=critical,CA:FALSE \
+    -CA ca-cert.pem -CAkey ca-key.pem -keyout server-key.pem -out server-cert.pem
+req -subj /CN=client -addext basicConstraints=critical,CA:FALSE \
+    -CA ca-cert.pem -CAkey ca-key.pem -keyout client-key.pem -out client-cert.pem
+"#;
+    let made = Program::new("bash").args(["-c", script, "bash"]).arg(dir).status();
+    assert!(made.unwrap().success());
 }
 
 /// A server that listens on a unix socket until it is dropped.

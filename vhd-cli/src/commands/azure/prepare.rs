@@ -34,7 +34,7 @@ appears under its name.";
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct PrepareArgs {
-    /// The source: an image, any leaf of a chain, or - for standard input
+    /// The source: an image, any leaf of a chain, an NBD URI, or - for standard input
     #[arg(value_name = "SRC")]
     source: PathBuf,
     /// The new image
@@ -86,7 +86,7 @@ impl fmt::Display for PrepareJson {
 
 pub(super) fn run(args: &PrepareArgs) -> Result<Exit, Failure> {
     let destination = Destination::new(&args.destination, args.force)?;
-    let source = Source::new(&args.source, destination.directory())?;
+    let source = Source::or_remote(&args.source, destination.directory())?;
     let opened = args.input.open(&source)?;
     let _lock = destination.guard([&opened])?;
     let options = ConvertOptions {

@@ -41,7 +41,7 @@ code is 6.";
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct InfoArgs {
-    /// The image, or - for standard input
+    /// The image, an NBD URI, or - for standard input
     image: PathBuf,
     #[command(flatten)]
     source: SourceArgs,
@@ -63,7 +63,7 @@ struct InfoReport<'a> {
 impl fmt::Display for InfoReport<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let layers = match self.layers.len() {
-            1 if self.error.is_none() => String::new(),
+            0 | 1 if self.error.is_none() => String::new(),
             1 => ", one layer of a broken chain".to_owned(),
             count if self.error.is_some() => format!(", {count} layers of a broken chain"),
             count => format!(", a chain of {count} layers"),
@@ -79,7 +79,7 @@ impl fmt::Display for InfoReport<'_> {
 }
 
 pub(crate) fn run(args: &InfoArgs) -> Result<Exit, Failure> {
-    let source = Source::new(&args.image, None)?;
+    let source = Source::or_remote(&args.image, None)?;
     let mut found = Vec::new();
     match args.source.open_noting(&source, &mut found) {
         Ok(opened) => show_chain(args, source, &opened),

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use vhd_core::chain::{OpenedDisk, create_child};
+use vhd_core::snapshot;
 use vhd_nbd::server::{ChangedAboveLayer, Export, ExportSet};
 
 use super::NbdArgs;
@@ -38,7 +39,8 @@ pub(super) struct Served {
 }
 
 impl Served {
-    /// Opens all images. IMAGE is the default, under the empty name.
+    /// Opens all images, and the snapshots of those that are the present state of a disk. IMAGE is the default, under
+    /// the empty name.
     pub(super) fn open(args: &NbdArgs) -> Result<(Self, ExportSet), Failure> {
         let unnamed = args.image.iter().map(|image| NamedImage {
             name: String::new(),
@@ -47,13 +49,39 @@ impl Served {
         let mut served = Self { disks: Vec::new() };
         let mut exports = ExportSet::new();
         for NamedImage { name, image } in unnamed.chain(args.exports.iter().cloned()) {
-            let opened = open(args, &image)?;
-            if !exports.add(export(args, &name, &opened)) {
-                return Err(Failure::usage(format!("two exports are called {name:?}")));
-            }
-            served.disks.push((image.display().to_string(), opened));
+            served.add(args, name, &image, &mut exports)?;
         }
         Ok((served, exports))
+    }
+
+    fn add(&mut self, args: &NbdArgs, name: String, image: &Path, exports: &mut ExportSet) -> Result<(), Failure> {
+        let source = Source::new(image, None)?;
+        let opened = open(args, &source)?;
+        let snapshots = Snapshots::of(&source);
+        let name = if name.is_empty() { snapshots.name.clone() } else { name };
+        let present = export(&name, &opened, &snapshots, args.snapshot);
+        self.serve(present, source.name, opened, exports)?;
+        for (snapshot, path) in &snapshots.files {
+            let opened = open_frozen(args, path)?;
+            let frozen = export(&format!("{name}@{snapshot}"), &opened, &snapshots, false);
+            self.serve(frozen, output::path_text(path), opened, exports)?;
+        }
+        Ok(())
+    }
+
+    fn serve(
+        &mut self,
+        export: Export,
+        image: String,
+        opened: OpenedDisk,
+        exports: &mut ExportSet,
+    ) -> Result<(), Failure> {
+        let name = export.name().to_owned();
+        if !exports.add(export) {
+            return Err(Failure::usage(format!("two exports are called {name:?}")));
+        }
+        self.disks.push((image, opened));
+        Ok(())
     }
 
     /// Closes all images; the first failure is told.
@@ -67,20 +95,62 @@ impl Served {
     }
 }
 
-fn open(args: &NbdArgs, image: &Path) -> Result<OpenedDisk, Failure> {
-    let source = Source::new(image, None)?;
+/// The snapshots of a disk whose present state is served.
+#[derive(Default)]
+struct Snapshots {
+    /// What the disk is called if nothing else is said: its base without the extension.
+    name: String,
+    /// Names and files.
+    files: Vec<(String, PathBuf)>,
+}
+
+impl Snapshots {
+    /// Those of the disk whose present state the source is; none for any other.
+    fn of(source: &Source) -> Self {
+        match snapshot::snapshots_of(&source.path) {
+            Ok(Some(disk)) if !disk.snapshots.is_empty() => Self {
+                name: file_name(disk.disk.file_stem().map_or(&disk.disk, Path::new)),
+                files: disk.snapshots,
+            },
+            Ok(_) => Self::default(),
+            Err(error) => {
+                let image = &source.name;
+                output::warning(format_args!("the snapshots of {image} are not served: {error}"));
+                Self::default()
+            }
+        }
+    }
+
+    /// The snapshot that a file is.
+    fn name_of(&self, path: &Path) -> Option<&str> {
+        let real = |path: &Path| path.canonicalize().ok();
+        let found = self
+            .files
+            .iter()
+            .find(|(_, file)| real(file).is_some_and(|file| Some(file) == real(path)));
+        found.map(|(name, _)| name.as_str())
+    }
+}
+
+fn open(args: &NbdArgs, source: &Source) -> Result<OpenedDisk, Failure> {
     if args.snapshot {
-        return open_snapshot(args, &source);
+        return open_snapshot(args, source);
     }
     if !args.read_only {
         source.refuse_frozen()?;
     }
-    let options = args.source.options(&source).write(!args.read_only);
+    let options = args.source.options(source).write(!args.read_only);
     let opened = options.open(&source.path)?;
     for warning in opened.warnings() {
         output::warning(warning);
     }
     Ok(opened)
+}
+
+/// Opens the file of a snapshot. What is odd about the chain has been said already.
+fn open_frozen(args: &NbdArgs, path: &Path) -> Result<OpenedDisk, Failure> {
+    let options = args.source.chain.search.options();
+    Ok(options.parents(args.source.chain.parents.iter().cloned()).open(path)?)
 }
 
 /// Opens a child of the image whose file has no name any more when this returns.
@@ -102,23 +172,26 @@ fn open_snapshot(args: &NbdArgs, source: &Source) -> Result<OpenedDisk, Failure>
     Ok(opened)
 }
 
-fn export(args: &NbdArgs, name: &str, opened: &OpenedDisk) -> Export {
+/// The export of a disk. The throw-away layer that may be on it is no image that anyone knows.
+fn export(name: &str, opened: &OpenedDisk, snapshots: &Snapshots, throw_away: bool) -> Export {
     let paths = opened.paths();
     let mut export = Export::new(name, opened.disk());
-    if args.read_only {
-        export = export.read_only();
-    }
-    // The throw-away layer is no image that anyone knows.
-    let known = if args.snapshot { &paths[1..] } else { paths };
-    if let Some(image) = known.first() {
+    if let Some(image) = paths.get(usize::from(throw_away)) {
         export = export.with_description(file_name(image));
+    }
+    let mut known = Vec::new();
+    for (depth, path) in (0..).zip(paths).skip(1) {
+        known.extend(snapshots.name_of(path).map(|name| (name.to_owned(), depth)));
     }
     for (depth, path) in (0..).zip(paths).skip(1) {
         let name = file_name(path);
         let is_unique = paths.iter().filter(|other| file_name(other) == name).count() == 1;
-        if is_unique {
-            export = export.with_changes(name, Box::new(ChangedAboveLayer { depth }));
+        if is_unique && !known.iter().any(|(other, _)| *other == name) {
+            known.push((name, depth));
         }
+    }
+    for (name, depth) in known {
+        export = export.with_changes(name, Box::new(ChangedAboveLayer { depth }));
     }
     export
 }

@@ -34,12 +34,14 @@ Examples:
   vhd nbd --unix s.sock --export system=system.vhd --export data=data.avhd
   vhd nbd --unix s.sock --snapshot disk.vhd         writes are thrown away at the end
   vhd nbd --tcp 0.0.0.0:10809 --tls-cert cert.pem --tls-key key.pem --tls-ca ca.pem disk.vhd
+  vhd nbd --unix s.sock --export disk=vm.vhd@now    and each of its snapshots, disk@SNAPSHOT, for reading only
   nbdcopy 'nbd+unix:///?socket=/run/disk.sock' copy.raw
 
 It serves in the foreground, says on standard error where it listens, and stops on SIGTERM or SIGINT: requests that were \
 received are finished, and the images flushed and closed. SIGUSR1 says what was done so far. Started by a service manager \
 that passes sockets (LISTEN_FDS), it uses those. Clients see what is allocated (base:allocation), in which layer \
-(qemu:allocation-depth), and what changed since each ancestor (qemu:dirty-bitmap:FILE NAME).";
+(qemu:allocation-depth), and what changed since each ancestor (qemu:dirty-bitmap:FILE NAME) or snapshot \
+(qemu:dirty-bitmap:SNAPSHOT).";
 
 /// Arguments of `vhd nbd`.
 #[derive(Args, Debug)]

@@ -1,0 +1,285 @@
+//! A server that is killed while several clients write: what was flushed, on whichever connection, or written with
+//! FUA, is there, and the image is sound.
+//!
+//! VHD_KILL_ROUNDS says how often (default 12); 200 and more is the long run:
+//! `VHD_KILL_ROUNDS=200 cargo test --release -p vhd-cli --test cli killed_server -- --nocapture`
+
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use fastrand::Rng;
+use rustix::process::Signal;
+use vhd_core::chain::OpenOptions;
+use vhd_nbd::protocol::{Command, CommandFlags, ExportNameReply, Greeting, HeaderStyle, OptionRequest, RequestHeader};
+
+use crate::announce;
+use crate::kills::kill_rounds;
+use crate::nbd::Serving;
+use crate::support::{Lab, MIB};
+
+/// The disk is an array of cells. Each sector of a cell holds, over and over, the number of the cell and that of the
+/// write that it comes from; the numbers of the writes to a cell ascend.
+const CELLS: u64 = 4096;
+const CELL: usize = 4096;
+const STRIDE: u64 = 64 << 10;
+const SECTOR: usize = 512;
+const CLIENTS: u64 = 4;
+/// Requests that a client sends before it waits for the replies.
+const BATCH: u64 = 16;
+/// The image is made anew after so many rounds: where all blocks have space none is allocated any more.
+const ROUNDS_OF_AN_IMAGE: u32 = 8;
+const FLUSH: u64 = u64::MAX;
+
+/// What is known of the cells.
+struct Cells {
+    /// The write that was sent last.
+    sent: Vec<AtomicU64>,
+    /// The newest write that was answered.
+    answered: Vec<AtomicU64>,
+    /// The newest write that must survive.
+    kept: Vec<AtomicU64>,
+}
+
+impl Cells {
+    /// All cells hold the write of this number; 0: zeroes.
+    fn new(number: u64) -> Self {
+        let all = || (0..CELLS).map(|_| AtomicU64::new(number)).collect();
+        Self {
+            sent: all(),
+            answered: all(),
+            kept: all(),
+        }
+    }
+
+    fn keep(&self, cell: u64, number: u64) {
+        self.kept[index(cell)].fetch_max(number, Ordering::SeqCst);
+    }
+}
+
+fn index(cell: u64) -> usize {
+    usize::try_from(cell).unwrap()
+}
+
+fn content(cell: u64, number: u64) -> Vec<u8> {
+    let pair = [cell.to_le_bytes(), number.to_le_bytes()].concat();
+    pair.repeat(CELL / pair.len())
+}
+
+/// A client that writes to its own cells until the server is gone. The first of them flushes, for all.
+struct Writer<'a> {
+    stream: UnixStream,
+    cells: &'a Cells,
+    client: u64,
+    rng: Rng,
+}
+
+impl Writer<'_> {
+    fn negotiate(&mut self) -> io::Result<()> {
+        self.stream.read_exact(&mut [0; Greeting::SIZE])?;
+        let mut bytes = 3u32.to_be_bytes().to_vec();
+        OptionRequest::ExportName(String::new()).encode(&mut bytes);
+        self.stream.write_all(&bytes)?;
+        self.stream.read_exact(&mut [0; ExportNameReply::SIZE])
+    }
+
+    fn run(&mut self) -> io::Result<()> {
+        loop {
+            self.batch()?;
+            if self.client == 0 {
+                self.flush()?;
+            }
+        }
+    }
+
+    /// Writes to different cells, and takes the replies in whatever order they come.
+    fn batch(&mut self) -> io::Result<()> {
+        let (start, fua) = (self.rng.u64(..), self.rng.u64(..BATCH * 4));
+        let mut bytes = Vec::new();
+        for number in 0..BATCH {
+            let cell = start.wrapping_add(number * 37) % (CELLS / CLIENTS) * CLIENTS + self.client;
+            let write = self.cells.sent[index(cell)].fetch_add(1, Ordering::SeqCst) + 1;
+            let flags = if number == fua {
+                CommandFlags::FUA
+            } else {
+                CommandFlags::empty()
+            };
+            let header = RequestHeader {
+                flags,
+                command: Command::Write,
+                // Says everything that the reply is to tell.
+                cookie: write << 32 | cell << 1 | u64::from(number == fua),
+                offset: cell * STRIDE,
+                length: CELL as u64,
+            };
+            header.encode(HeaderStyle::Compact, &mut bytes);
+            bytes.extend(content(cell, write));
+        }
+        self.stream.write_all(&bytes)?;
+        for _ in 0..BATCH {
+            let cookie = self.reply()?;
+            let (write, cell) = (cookie >> 32, (cookie & 0xffff_ffff) >> 1);
+            self.cells.answered[index(cell)].fetch_max(write, Ordering::SeqCst);
+            if cookie & 1 == 1 {
+                self.cells.keep(cell, write);
+            }
+        }
+        Ok(())
+    }
+
+    /// What was answered before a flush, on any connection, survives.
+    fn flush(&mut self) -> io::Result<()> {
+        let load = |number: &AtomicU64| number.load(Ordering::SeqCst);
+        let answered: Vec<u64> = self.cells.answered.iter().map(load).collect();
+        let header = RequestHeader {
+            flags: CommandFlags::empty(),
+            command: Command::Flush,
+            cookie: FLUSH,
+            offset: 0,
+            length: 0,
+        };
+        let mut bytes = Vec::new();
+        header.encode(HeaderStyle::Compact, &mut bytes);
+        self.stream.write_all(&bytes)?;
+        assert_eq!(self.reply()?, FLUSH);
+        for (cell, number) in (0..).zip(answered) {
+            self.cells.keep(cell, number);
+        }
+        Ok(())
+    }
+
+    /// The cookie of a reply that says that all is well.
+    fn reply(&mut self) -> io::Result<u64> {
+        let mut bytes = [0; 16];
+        self.stream.read_exact(&mut bytes)?;
+        assert_eq!(bytes[4..8], [0; 4], "a request failed");
+        Ok(u64::from_be_bytes(bytes[8..].try_into().unwrap()))
+    }
+}
+
+/// Serves the image, lets clients write to it, and kills the server; sometimes while it is about to stop in order.
+fn serve_and_kill(lab: &Lab, image: &str, cells: &Cells, rng: &mut Rng) {
+    let mut serving = Serving::start(lab, &["--unix", "s.sock", image]);
+    thread::scope(|scope| {
+        for client in 0..CLIENTS {
+            let stream = UnixStream::connect(lab.path("s.sock")).unwrap();
+            let rng = rng.fork();
+            scope.spawn(move || {
+                let mut writer = Writer {
+                    stream,
+                    cells,
+                    client,
+                    rng,
+                };
+                // It ends with the server.
+                let _ = writer.negotiate().and_then(|()| writer.run());
+            });
+        }
+        thread::sleep(Duration::from_millis(rng.u64(3..60)));
+        if rng.u8(..4) == 0 {
+            serving.signal(Signal::TERM);
+            thread::sleep(Duration::from_micros(rng.u64(..8000)));
+        }
+        serving.kill();
+    });
+}
+
+/// Each sector holds a write that is not older than what was kept, and not newer than what was sent. What is there now
+/// stays.
+fn verify(lab: &Lab, image: &str, cells: &Cells) {
+    let opened = OpenOptions::new().open(&lab.path(image)).unwrap();
+    let mut found = vec![0; CELL];
+    for cell in 0..CELLS {
+        let load = |list: &[AtomicU64]| list[index(cell)].load(Ordering::SeqCst);
+        let (kept, sent) = (load(&cells.kept), load(&cells.sent));
+        opened.disk().read_at(&mut found, cell * STRIDE).unwrap();
+        let mut oldest = u64::MAX;
+        for sector in found.chunks(SECTOR) {
+            let number = u64::from_le_bytes(sector[8..16].try_into().unwrap());
+            let expected = if number == 0 {
+                vec![0; CELL]
+            } else {
+                content(cell, number)
+            };
+            assert_eq!(sector, &expected[..SECTOR], "cell {cell}");
+            assert!(
+                (kept..=sent).contains(&number),
+                "cell {cell}: {number}, not {kept} to {sent}"
+            );
+            oldest = oldest.min(number);
+        }
+        cells.keep(cell, oldest);
+        // What was answered and not flushed may be lost; a later flush does not bring it back.
+        cells.answered[index(cell)].store(oldest, Ordering::SeqCst);
+    }
+}
+
+/// `make` makes an image of which each cell holds the write of the number that it returns.
+fn kill_again_and_again(what: &str, image: &str, make: fn(&Lab) -> u64) {
+    let seed = vhd_testkit::rng::seed(0xDEAD);
+    println!("{}={seed:#x}", vhd_testkit::rng::SEED_VARIABLE);
+    let mut rng = vhd_testkit::rng::rng(seed);
+    let (mut kept, mut with_leaks) = (0, 0);
+    let (mut lab, mut cells) = (Lab::new(), Cells::new(0));
+    for round in 0..kill_rounds() {
+        if round % ROUNDS_OF_AN_IMAGE == 0 {
+            lab = Lab::new();
+            cells = Cells::new(make(&lab));
+        }
+        let before: Vec<u64> = cells.kept.iter().map(|number| number.load(Ordering::SeqCst)).collect();
+        serve_and_kill(&lab, image, &cells, &mut rng);
+        let changed = |(now, before): (&AtomicU64, &u64)| now.load(Ordering::SeqCst) > *before;
+        kept += cells.kept.iter().zip(&before).filter(|pair| changed(*pair)).count();
+        let checked = lab.vhd(&["check", image, "--json"]).output().unwrap();
+        let report: serde_json::Value = serde_json::from_slice(&checked.stdout).unwrap();
+        match report["verdict"].as_str() {
+            Some("clean") => {}
+            Some("leaks") => with_leaks += 1,
+            _ => panic!("round {round}: {report}"),
+        }
+        verify(&lab, image, &cells);
+    }
+    announce(&format!(
+        "vhd nbd of a {what} image: {} kills, after {with_leaks} of them leaks, {kept} cells with flushed writes",
+        kill_rounds()
+    ));
+    assert!(kept > 0, "nothing was flushed: the test tested nothing");
+}
+
+#[test]
+fn a_killed_server_of_a_dynamic_image() {
+    kill_again_and_again("dynamic", "disk.vhd", |lab| {
+        create_dynamic(lab, "disk.vhd");
+        0
+    });
+}
+
+#[test]
+fn a_killed_server_of_a_fixed_image() {
+    kill_again_and_again("fixed", "disk.vhd", |lab| {
+        lab.fixed("disk.vhd", CELLS * STRIDE);
+        0
+    });
+}
+
+#[test]
+fn a_killed_server_of_a_differencing_image() {
+    kill_again_and_again("differencing", "child.avhd", |lab| {
+        create_dynamic(lab, "parent.vhd");
+        let opened = OpenOptions::new().write(true).open(&lab.path("parent.vhd")).unwrap();
+        for cell in 0..CELLS {
+            opened.disk().write_at(&content(cell, 1), cell * STRIDE).unwrap();
+        }
+        opened.close().unwrap();
+        lab.run(&["create", "child.avhd", "--parent", "parent.vhd"], 0);
+        1
+    });
+}
+
+/// With blocks of the smallest size: so many more are allocated.
+fn create_dynamic(lab: &Lab, name: &str) {
+    let size = (CELLS * STRIDE / MIB).to_string() + "M";
+    lab.run(&["create", name, "--size", &size, "--block-size", "512K"], 0);
+}

@@ -1,0 +1,384 @@
+//! An export as a disk.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::sync::Arc;
+
+use vhd_core::ErrorKind;
+use vhd_core::device::{
+    BlockDevice, ByteRange, Capabilities, Coalescer, DeviceError, DeviceInfo, ExtentKind, ExtentVisitor,
+    PHYSICAL_BLOCK, ZeroOptions, check_request, scatter,
+};
+use vhd_core::units::usize_from;
+
+use super::agreement::Agreement;
+use super::call::{Bytes, Call, ServerError, Wanted};
+use super::extents::{Piece, StatusCache, pass, pieces};
+use super::line::Target;
+use super::link::Request;
+use super::pool::Pool;
+use super::{ClientError, ClientOptions, NbdUri};
+use crate::protocol::{Command, CommandFlags, Errno, MetaContextId, TransmissionFlags};
+use crate::tls::TlsClient;
+
+/// Bytes; the longest range of a request without a payload. All servers know it as a number, and have it done in time.
+const MAX_RANGE: u64 = 1 << 30;
+
+/// An export of an NBD server. The bytes of a last block that is not whole read zero behind the export's end.
+#[derive(Debug)]
+pub struct NbdDevice {
+    pool: Pool,
+    info: DeviceInfo,
+    /// Bytes of the disk: those of the export, in whole blocks.
+    size: u64,
+    status: StatusCache,
+}
+
+impl NbdDevice {
+    /// Connects to the export.
+    ///
+    /// # Errors
+    /// The server can't be reached, does not have the export, does not give it in the way that the URI and the options
+    /// want, or does not keep to the protocol.
+    pub fn open(uri: &NbdUri, options: ClientOptions) -> Result<Arc<Self>, ClientError> {
+        let tls = uri.tls.as_ref().map(|tls| {
+            let name = tls.hostname.as_deref().unwrap_or(uri.address.server_name());
+            TlsClient::new(tls.certificates.as_deref(), name)
+        });
+        let write = options.write;
+        let pool = Pool::open(Target {
+            address: uri.address.clone(),
+            export: uri.export.clone(),
+            tls: tls.transpose()?,
+            options,
+        })?;
+        let agreed = pool.agreement();
+        let size = agreed.size.next_multiple_of(agreed.block.into());
+        if write && agreed.can(TransmissionFlags::READ_ONLY) {
+            return Err(ClientError::ReadOnly {
+                address: uri.address.clone(),
+                export: uri.export.clone(),
+            });
+        }
+        if write && size != agreed.size {
+            return Err(ClientError::OddSize {
+                size: agreed.size,
+                block: agreed.block,
+            });
+        }
+        Ok(Arc::new(Self {
+            info: info(agreed, write),
+            size,
+            pool,
+            status: StatusCache::default(),
+        }))
+    }
+
+    fn agreed(&self) -> &Agreement {
+        self.pool.agreement()
+    }
+
+    fn check(&self, range: ByteRange) -> Result<(), DeviceError> {
+        check_request(range.start, range.len, self.size, self.info.logical_block_size)
+    }
+
+    fn check_write(&self, range: ByteRange) -> Result<(), DeviceError> {
+        if !self.info.capabilities.write {
+            return Err(DeviceError::ReadOnly);
+        }
+        self.check(range)?;
+        self.pool.durability.check()
+    }
+
+    /// The part of a range that is in the export: the bytes of its last block may not all be.
+    fn in_export(&self, range: ByteRange) -> ByteRange {
+        let end = range.end().min(self.agreed().size);
+        ByteRange::new(range.start, end.saturating_sub(range.start))
+    }
+
+    /// A failure that the server told.
+    fn failed(&self, command: Command, offset: u64, error: &ServerError) -> DeviceError {
+        let kind = match error.errno {
+            Errno::Perm => return DeviceError::ReadOnly,
+            Errno::NoSpc => ErrorKind::NoSpace,
+            Errno::NotSup => ErrorKind::Unsupported,
+            _ => ErrorKind::Io,
+        };
+        let said = match error.message.as_str() {
+            "" => String::new(),
+            message => format!(": {message}"),
+        };
+        let (address, errno) = (&self.pool.target().address, error.errno);
+        DeviceError::Remote {
+            kind,
+            message: format!("{address} answers {errno:?} to {command:?} at {offset:#x}{said}"),
+        }
+    }
+
+    /// Has a change done and notes that it is not durable, unless it is with `fua`.
+    fn change(&self, request: &Request<'_>) -> Result<Result<(), ServerError>, DeviceError> {
+        self.pool.durability.check()?;
+        self.status.changed();
+        let ran = self.pool.run(request, &mut Call::new(Wanted::Nothing));
+        self.status.changed();
+        let (mark, result) = ran?;
+        // A change that failed may have been done in part.
+        if !request.flags.contains(CommandFlags::FUA) {
+            self.pool.durability.changed(mark);
+        }
+        Ok(result)
+    }
+
+    /// The flag that makes a change durable, where there is one.
+    fn fua_flag(&self, fua: bool) -> CommandFlags {
+        match fua && self.agreed().can(TransmissionFlags::SEND_FUA) {
+            true => CommandFlags::FUA,
+            false => CommandFlags::empty(),
+        }
+    }
+
+    /// A flush after changes that should have been durable, where there was no flag to say so.
+    fn flush_unless(&self, fua: bool, flag: CommandFlags) -> Result<(), DeviceError> {
+        if fua && flag.is_empty() { self.flush() } else { Ok(()) }
+    }
+
+    /// Zeroes that are sent as any other bytes.
+    fn write_out_zeroes(&self, range: ByteRange) -> Result<(), DeviceError> {
+        let step = u64::from(self.info.preferred_transfer)
+            .max(1 << 20)
+            .min(self.info.maximum_transfer.into());
+        let zeroes = vec![0; usize_from(step.min(range.len))];
+        for part in parts(range, step) {
+            let bufs = [IoSlice::new(&zeroes[..usize_from(part.len)])];
+            self.write_vectored_at(&bufs, part.start, false)?;
+        }
+        Ok(())
+    }
+
+    /// What the export stores from `at` on, up to `end` at most.
+    fn piece(&self, at: u64, end: u64) -> Result<Piece, DeviceError> {
+        let everything = Piece {
+            end,
+            kind: ExtentKind::Data,
+        };
+        let Some(context) = self.agreed().allocation else {
+            return Ok(everything);
+        };
+        if let Some(piece) = self.status.find(at) {
+            return Ok(Piece {
+                end: piece.end.min(end),
+                ..piece
+            });
+        }
+        let changes = self.status.changes();
+        let range = ByteRange::new(at, (self.size - at).min(MAX_RANGE));
+        let found = self.ask_status(context, range)?;
+        let first = found.first().copied().unwrap_or(everything);
+        self.status.keep(changes, at, found);
+        Ok(Piece {
+            end: first.end.min(end),
+            ..first
+        })
+    }
+
+    /// Asks the server what it stores of a range. Nothing, if it does not know.
+    fn ask_status(&self, context: MetaContextId, range: ByteRange) -> Result<Vec<Piece>, DeviceError> {
+        let inside = self.in_export(range);
+        let request = Request {
+            command: Command::BlockStatus,
+            flags: CommandFlags::empty(),
+            offset: inside.start,
+            length: inside.len,
+            payload: None,
+        };
+        let mut descriptors = Vec::new();
+        let (_, answered) = self
+            .pool
+            .run(&request, &mut Call::new(Wanted::Status(context, &mut descriptors)))?;
+        match answered {
+            Ok(()) => {}
+            Err(error) if matches!(error.errno, Errno::NotSup | Errno::Inval) => return Ok(Vec::new()),
+            Err(error) => return Err(self.failed(request.command, range.start, &error)),
+        }
+        if inside.len < range.len
+            && let Some(last) = descriptors.last_mut()
+        {
+            // Behind the end of the export everything is as its last bytes are.
+            last.length = last.length.saturating_add(range.len - inside.len);
+        }
+        // A server that ends in the first block tells less than one that knows nothing.
+        Ok(pieces(&descriptors, range, self.info.logical_block_size).unwrap_or_default())
+    }
+}
+
+/// The parts of a range, of `step` bytes and a last one of fewer.
+fn parts(range: ByteRange, step: u64) -> impl Iterator<Item = ByteRange> {
+    let starts = (0..range.len.div_ceil(step)).map(move |index| index * step);
+    starts.map(move |done| ByteRange::new(range.start + done, step.min(range.len - done)))
+}
+
+fn info(agreed: &Agreement, write: bool) -> DeviceInfo {
+    DeviceInfo {
+        logical_block_size: agreed.block,
+        physical_block_size: PHYSICAL_BLOCK.max(agreed.block),
+        preferred_transfer: agreed.preferred,
+        maximum_transfer: agreed.maximum,
+        identity: [0; 16],
+        capabilities: Capabilities {
+            write,
+            discard: write && agreed.can(TransmissionFlags::SEND_TRIM),
+            fast_zero: write && agreed.can(TransmissionFlags::SEND_FAST_ZERO),
+            resize: false,
+        },
+    }
+}
+
+impl BlockDevice for NbdDevice {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.size
+    }
+
+    fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<(), DeviceError> {
+        let len = scatter::total_len(bufs.iter().map(|buf| &**buf));
+        let range = ByteRange::new(offset, len);
+        self.check(range)?;
+        let inside = self.in_export(range);
+        for part in parts(inside, self.info.maximum_transfer.into()) {
+            let request = Request {
+                command: Command::Read,
+                flags: CommandFlags::empty(),
+                offset: part.start,
+                length: part.len,
+                payload: None,
+            };
+            let skip = usize_from(part.start - offset);
+            let mut call = Call::new(Wanted::Bytes(Bytes::new(bufs, skip, part)));
+            let (_, answered) = self.pool.run(&request, &mut call)?;
+            answered.map_err(|error| self.failed(request.command, part.start, &error))?;
+        }
+        let behind = range.len - inside.len;
+        let cleared: Result<(), DeviceError> =
+            scatter::for_each_mut(bufs, usize_from(inside.len), usize_from(behind), |part, _| {
+                part.fill(0);
+                Ok(())
+            });
+        cleared
+    }
+
+    fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64, fua: bool) -> Result<(), DeviceError> {
+        let len = scatter::total_len(bufs.iter().map(|buf| &**buf));
+        let range = ByteRange::new(offset, len);
+        self.check_write(range)?;
+        let flags = self.fua_flag(fua);
+        for part in parts(range, self.info.maximum_transfer.into()) {
+            let request = Request {
+                command: Command::Write,
+                flags,
+                offset: part.start,
+                length: part.len,
+                payload: Some((bufs, usize_from(part.start - offset))),
+            };
+            self.change(&request)?
+                .map_err(|error| self.failed(request.command, part.start, &error))?;
+        }
+        self.flush_unless(fua, flags)
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        if !self.info.capabilities.write {
+            return Ok(());
+        }
+        self.pool.durability.check()?;
+        if !self.agreed().can(TransmissionFlags::SEND_FLUSH) {
+            return Err(DeviceError::Unsupported("be flushed: its server does not know how"));
+        }
+        let request = Request {
+            command: Command::Flush,
+            flags: CommandFlags::empty(),
+            offset: 0,
+            length: 0,
+            payload: None,
+        };
+        let (mark, answered) = self.pool.run(&request, &mut Call::new(Wanted::Nothing))?;
+        match answered {
+            Ok(()) => self.pool.durability.flushed(mark),
+            Err(error) => {
+                // INV-05: what a failed flush could not write, a later one need not know of.
+                self.pool.durability.lose();
+                Err(self.failed(request.command, 0, &error))
+            }
+        }
+    }
+
+    fn write_zeroes(&self, range: ByteRange, options: ZeroOptions) -> Result<(), DeviceError> {
+        self.check_write(range)?;
+        let agreed = self.agreed();
+        if options.fast_only && !agreed.can(TransmissionFlags::SEND_FAST_ZERO) {
+            return Err(DeviceError::NotFast);
+        }
+        if !agreed.can(TransmissionFlags::SEND_WRITE_ZEROES) {
+            self.write_out_zeroes(range)?;
+            return self.flush_unless(options.fua, CommandFlags::empty());
+        }
+        let fua = self.fua_flag(options.fua);
+        let mut flags = fua;
+        flags.set(CommandFlags::NO_HOLE, !options.may_unmap);
+        flags.set(CommandFlags::FAST_ZERO, options.fast_only);
+        for part in parts(range, MAX_RANGE) {
+            let request = Request {
+                command: Command::WriteZeroes,
+                flags,
+                offset: part.start,
+                length: part.len,
+                payload: None,
+            };
+            match self.change(&request)? {
+                Ok(()) => {}
+                Err(error) if options.fast_only && error.errno == Errno::NotSup => return Err(DeviceError::NotFast),
+                Err(error) => return Err(self.failed(request.command, part.start, &error)),
+            }
+        }
+        self.flush_unless(options.fua, fua)
+    }
+
+    fn discard(&self, range: ByteRange) -> Result<(), DeviceError> {
+        self.check_write(range)?;
+        if !self.info.capabilities.discard {
+            return Err(DeviceError::Unsupported("discard"));
+        }
+        for part in parts(range, MAX_RANGE) {
+            let request = Request {
+                command: Command::Trim,
+                flags: CommandFlags::empty(),
+                offset: part.start,
+                length: part.len,
+                payload: None,
+            };
+            self.change(&request)?
+                .map_err(|error| self.failed(request.command, part.start, &error))?;
+        }
+        Ok(())
+    }
+
+    fn extents(&self, range: ByteRange, visitor: ExtentVisitor<'_>) -> Result<(), DeviceError> {
+        self.check(range)?;
+        let mut coalescer = Coalescer::new(visitor);
+        let mut at = range.start;
+        while at < range.end() {
+            let piece = self.piece(at, range.end())?;
+            if pass(&mut coalescer, at, piece).is_break() {
+                return Ok(());
+            }
+            at = piece.end;
+        }
+        coalescer.finish();
+        Ok(())
+    }
+
+    fn resize(&self, _size: u64) -> Result<(), DeviceError> {
+        Err(DeviceError::Unsupported("be resized"))
+    }
+}

@@ -1,0 +1,465 @@
+//! Servers that say anything: errors in time, and no more memory than what was asked for.
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use vhd_core::ErrorKind;
+use vhd_core::device::{BlockDevice as _, ByteRange, DeviceError, Disk};
+use vhd_nbd::client::{ClientError, ClientOptions, NbdDevice};
+use vhd_nbd::protocol::{
+    Chunk, ChunkHeader, ChunkType, Descriptor, Greeting, HandshakeFlags, HeaderStyle, InfoItem, MetaContextId,
+    OptionHeader, OptionReply, OptionReplyHeader, OptionType, ReplyError, ReplyFlags, RequestHeader, SimpleReply,
+    TransmissionFlags,
+};
+
+const SIZE: u64 = 1 << 20;
+
+/// A server that runs a function for each connection.
+struct Hostile {
+    dir: tempfile::TempDir,
+    connections: Arc<AtomicUsize>,
+}
+
+impl Hostile {
+    fn start(serve: impl Fn(UnixStream) -> Option<()> + Send + Sync + 'static) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join("socket")).unwrap();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&connections);
+        let serve = Arc::new(serve);
+        // Ends with the test's process.
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                counted.fetch_add(1, Ordering::Relaxed);
+                let serve = Arc::clone(&serve);
+                thread::spawn(move || serve(stream.unwrap()));
+            }
+        });
+        Self { dir, connections }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("socket")
+    }
+
+    fn open(&self) -> Result<Arc<NbdDevice>, ClientError> {
+        self.open_with(Duration::from_secs(5))
+    }
+
+    fn open_with(&self, reconnect: Duration) -> Result<Arc<NbdDevice>, ClientError> {
+        let options = ClientOptions {
+            write: true,
+            connections: 1,
+            connect_timeout: Duration::from_millis(600),
+            request_timeout: Duration::from_millis(600),
+            reconnect,
+        };
+        let uri = format!("nbd+unix:///?socket={}", self.socket().display());
+        NbdDevice::open(&uri.parse().unwrap(), options)
+    }
+}
+
+fn receive<const N: usize>(stream: &mut UnixStream) -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    stream.read_exact(&mut bytes).ok()?;
+    Some(bytes)
+}
+
+fn send(stream: &mut UnixStream, bytes: &[u8]) -> Option<()> {
+    stream.write_all(bytes).ok()
+}
+
+fn greet(stream: &mut UnixStream) -> Option<()> {
+    let mut bytes = Vec::new();
+    let flags = HandshakeFlags::all();
+    Greeting { flags }.encode(&mut bytes);
+    send(stream, &bytes)?;
+    receive::<4>(stream)?;
+    Some(())
+}
+
+fn option(stream: &mut UnixStream) -> Option<OptionType> {
+    let header = OptionHeader::decode(&receive::<{ OptionHeader::SIZE }>(stream)?).ok()?;
+    let mut data = vec![0; header.length.try_into().ok()?];
+    stream.read_exact(&mut data).ok()?;
+    Some(header.option)
+}
+
+fn reply(stream: &mut UnixStream, option: OptionType, replies: &[OptionReply]) -> Option<()> {
+    let mut bytes = Vec::new();
+    replies.iter().for_each(|reply| reply.encode(option, &mut bytes));
+    send(stream, &bytes)
+}
+
+fn export(size: u64) -> OptionReply {
+    let flags = TransmissionFlags::HAS_FLAGS | TransmissionFlags::SEND_FLUSH | TransmissionFlags::SEND_WRITE_ZEROES;
+    OptionReply::Info(InfoItem::Export { size, flags })
+}
+
+/// Negotiates as it should be, with structured replies.
+fn negotiate(stream: &mut UnixStream) -> Option<()> {
+    greet(stream)?;
+    loop {
+        let asked = option(stream)?;
+        let context = OptionReply::MetaContext {
+            id: MetaContextId(7),
+            name: "base:allocation".into(),
+        };
+        let refused = OptionReply::Error {
+            error: ReplyError::Unsupported,
+            message: String::new(),
+        };
+        match asked {
+            OptionType::Go => {
+                reply(stream, asked, &[export(SIZE), OptionReply::Ack])?;
+                return Some(());
+            }
+            OptionType::SetMetaContext => reply(stream, asked, &[context, OptionReply::Ack])?,
+            OptionType::StructuredReply => reply(stream, asked, &[OptionReply::Ack])?,
+            _ => reply(stream, asked, &[refused])?,
+        }
+    }
+}
+
+fn request(stream: &mut UnixStream) -> Option<RequestHeader> {
+    let bytes = receive::<{ HeaderStyle::Compact.request_size() }>(stream)?;
+    RequestHeader::decode(HeaderStyle::Compact, &bytes).ok()
+}
+
+/// Answers the first request of each connection, and stays.
+fn answering(answer: impl Fn(&RequestHeader) -> Vec<u8> + Send + Sync + 'static) -> Hostile {
+    Hostile::start(move |mut stream| {
+        negotiate(&mut stream)?;
+        let request = request(&mut stream)?;
+        send(&mut stream, &answer(&request))?;
+        thread::sleep(Duration::from_secs(20));
+        Some(())
+    })
+}
+
+fn chunk(chunk: &Chunk<'_>, flags: ReplyFlags, cookie: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    chunk.encode(HeaderStyle::Compact, flags, cookie, 0, &mut bytes);
+    bytes
+}
+
+/// Bytes of memory that this process had at most.
+fn peak() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
+
+#[test]
+fn negotiations_that_go_wrong() {
+    let before = peak();
+    let huge = |asked: OptionType| {
+        let mut bytes = Vec::new();
+        let header = OptionReplyHeader {
+            option: asked,
+            reply: 3,
+            length: u32::MAX,
+        };
+        header.encode(&mut bytes);
+        bytes
+    };
+    let blocks = |minimum, maximum| {
+        OptionReply::Info(InfoItem::BlockSize {
+            minimum,
+            preferred: 4096,
+            maximum,
+        })
+    };
+    let ack = OptionReply::Ack;
+    let at_go = |replies: Vec<OptionReply>| {
+        Hostile::start(move |mut stream| {
+            greet(&mut stream)?;
+            loop {
+                let asked = option(&mut stream)?;
+                reply(
+                    &mut stream,
+                    asked,
+                    if asked == OptionType::Go {
+                        &replies
+                    } else {
+                        &[OptionReply::Ack]
+                    },
+                )?;
+            }
+        })
+    };
+    let cases: Vec<(&str, Hostile, ErrorKind)> = vec![
+        (
+            "nothing",
+            Hostile::start(|_| {
+                thread::sleep(Duration::from_secs(20));
+                None
+            }),
+            ErrorKind::Unreachable,
+        ),
+        ("an end", Hostile::start(|_| None), ErrorKind::Unreachable),
+        (
+            "noise",
+            Hostile::start(|mut stream| send(&mut stream, &[0x5a; 4096])),
+            ErrorKind::ServerProtocol,
+        ),
+        (
+            "a byte at a time",
+            Hostile::start(|mut stream| {
+                loop {
+                    send(&mut stream, b"N")?;
+                    thread::sleep(Duration::from_millis(50));
+                }
+            }),
+            ErrorKind::Unreachable,
+        ),
+        (
+            "a long reply",
+            Hostile::start(move |mut stream| {
+                greet(&mut stream)?;
+                let asked = option(&mut stream)?;
+                send(&mut stream, &huge(asked))
+            }),
+            ErrorKind::ServerProtocol,
+        ),
+        (
+            "replies without end",
+            Hostile::start(|mut stream| {
+                greet(&mut stream)?;
+                let asked = option(&mut stream)?;
+                loop {
+                    reply(&mut stream, asked, &[export(1)])?;
+                }
+            }),
+            ErrorKind::ServerProtocol,
+        ),
+        (
+            "another option's reply",
+            Hostile::start(|mut stream| {
+                greet(&mut stream)?;
+                option(&mut stream)?;
+                reply(&mut stream, OptionType::List, &[OptionReply::Ack])
+            }),
+            ErrorKind::ServerProtocol,
+        ),
+        ("no size", at_go(vec![ack.clone()]), ErrorKind::ServerProtocol),
+        (
+            "a huge size",
+            at_go(vec![export(u64::MAX), ack.clone()]),
+            ErrorKind::ServerProtocol,
+        ),
+        (
+            "odd blocks",
+            at_go(vec![export(SIZE), blocks(3, 1 << 20), ack.clone()]),
+            ErrorKind::ServerProtocol,
+        ),
+        (
+            "large blocks",
+            at_go(vec![export(SIZE), blocks(1 << 30, 1 << 30), ack.clone()]),
+            ErrorKind::ServerProtocol,
+        ),
+        (
+            "no room",
+            at_go(vec![export(SIZE), blocks(4096, 100), ack]),
+            ErrorKind::ServerProtocol,
+        ),
+    ];
+    for (name, server, expected) in cases {
+        let begun = Instant::now();
+        let error = server.open().unwrap_err();
+        assert_eq!(error.kind(), expected, "{name}: {error:?}");
+        assert!(
+            begun.elapsed() < Duration::from_secs(3),
+            "{name}: {:?}",
+            begun.elapsed()
+        );
+    }
+    assert!(peak() - before < 32 << 20, "{} MiB", (peak() - before) >> 20);
+}
+
+/// Reads 4 KiB, and must get an error of the protocol, at once and for good.
+fn refuses(name: &str, server: &Hostile) {
+    let disk = Disk::new(server.open().unwrap());
+    let begun = Instant::now();
+    for _ in 0..2 {
+        let error = disk.read_at(&mut [0; 4096], 8192).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ServerProtocol, "{name}: {error}");
+    }
+    assert!(
+        begun.elapsed() < Duration::from_secs(2),
+        "{name}: {:?}",
+        begun.elapsed()
+    );
+    assert_eq!(server.connections.load(Ordering::Relaxed), 1, "{name}");
+}
+
+#[test]
+fn replies_that_make_no_sense() {
+    let before = peak();
+    let data = |offset, len: usize| {
+        chunk(
+            &Chunk::OffsetData {
+                offset,
+                data: &vec![1; len],
+            },
+            ReplyFlags::empty(),
+            1,
+        )
+    };
+    let hole = |offset, length| chunk(&Chunk::OffsetHole { offset, length }, ReplyFlags::empty(), 1);
+    let done = chunk(&Chunk::None, ReplyFlags::DONE, 1);
+    let long = |chunk, length| {
+        let mut bytes = Vec::new();
+        let header = ChunkHeader {
+            flags: ReplyFlags::DONE,
+            chunk,
+            cookie: 1,
+            offset: 0,
+            length,
+        };
+        header.encode(HeaderStyle::Compact, &mut bytes);
+        bytes
+    };
+    let status = Chunk::BlockStatus {
+        context: MetaContextId(7),
+        descriptors: vec![Descriptor {
+            length: 4096,
+            status: 0,
+        }],
+    };
+    let simple = SimpleReply { error: None, cookie: 1 }.to_bytes();
+    let cases = [
+        ("noise", vec![0xa5; 4096]),
+        ("a simple reply", [&simple[..], &[1; 4096]].concat()),
+        ("nothing of it", done.clone()),
+        ("a half", [data(8192, 2048), done.clone()].concat()),
+        ("another place", data(0, 4096)),
+        ("over the end", data(8192 + 4000, 4096)),
+        ("twice", [data(8192, 4096), data(8192, 512)].concat()),
+        ("a hole over data", [data(8192, 512), hole(8192, 4096)].concat()),
+        ("a long hole", hole(8192, u32::MAX)),
+        ("a hole at the end of all", hole(u64::MAX, 1)),
+        ("no data", long(ChunkType::OffsetData, 8)),
+        (
+            "4 GiB of data",
+            [
+                long(ChunkType::OffsetData, u32::MAX.into()),
+                8192_u64.to_be_bytes().to_vec(),
+            ]
+            .concat(),
+        ),
+        ("4 GiB of error", long(ChunkType::Error, u32::MAX.into())),
+        ("4 GiB of nothing", long(ChunkType::None, u32::MAX.into())),
+        ("4 GiB of anything", long(ChunkType::Unknown(99), u32::MAX.into())),
+        ("status", chunk(&status, ReplyFlags::DONE, 1)),
+        ("another cookie", chunk(&Chunk::None, ReplyFlags::DONE, 0x1234)),
+    ];
+    for (name, answer) in cases {
+        refuses(name, &answering(move |_| answer.clone()));
+    }
+    let mut random = fastrand::Rng::with_seed(0x5eed);
+    for round in 0..100 {
+        let mut answer = [hole(8192, 2048), data(8192 + 2048, 2048), done.clone()].concat();
+        let at = random.usize(..answer.len());
+        let bit = 1 << random.u8(..8);
+        answer[at] ^= bit;
+        let server = answering(move |_| answer.clone());
+        let disk = Disk::new(server.open_with(Duration::ZERO).unwrap());
+        let begun = Instant::now();
+        // What is changed may be the data, or make a server of it that says less than it should.
+        let _ = disk.read_at(&mut [0; 4096], 8192);
+        assert!(
+            begun.elapsed() < Duration::from_secs(4),
+            "round {round}: byte {at}, bit {bit}"
+        );
+    }
+    assert!(peak() - before < 32 << 20, "{} MiB", (peak() - before) >> 20);
+}
+
+#[test]
+fn half_replies_without_end_are_given_up() {
+    let server = Hostile::start(|mut stream| {
+        negotiate(&mut stream)?;
+        let request = request(&mut stream)?;
+        let offset = request.offset;
+        let answer = chunk(
+            &Chunk::OffsetData {
+                offset,
+                data: &[1; 4096],
+            },
+            ReplyFlags::empty(),
+            request.cookie,
+        );
+        send(&mut stream, &answer[..answer.len() / 2])
+    });
+    let disk = Disk::new(server.open().unwrap());
+    let error = disk.read_at(&mut [0; 4096], 8192).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unreachable, "{error}");
+    assert_eq!(server.connections.load(Ordering::Relaxed), 8);
+}
+
+#[test]
+fn a_byte_at_a_time_is_too_slow() {
+    let server = Hostile::start(|mut stream| {
+        negotiate(&mut stream)?;
+        let request = request(&mut stream)?;
+        let offset = request.offset;
+        let answer = chunk(
+            &Chunk::OffsetData {
+                offset,
+                data: &[1; 4096],
+            },
+            ReplyFlags::empty(),
+            request.cookie,
+        );
+        for byte in answer {
+            send(&mut stream, &[byte])?;
+            thread::sleep(Duration::from_millis(20));
+        }
+        None
+    });
+    let disk = Disk::new(server.open_with(Duration::ZERO).unwrap());
+    let begun = Instant::now();
+    let error = disk.read_at(&mut [0; 4096], 8192).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unreachable, "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn statuses_that_make_no_sense() {
+    let status = |context, descriptors: &[(u64, u64)], cookie| {
+        let descriptors = descriptors
+            .iter()
+            .map(|&(length, status)| Descriptor { length, status });
+        let chunk_of = Chunk::BlockStatus {
+            context: MetaContextId(context),
+            descriptors: descriptors.collect(),
+        };
+        chunk(&chunk_of, ReplyFlags::DONE, cookie)
+    };
+    let walk = |server: &Hostile| -> Result<Vec<u64>, DeviceError> {
+        let device = server.open().unwrap();
+        let mut lengths = Vec::new();
+        let visit = &mut |extent: vhd_core::device::Extent| {
+            lengths.push(extent.range.len);
+            std::ops::ControlFlow::Continue(())
+        };
+        device.extents(ByteRange::new(0, SIZE), visit)?;
+        Ok(lengths)
+    };
+    // More than was asked for is cut.
+    let long = answering(move |request| status(7, &[(4096, 3), (u32::MAX.into(), 0)], request.cookie));
+    assert_eq!(walk(&long).unwrap(), [4096, SIZE - 4096]);
+    // Less than a block is nothing that helps.
+    let short = answering(move |request| status(7, &[(100, 3)], request.cookie));
+    assert_eq!(walk(&short).unwrap(), [SIZE]);
+    let other = answering(move |request| status(8, &[(4096, 3)], request.cookie));
+    assert_eq!(walk(&other).unwrap_err().kind(), ErrorKind::ServerProtocol);
+    let none = answering(|request| chunk(&Chunk::None, ReplyFlags::DONE, request.cookie));
+    assert_eq!(walk(&none).unwrap_err().kind(), ErrorKind::ServerProtocol);
+}
