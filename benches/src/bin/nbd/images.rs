@@ -98,7 +98,8 @@ impl Images<'_> {
         Ok(())
     }
 
-    /// Makes an empty image anew; writes back what an earlier server left of a full one.
+    /// Makes an empty image anew; writes back what an earlier server left of a full one, and brings back what is not in
+    /// the page cache any more: a server that writes past it takes it away from the next.
     pub(crate) fn prepare(&self, image: Image) -> Result<()> {
         let path = self.path(image);
         match image {
@@ -106,9 +107,10 @@ impl Images<'_> {
             Image::EmptyDynamic => create(&path, EMPTY),
             Image::Chain | Image::Pieces => {
                 std::fs::copy(path.with_file_name(format!("child-{DEPTH}.vhd")), &path)?;
-                warm(&path)
+                warm(&path)?;
+                read_through(&self.path(Image::Dynamic))
             }
-            Image::Raw | Image::Fixed | Image::Dynamic => Ok(File::open(path)?.sync_all()?),
+            Image::Raw | Image::Fixed | Image::Dynamic => read_through(&path),
         }
     }
 
@@ -170,9 +172,16 @@ fn stamped(start: u64, len: u64, mut write: impl FnMut(&[u8], u64) -> Result<()>
 /// Brings a file into the page cache in small pages, as random requests would have done: the system's read-ahead makes
 /// large ones, and then every small write costs 30 us, whoever serves it.
 fn warm(path: &Path) -> Result<()> {
-    let mut file = File::open(path)?;
+    let file = File::open(path)?;
     file.sync_all()?;
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+    read_through(path)
+}
+
+/// Reads a file from start to end, into small pages what is not there yet.
+fn read_through(path: &Path) -> Result<()> {
+    let mut file = File::open(path)?;
+    file.sync_all()?;
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random)?;
     let mut buffer = vec![0; 1 << 20];
     while file.read(&mut buffer)? > 0 {}

@@ -140,12 +140,13 @@ impl Bench<'_> {
             std::fs::read_to_string("/proc/loadavg")?.trim()
         );
         let is_plain = |server: &&Server| !server.tls && matches!(server.image, Image::Raw | Image::Dynamic);
-        let full = || servers.iter().filter(is_plain);
-        if self.args.fio {
-            fio::print(full(), self)?;
-        }
+        let plain = || servers.iter().filter(is_plain);
         if self.args.strace {
-            traced::print(full(), self)?;
+            traced::print(plain(), self)?;
+        }
+        // Last: it leaves no stamps.
+        if self.args.fio {
+            fio::print(plain(), self)?;
         }
         Ok(())
     }
