@@ -1,8 +1,10 @@
 //! Sudden death leaves no half-written image under its final name.
 
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::{Lab, MIB};
 
@@ -20,6 +22,23 @@ pub(crate) fn killed(lab: &Lab, args: &[&str], delay: Duration) -> bool {
     child.kill().unwrap();
     child.wait().unwrap();
     ended
+}
+
+/// Runs `vhd` and interrupts it after `delay`, as Ctrl-C does; how it ended. Before the command listens, a signal
+/// ends it as it ends any command.
+pub(crate) fn interrupt(lab: &Lab, args: &[&str], delay: Duration) -> Output {
+    let child = Command::new(env!("CARGO_BIN_EXE_vhd"))
+        .args(args)
+        .current_dir(lab.path(""))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    sleep(delay);
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(matches!(output.status.code(), Some(0 | 1) | None), "{output:?}");
+    output
 }
 
 #[test]

@@ -3,10 +3,9 @@
 //! VHD_KILL_ROUNDS says how often the command is killed (default 12); 200 and more is the long run:
 //! `VHD_KILL_ROUNDS=200 cargo test --release -p vhd-cli --test cli killed_merges -- --nocapture`
 
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::kill::killed;
+use crate::kill::{interrupt, killed};
 use crate::kills::kill_rounds;
 use crate::support::{Lab, MIB, stderr, stdout};
 
@@ -230,19 +229,12 @@ fn an_interrupted_merge_ends_in_order_and_goes_on() {
     let mut interrupted = 0;
     for part in 1..10 {
         restore(&original, &lab);
-        let mut running = Command::new(env!("CARGO_BIN_EXE_vhd"))
-            .args(["merge", "leaf.avhd", "--batch", "512K"])
-            .current_dir(lab.path(""))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        std::thread::sleep(Duration::from_millis(part * 4));
-        let pid = rustix::process::Pid::from_child(&running);
-        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
-        let status = running.wait().unwrap();
-        // Before the command listens, a signal ends it as it ends any command.
-        assert!(matches!(status.code(), Some(0 | 1) | None), "{status}");
+        let status = interrupt(
+            &lab,
+            &["merge", "leaf.avhd", "--batch", "512K"],
+            Duration::from_millis(part * 4),
+        )
+        .status;
         interrupted += u32::from(status.code() == Some(1));
         check_all(&lab, &known, "interrupted");
         if lab.exists("leaf.avhd") {

@@ -5,7 +5,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use crate::kill::killed;
+use crate::kill::{interrupt, killed};
 use crate::kills::kill_rounds;
 use crate::support::{Lab, MIB, stderr, stdout};
 
@@ -231,19 +231,11 @@ fn an_interrupted_recording_ends_in_order() {
     dense(&lab, "a.vhd", 64);
     let mut interrupted = 0;
     for part in 1..12 {
-        let child = std::process::Command::new(env!("CARGO_BIN_EXE_vhd"))
-            .args(["verify", "a.vhd", "--include-image", "--record", "--update"])
-            .current_dir(lab.path(""))
-            .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::piped())
-            .spawn()
-            .unwrap();
-        std::thread::sleep(Duration::from_millis(part * 4));
-        let pid = rustix::process::Pid::from_child(&child);
-        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
-        let output = child.wait_with_output().unwrap();
-        // Before the command listens, a signal ends it as it ends any command.
-        assert!(matches!(output.status.code(), Some(0 | 1) | None), "{output:?}");
+        let output = interrupt(
+            &lab,
+            &["verify", "a.vhd", "--include-image", "--record", "--update"],
+            Duration::from_millis(part * 4),
+        );
         if output.status.code() == Some(1) {
             interrupted += 1;
             assert!(

@@ -3,7 +3,6 @@
 //! It is here and not with the resize, because whoever opens an image has to know: while a fixed image grows there
 //! is a moment in which its end is no footer, and that is not to be taken for a raw file.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -11,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::ChainError;
 use crate::image::{Footers, OpenError};
 use crate::record::{RecordError, RecordKind};
-use crate::storage::StorageFile;
+use crate::storage::{StorageFile, beside};
 
 const KIND: RecordKind = RecordKind {
     name: "resize",
@@ -45,9 +44,7 @@ pub(crate) struct ResizedFile {
 impl ResizeRecord {
     /// The name of the record of an image, or of the tree of which it is the base.
     pub(crate) fn path_for(image: &Path) -> PathBuf {
-        let mut name = image.file_name().map_or_else(OsString::new, OsString::from);
-        name.push(".resize");
-        image.with_file_name(name)
+        beside(image, ".resize")
     }
 
     /// The record at `path`, if there is one.

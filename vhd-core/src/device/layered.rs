@@ -9,6 +9,7 @@ use super::places::{Located, Place, PlaceIndex};
 use super::raw::discard_file_range;
 use super::scatter;
 use super::{BlockDevice, ByteRange, Capabilities, DeviceError, DeviceInfo, LOGICAL_BLOCK, ZeroOptions, check_range};
+use crate::format::UniqueId;
 use crate::image::{Image, IoContext, ReadSpan};
 use crate::storage::{PaddedFile, StorageFile, reads_zero};
 use crate::units::{FileOffset, VirtualOffset, usize_from};
@@ -48,6 +49,12 @@ impl Layer {
             Self::Vhd(image) => &**image.file(),
             Self::Raw(file) => &**file,
         }
+    }
+
+    /// The identity of the disk in the layer; nil for a raw file, which has none.
+    #[must_use]
+    pub fn unique_id(&self) -> UniqueId {
+        self.image().map_or(UniqueId::NIL, Image::unique_id)
     }
 
     fn shared_file(&self) -> Arc<dyn StorageFile> {

@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
 
 use super::data_ranges::{DataRanges, Job};
+use super::workers::{in_parallel, useful_threads};
 use super::zeroes::for_each_data_run;
-use super::{OpsError, Progress, useful_threads};
+use super::{OpsError, Progress};
 use crate::chain::OpenedDisk;
 use crate::device::{DeviceError, Disk};
 use crate::image::{Image, IoContext, OpenMode, Preallocate, create_dynamic, create_fixed};
@@ -219,14 +219,8 @@ struct Copier<'a> {
 
 impl Copier<'_> {
     fn run(&self, threads: usize) -> Result<(), OpsError> {
-        thread::scope(|scope| {
-            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(|| self.work())).collect();
-            // All are waited for; the first error is the one to tell.
-            let results: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
-            results
-                .into_iter()
-                .try_for_each(|result| result.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-        })
+        in_parallel(threads, || self.work())?;
+        Ok(())
     }
 
     fn work(&self) -> Result<(), OpsError> {

@@ -19,6 +19,7 @@ pub mod repair;
 pub mod reparent;
 pub mod resize;
 pub mod verify;
+mod workers;
 mod zeroes;
 
 pub use compare::{Comparison, compare};
@@ -35,14 +36,6 @@ pub trait Progress: Sync {
 
     /// `bytes` more are done.
     fn advance(&self, bytes: u64);
-}
-
-/// One thread reads while another writes; more than four only wait for one another at the file.
-fn useful_threads(asked: usize) -> usize {
-    match asked {
-        0 => std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 4)),
-        n => n,
-    }
 }
 
 /// Progress that no one looks at.

@@ -2,14 +2,14 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::thread;
 
 use super::layout::Move;
 use super::survey::trimmable_ranges;
 use super::{CompactError, CompactOptions, CompactPlan, CompactReport};
 use crate::device::{DeviceError, LayeredDevice};
 use crate::image::{Image, IoContext};
-use crate::ops::{Progress, useful_threads};
+use crate::ops::Progress;
+use crate::ops::workers::{in_parallel, useful_threads};
 use crate::storage::{Segment, StorageFile, clear_range};
 use crate::units::{BlockIndex, u64_from, usize_from};
 
@@ -160,14 +160,7 @@ impl<'a> Copier<'a> {
             }
             Ok(())
         };
-        thread::scope(|scope| {
-            let threads = useful_threads(self.options.threads).min(batch.len());
-            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-            let results: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
-            results
-                .into_iter()
-                .try_for_each(|result| result.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-        })?;
+        in_parallel(useful_threads(self.options.threads).min(batch.len()), work)?;
         // Each one that was taken is finished.
         Ok(next.into_inner().min(batch.len()))
     }

@@ -1,12 +1,12 @@
 //! What each block holds: whether the disk reads the same without it, and if not, why.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
 
 use super::{CompactError, CompactOptions, FreeSpace};
 use crate::device::{ByteRange, DeviceError, LayeredDevice};
 use crate::image::{Arrangement, IoContext, PlacedBlock, ReadSpan};
-use crate::ops::{Progress, useful_threads};
+use crate::ops::Progress;
+use crate::ops::workers::{in_parallel, useful_threads};
 use crate::storage::reads_zero;
 use crate::units::{BlockIndex, FileOffset, VirtualOffset, u64_from};
 
@@ -103,16 +103,8 @@ pub(super) fn survey(
             }
         }
     };
-    let results: Vec<_> = thread::scope(|scope| {
-        let workers: Vec<_> = (0..useful_threads(options.threads))
-            .map(|_| scope.spawn(work))
-            .collect();
-        workers.into_iter().map(|worker| worker.join()).collect()
-    });
-    let mut findings = Vec::with_capacity(blocks.len());
-    for result in results {
-        findings.extend(result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
-    }
+    let found = in_parallel(useful_threads(options.threads), work)?;
+    let mut findings: Vec<_> = found.into_iter().flatten().collect();
     if findings.len() < blocks.len() {
         return Err(CompactError::Cancelled);
     }

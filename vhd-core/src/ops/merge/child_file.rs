@@ -1,6 +1,5 @@
 //! A child that is open for writing, and keeps its time stamp.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -8,7 +7,7 @@ use std::time::SystemTime;
 use super::MergeError;
 use crate::format::UniqueId;
 use crate::image::{Amendment, Image, OpenMode, ParentLink};
-use crate::storage::{Access, HostFile, Sharing};
+use crate::storage::{Access, HostFile, Sharing, put_back_modified};
 
 /// A child's own file, under its lock, without its parents.
 ///
@@ -67,10 +66,8 @@ impl Drop for ChildFile {
     fn drop(&mut self) {
         // Closing may cut off space that was kept for more.
         drop(self.image.take());
-        let Some(modified) = self.modified else { return };
-        let file = File::options().write(true).open(&self.path);
-        if let Err(error) = file.and_then(|file| file.set_modified(modified)) {
-            tracing::warn!(path = %self.path.display(), %error, "its children will find another modification time");
+        if let Some(modified) = self.modified {
+            put_back_modified(&self.path, modified);
         }
     }
 }

@@ -11,7 +11,8 @@ use super::groups::{cut, group_len, held_bytes, is_dense, part, span};
 use super::zero_run::next_run;
 use crate::device::{ByteRange, DeviceError, Disk, ExtentKind, Held, Layer, ZeroOptions, held};
 use crate::image::IoContext;
-use crate::ops::{Progress, useful_threads};
+use crate::ops::Progress;
+use crate::ops::workers::{in_parallel, useful_threads};
 use crate::units::{SECTOR_SIZE, u64_from, usize_from};
 
 /// Bytes of the disk that a thread takes on at once.
@@ -176,15 +177,7 @@ impl Copier<'_> {
             stopped: AtomicBool::new(false),
             started: Instant::now(),
         };
-        thread::scope(|scope| {
-            let threads = useful_threads(self.job.options.threads);
-            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(|| self.work(&batch))).collect();
-            // All are waited for; the first error is the one to tell.
-            let results: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
-            results
-                .into_iter()
-                .try_for_each(|result| result.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-        })?;
+        in_parallel(useful_threads(self.job.options.threads), || self.work(&batch))?;
         // Each window that was taken is finished.
         Ok(batch.next.into_inner().min(self.job.target.size()))
     }

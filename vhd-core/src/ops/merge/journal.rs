@@ -3,7 +3,6 @@
 //! It stands beside the child, is there before the target's first change and goes after everything else
 //! (INV-20), and says at every moment no more than what is durable.
 
-use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
@@ -16,7 +15,7 @@ use super::dependants::Recorded;
 use crate::chain::relative_to;
 use crate::format::UniqueId;
 use crate::record::RecordKind;
-use crate::storage::{StorageError, remove_file};
+use crate::storage::{StorageError, beside, remove_file};
 
 const KIND: RecordKind = RecordKind {
     name: "merge",
@@ -109,9 +108,7 @@ impl Journal {
 
     /// Where the record of a merge of `child` is.
     pub(super) fn path(child: &Path) -> PathBuf {
-        let mut name = OsString::from(child.file_name().unwrap_or_default());
-        name.push(".merge");
-        child.with_file_name(name)
+        beside(child, ".merge")
     }
 
     pub(super) fn read(child: &Path) -> Result<Option<Self>, MergeError> {

@@ -84,7 +84,7 @@ pub fn plan_to_new(request: &MergeRequest) -> Result<NewImagePlan, MergeError> {
     Ok(NewImagePlan {
         parent: below.first().map(|layer| Known {
             path: opened.paths()[range.layers.len()].clone(),
-            id: layer.image().map_or(UniqueId::NIL, Image::unique_id),
+            id: layer.unique_id(),
         }),
         block_size: block_size_of(&sources[sources.len() - 1]),
         warnings: opened.warnings().iter().map(ToString::to_string).collect(),

@@ -119,11 +119,6 @@ fn is_same_file(a: &Path, b: &Path) -> bool {
     }
 }
 
-/// The identity of the disk in a layer; nil for a raw file.
-pub(super) fn id_of(layer: &Layer) -> UniqueId {
-    layer.image().map_or(UniqueId::NIL, |image| image.unique_id())
-}
-
 /// Opens the target over its own ancestors. It must be the disk that is known.
 pub(super) fn open_target(options: &OpenOptions, target: &Known, write: bool) -> Result<OpenedDisk, MergeError> {
     let format = if target.id.is_nil() {
@@ -133,7 +128,10 @@ pub(super) fn open_target(options: &OpenOptions, target: &Known, write: bool) ->
     };
     let options = options.clone().format(Some(format)).write(write);
     let opened = options.open(&target.path)?;
-    let found = opened.layers().next().map_or(UniqueId::NIL, |leaf| id_of(leaf.layer));
+    let found = opened
+        .layers()
+        .next()
+        .map_or(UniqueId::NIL, |leaf| leaf.layer.unique_id());
     if found != target.id {
         return Err(other_disk(&target.path, target.id, found));
     }
@@ -202,7 +200,7 @@ impl<'a> Range<'a> {
         };
         let known = opened.layers().take(target + 1).map(|layer| {
             let path = full_name(layer.path)?;
-            let id = id_of(layer.layer);
+            let id = layer.layer.unique_id();
             Ok(Known { path, id })
         });
         let layers = known.collect::<Result<_, MergeError>>()?;

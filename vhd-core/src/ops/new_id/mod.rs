@@ -13,7 +13,6 @@
 mod error;
 
 use std::collections::HashSet;
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -26,7 +25,7 @@ use crate::chain::{ChainError, children_beside, link_to};
 use crate::format::{Footer, Timestamp, UniqueId};
 use crate::image::Amendment;
 use crate::record::{RecordError, RecordKind};
-use crate::storage::{Access, FileIdentity, StorageError, StorageFile as _, remove_file};
+use crate::storage::{Access, FileIdentity, StorageError, StorageFile as _, beside, remove_file};
 
 /// What is written before the first file changes.
 const RECORD: RecordKind = RecordKind {
@@ -314,9 +313,7 @@ fn amend(path: &Path, alone: Alone, amendment: &Amendment) -> Result<(), NewIdEr
 }
 
 fn record_path(image: &Path) -> PathBuf {
-    let mut name = image.file_name().map_or_else(OsString::new, OsString::from);
-    name.push(RECORD_SUFFIX);
-    image.with_file_name(name)
+    beside(image, RECORD_SUFFIX)
 }
 
 fn identity(path: &Path) -> Result<FileIdentity, ChainError> {

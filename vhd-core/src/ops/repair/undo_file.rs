@@ -1,11 +1,10 @@
 //! The undo file of an image: beside it, under its name with `.undo` behind it.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::error::{Doing as _, RepairError};
 use super::journal::Journal;
-use crate::storage::{self, StagedFile, StorageError, StorageFile as _};
+use crate::storage::{self, StagedFile, StorageError, StorageFile as _, beside};
 
 /// An undo file with a journal in it.
 #[derive(Debug)]
@@ -18,9 +17,7 @@ impl UndoFile {
     /// The path of the undo file of the image at `image`.
     #[must_use]
     pub fn path_of(image: &Path) -> PathBuf {
-        let mut path = OsString::from(image);
-        path.push(".undo");
-        path.into()
+        beside(image, ".undo")
     }
 
     /// The undo file of the image at `image`; `None` if there is none.

@@ -5,7 +5,6 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 
 use super::runs::differing_runs;
 use super::wanted::{MissingBlocks, Wanted, files_below};
@@ -14,8 +13,9 @@ use crate::chain::{OpenOptions, OpenedDisk, Relation, parent_link};
 use crate::device::{ByteRange, DeviceError, Disk, LayeredDevice};
 use crate::image::{Image, ParentLink};
 use crate::ops::diff::{Layers, files_of};
+use crate::ops::workers::{in_parallel, useful_threads};
 use crate::ops::zeroes::for_each_data_run;
-use crate::ops::{OpsError, Progress, useful_threads};
+use crate::ops::{OpsError, Progress};
 use crate::units::{u64_from, usize_from};
 
 /// How a rebase is done.
@@ -258,16 +258,7 @@ impl<'a> Taking<'a> {
     fn run(self, write: bool) -> Result<RebaseReport, ReparentError> {
         self.progress.begin(self.child.size());
         let wanted = Mutex::new(Wanted::new(&self.child, &self.parent, &self.layers));
-        thread::scope(|scope| {
-            let threads = useful_threads(self.options.threads);
-            let workers: Vec<_> = (0..threads)
-                .map(|_| scope.spawn(|| self.work(&wanted, write)))
-                .collect();
-            let results: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
-            results
-                .into_iter()
-                .try_for_each(|result| result.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-        })?;
+        in_parallel(useful_threads(self.options.threads), || self.work(&wanted, write))?;
         drop(wanted);
         let done = self.done.into_inner().unwrap_or_else(PoisonError::into_inner);
         Ok(RebaseReport {

@@ -1,11 +1,10 @@
 //! All images in their order, and back again if one of them fails.
 
-use std::fs::File;
 use std::path::Path;
 
 use super::family::{Family, Member};
 use super::{Progress, ResizeError, ResizePlan, journal};
-use crate::storage::remove_file;
+use crate::storage::{put_back_modified, remove_file};
 
 /// Resizes the files of the plan.
 pub(super) fn run(
@@ -72,13 +71,8 @@ fn undo(members: &[&Member], error: ResizeError, record: &Path, plan: &ResizePla
 /// Children remember when their parent's file was changed last, and its content was not.
 fn keep_modified(family: &Family) {
     for (index, member) in family.members.iter().enumerate() {
-        let Some(modified) = member.modified.filter(|_| family.is_parent(index)) else {
-            continue;
-        };
-        let file = File::options().write(true).open(&member.path);
-        if let Err(error) = file.and_then(|file| file.set_modified(modified)) {
-            let path = member.path.display();
-            tracing::warn!(%path, %error, "its children will find another modification time");
+        if let Some(modified) = member.modified.filter(|_| family.is_parent(index)) {
+            put_back_modified(&member.path, modified);
         }
     }
 }

@@ -27,9 +27,9 @@ pub use error::VerifyError;
 
 use super::Progress;
 use crate::chain::{ChainLayer, OpenedDisk};
-use crate::device::{ByteRange, Layer};
-use crate::format::{Timestamp, UniqueId};
-use crate::storage::{Access, HostFile, Sharing, StagedFile, StorageError};
+use crate::device::ByteRange;
+use crate::format::Timestamp;
+use crate::storage::{Access, HostFile, Sharing, StagedFile, StorageError, beside};
 use compare::Changes;
 use content::Content;
 use error::Doing;
@@ -96,9 +96,7 @@ pub fn record_path(image: &Path) -> PathBuf {
         true => std::fs::canonicalize(image).unwrap_or_else(|_| image.to_owned()),
         false => image.to_owned(),
     };
-    let mut name = file.into_os_string();
-    name.push(".digest");
-    name.into()
+    beside(&file, ".digest")
 }
 
 /// Digests what a layer of an open disk holds, and writes the record beside its file, durable before it gets its
@@ -121,7 +119,7 @@ pub fn record(
     }
     let stamp = FileStamp::of(layer)?;
     let header = RecordHeader {
-        disk_id: id_of(layer.layer),
+        disk_id: layer.layer.unique_id(),
         disk_size: layer.layer.disk_size(),
         has_parent: scan::is_differencing(layer.layer),
         created: Timestamp::now(),
@@ -178,7 +176,7 @@ pub fn verify(
         });
     };
     let header = record.header();
-    let found = id_of(layer.layer);
+    let found = layer.layer.unique_id();
     if header.disk_id != found {
         return Err(VerifyError::OtherDisk {
             path,
@@ -213,11 +211,6 @@ fn open_record(path: &Path) -> Result<Option<Record>, VerifyError> {
         Err(StorageError::NotFound { .. }) => Ok(None),
         Err(error) => Err(error.into()),
     }
-}
-
-/// The identity of a layer's disk; nil for a raw file, which has none.
-fn id_of(layer: &Layer) -> UniqueId {
-    layer.image().map_or(UniqueId::NIL, |image| image.unique_id())
 }
 
 /// By what a file that nobody wrote to is known without reading it.

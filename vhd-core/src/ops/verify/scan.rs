@@ -1,14 +1,14 @@
 //! The content of a whole layer, block after block. Space that holds nothing is not read.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
 
 use super::content::{Content, DIGEST_BLOCK, SECTORS, SectorSet};
 use super::{VerifyError, VerifyOptions};
 use crate::chain::ChainLayer;
 use crate::device::{DeviceError, Layer};
 use crate::image::{IoContext as _, ReadSpan};
-use crate::ops::{Progress, useful_threads};
+use crate::ops::Progress;
+use crate::ops::workers::{in_parallel, useful_threads};
 use crate::storage::{Segment, is_zero};
 use crate::units::{FileOffset, SECTOR_SIZE, VirtualOffset, usize_from};
 
@@ -141,14 +141,8 @@ fn contents_of(layer: &Layer, blocks: &[u64], options: &VerifyOptions<'_>) -> Re
     if threads < 2 {
         return Ok(work()?.into_iter().map(|(_, content)| content).collect());
     }
-    let results: Vec<_> = thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        workers.into_iter().map(|worker| worker.join()).collect()
-    });
-    let mut contents = Vec::with_capacity(blocks.len());
-    for result in results {
-        contents.extend(result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
-    }
+    let found = in_parallel(threads, work)?;
+    let mut contents: Vec<_> = found.into_iter().flatten().collect();
     contents.sort_unstable_by_key(|(index, _)| *index);
     Ok(contents.into_iter().map(|(_, content)| content).collect())
 }
