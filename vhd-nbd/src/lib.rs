@@ -12,5 +12,6 @@
 pub mod client;
 pub mod protocol;
 pub mod server;
+mod spin;
 pub mod tls;
 pub mod transport;

@@ -5,10 +5,11 @@ use std::os::fd::OwnedFd;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
+use rustix::io::retry_on_intr;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, sendmsg, shutdown};
 
+use crate::spin::Spin;
 use crate::tls::TlsState;
 
 /// A connected stream socket, with TLS or without. One thread receives; any thread sends, whole messages at a time.
@@ -18,6 +19,14 @@ pub struct Transport {
     /// Held while a message is sent.
     sending: Mutex<()>,
     tls: OnceLock<TlsState>,
+    eager: OnceLock<Eager>,
+}
+
+/// For a side that looks for a moment before it sleeps.
+#[derive(Debug, Default)]
+struct Eager {
+    receiving: Spin,
+    sending: Spin,
 }
 
 impl Transport {
@@ -28,7 +37,14 @@ impl Transport {
             socket,
             sending: Mutex::new(()),
             tls: OnceLock::new(),
+            eager: OnceLock::new(),
         }
+    }
+
+    /// From now on, looks for a moment whether the peer is there before it sleeps: processor time for latency. Where
+    /// that is in vain it does so less and less.
+    pub fn be_eager(&self) {
+        self.eager.get_or_init(Eager::default);
     }
 
     /// Changes to TLS: negotiates it, and everything goes through it from then on. Nothing else may use the connection
@@ -75,32 +91,40 @@ impl Transport {
     }
 
     fn receive_raw(&self, buf: &mut [u8]) -> io::Result<usize> {
-        loop {
-            match recv(&self.socket, &mut *buf, RecvFlags::empty()) {
-                Ok((count, _)) => return Ok(count),
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
+        let look = || not_now(self.receive_with(&mut *buf, RecvFlags::DONTWAIT));
+        match self.eager.get().and_then(|eager| eager.receiving.look(look)) {
+            Some(found) => found,
+            None => self.receive_with(buf, RecvFlags::empty()),
         }
+    }
+
+    fn receive_with(&self, buf: &mut [u8], flags: RecvFlags) -> io::Result<usize> {
+        let received = retry_on_intr(|| recv(&self.socket, &mut *buf, flags));
+        Ok(received.map(|(count, _)| count)?)
     }
 
     fn send_raw(&self, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
         // Takes off what is empty.
         IoSlice::advance_slices(&mut slices, 0);
         while !slices.is_empty() {
-            match sendmsg(
-                &self.socket,
-                slices,
-                &mut SendAncillaryBuffer::default(),
-                SendFlags::NOSIGNAL,
-            ) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(count) => IoSlice::advance_slices(&mut slices, count),
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno.into()),
+            let look = || not_now(self.send_with(slices, SendFlags::DONTWAIT));
+            let sent = match self.eager.get().and_then(|eager| eager.sending.look(look)) {
+                Some(found) => found,
+                None => self.send_with(slices, SendFlags::empty()),
+            };
+            match sent? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                count => IoSlice::advance_slices(&mut slices, count),
             }
         }
         Ok(())
+    }
+
+    fn send_with(&self, slices: &[IoSlice<'_>], flags: SendFlags) -> io::Result<usize> {
+        let flags = flags | SendFlags::NOSIGNAL;
+        Ok(retry_on_intr(|| {
+            sendmsg(&self.socket, slices, &mut SendAncillaryBuffer::default(), flags)
+        })?)
     }
 
     /// Lets the next call wait for the peer until `deadline`.
@@ -150,6 +174,14 @@ impl Transport {
     /// Ends the connection: threads that wait are woken.
     pub fn close(&self) {
         let _ = shutdown(&self.socket, Shutdown::Both);
+    }
+}
+
+/// What a call that does not wait found; `None` if it would have had to.
+fn not_now<T>(result: io::Result<T>) -> Option<io::Result<T>> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+        found => Some(found),
     }
 }
 

@@ -47,6 +47,7 @@ impl Connection<'_> {
         let transport = &self.control.transport;
         transport.set_timeouts(None)?;
         transport.set_receive_timeout(self.server.options().idle_timeout)?;
+        transport.be_eager();
         self.control.serving.store(true, Ordering::Relaxed);
         let session = Session {
             transport,

@@ -23,6 +23,10 @@ use crate::protocol::{
 };
 use crate::transport::Transport;
 
+/// Bytes of a long payload that are waited for before they are written: so few that the client can go on sending
+/// meanwhile, for a socket holds some 200 KiB.
+const PIECE: usize = INBOX_SIZE / 2;
+
 /// Why a session ended otherwise than by the client's wish.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SessionError {
@@ -231,10 +235,10 @@ impl<'scope, 'env> Receiver<'scope, 'env> {
     fn write_in_pieces(&mut self, offset: u64, len: usize) -> Result<Result<(), DeviceError>, SessionError> {
         let mut done = 0;
         while done < len {
-            let piece = piece_len(offset + u64_from(done), len - done);
-            self.await_bytes(piece)?;
-            let bytes = &self.inbox.bytes()[..piece];
-            let written = self.session.export.disk().write_at(bytes, offset + u64_from(done));
+            self.await_bytes(PIECE.min(len - done))?;
+            let at = offset + u64_from(done);
+            let piece = piece_len(at, len - done, self.inbox.bytes().len());
+            let written = self.session.export.disk().write_at(&self.inbox.bytes()[..piece], at);
             self.inbox.consume(piece);
             done += piece;
             if written.is_err() {
@@ -325,13 +329,14 @@ impl<'scope, 'env> Receiver<'scope, 'env> {
     }
 }
 
-/// Bytes of a payload that are written at once: all but the last piece end on a border of blocks.
-fn piece_len(offset: u64, left: usize) -> usize {
+/// Bytes of a payload of which `left` are to come and `there` are there that are written at once: all but the last
+/// piece end on a border of blocks.
+fn piece_len(offset: u64, left: usize, there: usize) -> usize {
     const BORDER: u64 = vhd_core::device::PHYSICAL_BLOCK as u64;
-    if left <= INBOX_SIZE {
+    if left <= there {
         return left;
     }
-    INBOX_SIZE - usize_from((offset + u64_from(INBOX_SIZE)) % BORDER)
+    there - usize_from((offset + u64_from(there)) % BORDER)
 }
 
 #[cfg(test)]
@@ -340,9 +345,10 @@ mod tests {
 
     #[test]
     fn pieces_end_on_borders() {
-        assert_eq!(piece_len(0, 100), 100);
-        assert_eq!(piece_len(0, INBOX_SIZE + 1), INBOX_SIZE);
-        assert_eq!(piece_len(512, 1 << 20), INBOX_SIZE - 512);
-        assert_eq!(piece_len(4095, 1 << 20), INBOX_SIZE - 4095);
+        assert_eq!(piece_len(0, 100, 100), 100);
+        assert_eq!(piece_len(0, 100, 1000), 100);
+        assert_eq!(piece_len(0, PIECE + 1, PIECE), PIECE);
+        assert_eq!(piece_len(512, 1 << 20, PIECE), PIECE - 512);
+        assert_eq!(piece_len(4095, 1 << 20, PIECE + 5), PIECE + 1);
     }
 }
