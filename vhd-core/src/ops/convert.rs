@@ -309,6 +309,8 @@ impl Copier<'_> {
         self.copied.fetch_add(len, Ordering::Relaxed);
         self.sink.place(offset, len, |file, at, part| {
             first.get_or_insert(at);
+            file.expect_writes(at, part.end - part.start)
+                .io_context("reserve space", at)?;
             file.write_all_at(&bytes[usize_from(part.start)..usize_from(part.end)], at)
                 .io_context("write", at)
         })?;

@@ -5,14 +5,20 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use reflink_copy::ReflinkBlockBuilder;
-use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
+use rustix::fs::{FallocateFlags, FsWord, SeekFrom, fallocate, fstatfs, seek};
 use rustix::io::Errno;
 
 use super::{ImageLock, Segment, StorageError, StorageFile, transfer};
+
+/// What the system calls ext4, and ext2 and ext3, which can't reserve.
+const EXT4_MAGIC: FsWord = 0xef53;
+
+/// Bytes; for fewer a call that reserves them costs what it gains.
+const MIN_EXPECTED: u64 = 64 << 10;
 
 /// How often an image that is replaced while it is being opened is opened anew.
 const OPEN_ATTEMPTS: usize = 8;
@@ -66,6 +72,7 @@ pub struct HostFile {
     file: Arc<File>,
     path: Option<PathBuf>,
     is_block_device: bool,
+    is_ext4: OnceLock<bool>,
     _lock: Option<ImageLock>,
 }
 
@@ -95,6 +102,7 @@ impl HostFile {
                 file,
                 path: Some(path.to_path_buf()),
                 is_block_device,
+                is_ext4: OnceLock::new(),
                 _lock: lock,
             });
         }
@@ -120,6 +128,7 @@ impl HostFile {
             file: Arc::new(file),
             path: None,
             is_block_device: kind.is_block_device(),
+            is_ext4: OnceLock::new(),
             _lock: None,
         })
     }
@@ -130,6 +139,7 @@ impl HostFile {
             file: Arc::new(file),
             path: Some(path.to_path_buf()),
             is_block_device: false,
+            is_ext4: OnceLock::new(),
             _lock: None,
         }
     }
@@ -156,6 +166,15 @@ impl HostFile {
     /// The system's error when it can't tell.
     pub fn modified(&self) -> io::Result<SystemTime> {
         self.file.metadata()?.modified()
+    }
+
+    /// ext4 keeps account of each page that is to get its space later: that takes longer than copying the bytes into
+    /// it. Others do that by extents, and tmpfs would clear the pages first (docs/benchmarks.md).
+    fn gains_by_reserving(&self) -> bool {
+        *self.is_ext4.get_or_init(|| {
+            let system = fstatfs(&*self.file);
+            !self.is_block_device && system.is_ok_and(|system| system.f_type == EXT4_MAGIC)
+        })
     }
 
     fn fallocate(&self, mode: FallocateFlags, offset: u64, len: u64) -> io::Result<()> {
@@ -226,6 +245,16 @@ impl StorageFile for HostFile {
 
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
         self.fallocate(FallocateFlags::empty(), offset, len)
+    }
+
+    fn expect_writes(&self, offset: u64, len: u64) -> io::Result<()> {
+        if len < MIN_EXPECTED || !self.gains_by_reserving() {
+            return Ok(());
+        }
+        match self.fallocate(FallocateFlags::KEEP_SIZE, offset, len) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
+            result => result,
+        }
     }
 
     fn segment_at(&self, offset: u64) -> io::Result<(Segment, u64)> {

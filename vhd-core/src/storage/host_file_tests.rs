@@ -38,6 +38,27 @@ fn bytes_come_back() {
 }
 
 #[test]
+fn expecting_writes_changes_nothing_that_can_be_read() {
+    const MIB: u64 = 1 << 20;
+    let file = scratch();
+    file.set_len(8 * MIB).unwrap();
+    let bytes: Vec<u8> = (0..MIB).map(|at| (at % 251) as u8 + 1).collect();
+    file.write_all_at(&bytes, 2 * MIB).unwrap();
+    for (offset, len) in [(0, 16 * MIB), (2 * MIB + 5, MIB), (7 * MIB, 0), (12 * MIB, 512)] {
+        file.expect_writes(offset, len).unwrap();
+    }
+    assert_eq!(file.len().unwrap(), 8 * MIB);
+    let mut back = vec![1; 8 << 20];
+    file.read_exact_at(&mut back, 0).unwrap();
+    let (before, rest) = back.split_at(2 << 20);
+    let (data, behind) = rest.split_at(1 << 20);
+    assert!(data == bytes && before.iter().chain(behind).all(|&byte| byte == 0));
+    file.write_all_at(&bytes, 6 * MIB).unwrap();
+    file.read_exact_at(&mut back[..1 << 20], 6 * MIB).unwrap();
+    assert!(back[..1 << 20] == bytes);
+}
+
+#[test]
 fn more_slices_than_the_system_takes_at_once() {
     let file = scratch();
     let bytes: Vec<u8> = (0..3000u32).flat_map(u32::to_le_bytes).collect();
