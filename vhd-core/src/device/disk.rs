@@ -3,9 +3,9 @@
 use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::counters::{Counters, DiskStats};
 use super::{BlockDevice, ByteRange, DeviceError, DeviceInfo, Extent, ZeroOptions, scatter};
 use crate::units::{u64_from, usize_from};
 
@@ -23,36 +23,6 @@ struct Inner {
     counters: Counters,
     /// Held while the rest of a block is read, changed and written back.
     partial_writes: Mutex<()>,
-}
-
-#[derive(Default)]
-struct Counters {
-    reads: AtomicU64,
-    bytes_read: AtomicU64,
-    writes: AtomicU64,
-    bytes_written: AtomicU64,
-    flushes: AtomicU64,
-    zeroes: AtomicU64,
-    discards: AtomicU64,
-}
-
-/// What went through a [`Disk`] and its clones since it was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DiskStats {
-    /// Read requests.
-    pub reads: u64,
-    /// Bytes read.
-    pub bytes_read: u64,
-    /// Write requests.
-    pub writes: u64,
-    /// Bytes written.
-    pub bytes_written: u64,
-    /// Flush requests.
-    pub flushes: u64,
-    /// Requests to write zeroes.
-    pub zeroes: u64,
-    /// Requests to discard.
-    pub discards: u64,
 }
 
 impl fmt::Debug for Disk {
@@ -98,30 +68,22 @@ impl Disk {
     /// What went through this handle and its clones.
     #[must_use]
     pub fn stats(&self) -> DiskStats {
-        let counters = &self.inner.counters;
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        DiskStats {
-            reads: get(&counters.reads),
-            bytes_read: get(&counters.bytes_read),
-            writes: get(&counters.writes),
-            bytes_written: get(&counters.bytes_written),
-            flushes: get(&counters.flushes),
-            zeroes: get(&counters.zeroes),
-            discards: get(&counters.discards),
-        }
+        self.inner.counters.sum()
     }
 
     /// Fills `buf` from byte `offset`.
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), DeviceError> {
-        self.read_vectored_at(&mut [IoSliceMut::new(buf)], offset)
+        self.begin_read(offset, u64_from(buf.len()))?;
+        if self.is_aligned(offset, u64_from(buf.len())) {
+            return self.inner.device.read_at(buf, offset);
+        }
+        self.read_unaligned(buf, offset)
     }
 
     /// Fills `bufs` in turn from byte `offset`.
     pub fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<(), DeviceError> {
         let len = scatter::total_len(bufs.iter().map(|buf| &**buf));
-        self.check(offset, len)?;
-        count(&self.inner.counters.reads, &self.inner.counters.bytes_read, len);
-        tracing::trace!(offset, len, "read");
+        self.begin_read(offset, len)?;
         if self.is_aligned(offset, len) {
             return self.inner.device.read_vectored_at(bufs, offset);
         }
@@ -142,7 +104,9 @@ impl Disk {
     pub fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64, fua: bool) -> Result<(), DeviceError> {
         let len = scatter::total_len(bufs.iter().map(|buf| &**buf));
         self.check_write(offset, len)?;
-        count(&self.inner.counters.writes, &self.inner.counters.bytes_written, len);
+        let counters = self.inner.counters.here();
+        counters.writes.add(1);
+        counters.bytes_written.add(len);
         tracing::trace!(offset, len, fua, "write");
         if self.is_aligned(offset, len) {
             return self.inner.device.write_vectored_at(bufs, offset, fua);
@@ -157,7 +121,7 @@ impl Disk {
 
     /// Makes every write that returned before the call durable.
     pub fn flush(&self) -> Result<(), DeviceError> {
-        self.inner.counters.flushes.fetch_add(1, Ordering::Relaxed);
+        self.inner.counters.here().flushes.add(1);
         tracing::trace!("flush");
         self.inner.device.flush()
     }
@@ -165,7 +129,7 @@ impl Disk {
     /// Makes the range read zero.
     pub fn write_zeroes(&self, range: ByteRange, options: ZeroOptions) -> Result<(), DeviceError> {
         self.check_write(range.start, range.len)?;
-        self.inner.counters.zeroes.fetch_add(1, Ordering::Relaxed);
+        self.inner.counters.here().zeroes.add(1);
         tracing::trace!(?range, ?options, "write zeroes");
         let Cut { head, body, tail } = self.cut(range.start, range.len);
         if options.fast_only && head + tail > 0 {
@@ -186,7 +150,7 @@ impl Disk {
     /// Says that the content of the range is not needed; blocks that are not wholly inside stay as they are.
     pub fn discard(&self, range: ByteRange) -> Result<(), DeviceError> {
         self.check_write(range.start, range.len)?;
-        self.inner.counters.discards.fetch_add(1, Ordering::Relaxed);
+        self.inner.counters.here().discards.add(1);
         tracing::trace!(?range, "discard");
         let Cut { head, body, .. } = self.cut(range.start, range.len);
         if body == 0 {
@@ -219,6 +183,15 @@ impl Disk {
     fn is_aligned(&self, offset: u64, len: u64) -> bool {
         // A power of two: a division would take longer than the rest of this layer.
         (offset | len) & (self.block() - 1) == 0
+    }
+
+    fn begin_read(&self, offset: u64, len: u64) -> Result<(), DeviceError> {
+        self.check(offset, len)?;
+        let counters = self.inner.counters.here();
+        counters.reads.add(1);
+        counters.bytes_read.add(len);
+        tracing::trace!(offset, len, "read");
+        Ok(())
     }
 
     fn check(&self, offset: u64, len: u64) -> Result<(), DeviceError> {
@@ -303,9 +276,4 @@ impl Disk {
             .read_vectored_at(&mut [IoSliceMut::new(&mut block)], offset - within)?;
         Ok((block, usize_from(within)))
     }
-}
-
-fn count(requests: &AtomicU64, bytes: &AtomicU64, len: u64) {
-    requests.fetch_add(1, Ordering::Relaxed);
-    bytes.fetch_add(len, Ordering::Relaxed);
 }

@@ -12,7 +12,7 @@ use super::{BlockDevice, ByteRange, Capabilities, DeviceError, DeviceInfo, LOGIC
 use crate::format::UniqueId;
 use crate::image::{Image, IoContext, ReadSpan};
 use crate::storage::{PaddedFile, StorageFile, reads_zero};
-use crate::units::{FileOffset, VirtualOffset, usize_from};
+use crate::units::{FileOffset, VirtualOffset, u64_from, usize_from};
 
 /// The most bytes per request that are recommended to a frontend.
 const MAX_PREFERRED_TRANSFER: u64 = 2 << 20;
@@ -277,6 +277,21 @@ impl BlockDevice for LayeredDevice {
         self.size
     }
 
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), DeviceError> {
+        let len = u64_from(buf.len());
+        check_range(offset, len, self.size)?;
+        if len > 0
+            && let Located {
+                place: Some(Place { layer, offset: at }),
+                len: part,
+            } = self.locate(offset, len)?
+            && part == len
+        {
+            return self.file_of(layer).read_exact_at(buf, at.0).io_context("read", at.0);
+        }
+        self.read_vectored_at(&mut [IoSliceMut::new(buf)], offset)
+    }
+
     fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<(), DeviceError> {
         let len = scatter::total_len(bufs.iter().map(|buf| &**buf));
         check_range(offset, len, self.size)?;
@@ -299,7 +314,7 @@ impl BlockDevice for LayeredDevice {
                 }) => {
                     let file = self.file_of(layer);
                     scatter::for_each_mut(bufs, usize_from(done), usize_from(part), |buf, position| {
-                        let at = at + crate::units::u64_from(position);
+                        let at = at + u64_from(position);
                         file.read_exact_at(buf, at).io_context("read", at)
                     })?;
                 }
@@ -324,7 +339,7 @@ impl BlockDevice for LayeredDevice {
                 span.file().write_all_vectored_at(bufs, at).io_context("write", at)?;
             } else {
                 scatter::for_each(bufs, usize_from(done), usize_from(span.len()), |buf, position| {
-                    let at = at + crate::units::u64_from(position);
+                    let at = at + u64_from(position);
                     span.file().write_all_at(buf, at).io_context("write", at)
                 })?;
             }

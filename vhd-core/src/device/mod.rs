@@ -3,6 +3,7 @@
 //! [`LayeredDevice`] is the one loop that moves the bytes of VHD images, whatever their type and however
 //! deep their chain; [`RawDevice`] is a plain file. A frontend holds a [`Disk`] over either.
 
+mod counters;
 mod disk;
 mod error;
 mod extents;
@@ -14,7 +15,8 @@ pub mod scatter;
 
 use std::io::{IoSlice, IoSliceMut};
 
-pub use disk::{Disk, DiskStats};
+pub use counters::DiskStats;
+pub use disk::Disk;
 pub use error::DeviceError;
 pub use extents::{Coalescer, Extent, ExtentKind, ExtentVisitor};
 pub use layered::{Layer, LayeredDevice};
@@ -123,6 +125,11 @@ pub trait BlockDevice: Send + Sync {
 
     /// The size of the disk in bytes, a multiple of the logical block size.
     fn size_bytes(&self) -> u64;
+
+    /// Fills `buf` from `offset`.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), DeviceError> {
+        self.read_vectored_at(&mut [IoSliceMut::new(buf)], offset)
+    }
 
     /// Fills `bufs` in turn from `offset`.
     fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<(), DeviceError>;
