@@ -171,7 +171,7 @@ impl PlaceIndex {
                 len,
             }),
             Summary::Pieces => match self.lists.get(block) {
-                Some(runs) => Ok(locate_in(runs, within, len)),
+                Some(runs) => Ok(locate_in(runs, self.block_shift, within, len)),
                 None => self.learn(layers, block, within, len),
             },
             Summary::Unknown => self.learn(layers, block, within, len),
@@ -234,14 +234,27 @@ impl RunLists {
     }
 }
 
-/// Looks byte `within` of a block up in its runs.
-fn locate_in(runs: &[Run], within: u64, len: u64) -> Located {
-    let index = runs.partition_point(|run| run.end() <= within);
+/// Looks byte `within` of a block of two to the power of `shift` bytes up in its runs.
+fn locate_in(runs: &[Run], shift: u32, within: u64, len: u64) -> Located {
+    let index = index_of(runs, shift, within);
     let run = runs[index];
     let start = if index == 0 { 0 } else { runs[index - 1].end() };
     Located {
         place: run.place().map(|place| place.advanced(within - start)),
         len: len.min(run.end() - within),
+    }
+}
+
+/// The run that has byte `within`. It is looked for where it would be if all were of one length, and only then to one
+/// side of that: a search through the whole list waits for several lines of memory, one after the other.
+fn index_of(runs: &[Run], shift: u32, within: u64) -> usize {
+    let guess = usize_from((u64_from(runs.len()) * within) >> shift);
+    let (before, behind) = runs.split_at(guess);
+    let ends_before = |run: &Run| run.end() <= within;
+    match before.last() {
+        Some(last) if !ends_before(last) => before.partition_point(ends_before),
+        _ if !ends_before(&behind[0]) => guess,
+        _ => guess + behind.partition_point(ends_before),
     }
 }
 
@@ -443,15 +456,41 @@ mod tests {
         lists.insert(0, 4096, &joined);
         let runs = lists.get(0).unwrap();
         assert_eq!(runs.iter().map(|run| run.end()).collect::<Vec<_>>(), [1024, 1536, 2560]);
+        const SHIFT: u32 = 12;
         for within in (0..2560).step_by(512) {
-            assert_eq!(locate_in(runs, within, 4096), find(&joined, 4096 + within, 4096));
+            assert_eq!(locate_in(runs, SHIFT, within, 4096), find(&joined, 4096 + within, 4096));
         }
         let half = Located {
             place: at(1024),
             len: 512,
         };
-        assert_eq!(locate_in(runs, 512, 4096), half);
-        assert_eq!(locate_in(runs, 1536, 512), Located { place: None, len: 512 });
+        assert_eq!(locate_in(runs, SHIFT, 512, 4096), half);
+        assert_eq!(locate_in(runs, SHIFT, 1536, 512), Located { place: None, len: 512 });
+    }
+
+    #[test]
+    fn a_run_is_found_wherever_the_guess_falls() {
+        const SHIFT: u32 = 14;
+        const SECTORS: u64 = (1 << SHIFT) / SECTOR_SIZE;
+        let mut random = fastrand::Rng::with_seed(1);
+        for _ in 0..2000 {
+            // Crowded at one end as well as even: cuts are taken from a part of the block.
+            let (from, to) = (random.u64(1..SECTORS), random.u64(1..SECTORS));
+            let mut ends: Vec<u64> = (0..random.usize(0..12))
+                .map(|_| random.u64(from.min(to)..=from.max(to)))
+                .chain([SECTORS])
+                .collect();
+            ends.sort_unstable();
+            ends.dedup();
+            let runs: Vec<Run> = ends
+                .iter()
+                .map(|end| Run::new(end * SECTOR_SIZE, None).unwrap())
+                .collect();
+            for sector in 0..SECTORS {
+                let expected = ends.partition_point(|&end| end <= sector);
+                assert_eq!(index_of(&runs, SHIFT, sector * SECTOR_SIZE), expected, "{ends:?}");
+            }
+        }
     }
 
     #[test]
