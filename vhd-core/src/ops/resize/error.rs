@@ -35,6 +35,12 @@ pub enum ResizeError {
         /// The file.
         path: PathBuf,
     },
+    /// A block device has the length that it has.
+    #[error("{} is a block device, whose length is not changed here", path.display())]
+    BlockDevice {
+        /// The device.
+        path: PathBuf,
+    },
     /// The footer of a fixed image does not stand directly behind its disk.
     #[error("the footer stands at {found:#x}, expected at {expected:#x}, the end of the disk: convert the image first")]
     FooterPlace {
@@ -186,7 +192,9 @@ impl ResizeError {
         match self {
             Self::Size(error) => error.kind(),
             Self::TooManyBlocks { .. } | Self::ShrinkNotAsked { .. } | Self::Name { .. } => ErrorKind::InvalidArgument,
-            Self::Raw { .. } | Self::FooterPlace { .. } | Self::GptOfTree => ErrorKind::Unsupported,
+            Self::Raw { .. } | Self::BlockDevice { .. } | Self::FooterPlace { .. } | Self::GptOfTree => {
+                ErrorKind::Unsupported
+            }
             Self::SavedState => ErrorKind::SavedState,
             Self::Batmap => ErrorKind::ForeignMetadata,
             Self::TailInUse { .. } => ErrorKind::TailInUse,
