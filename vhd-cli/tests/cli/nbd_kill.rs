@@ -312,13 +312,24 @@ fn verify_size(lab: &Lab, image: &str, sizes: &Sizes) -> bool {
     unfinished
 }
 
-/// Whether the image has leaks, and nothing worse.
-fn has_leaks(lab: &Lab, image: &str) -> bool {
+/// Whether the image has leaks, and nothing worse. Between the two footers of a new size the next writer restores one.
+fn has_leaks(lab: &Lab, subject: Subject) -> bool {
+    let image = subject.image;
     if image.ends_with(".raw") {
         return false;
     }
-    let checked = lab.vhd(&["check", image, "--json"]).output().unwrap();
-    let report: serde_json::Value = serde_json::from_slice(&checked.stdout).unwrap();
+    let check = || -> serde_json::Value {
+        let checked = lab.vhd(&["check", image, "--json"]).output().unwrap();
+        serde_json::from_slice(&checked.stdout).unwrap()
+    };
+    let mut report = check();
+    let findings = report["findings"].as_array().unwrap();
+    let mut bad = findings.iter().filter(|finding| finding["severity"] == "repairable");
+    if subject.resizing && report["verdict"] == "repairable" && bad.all(|finding| finding["code"] == "footers-differ") {
+        let opened = OpenOptions::new().write(true).open(&lab.path(image)).unwrap();
+        opened.close().unwrap();
+        report = check();
+    }
     match report["verdict"].as_str() {
         Some("clean") => false,
         Some("leaks") => true,
@@ -346,7 +357,7 @@ fn kill_again_and_again(subject: Subject) {
         let changed = |(now, before): (&AtomicU64, &u64)| now.load(Ordering::SeqCst) > *before;
         kept += cells.kept.iter().zip(&before).filter(|pair| changed(*pair)).count();
         unfinished += u32::from(verify_size(&lab, image, &sizes));
-        with_leaks += u32::from(has_leaks(&lab, image));
+        with_leaks += u32::from(has_leaks(&lab, subject));
         verify(&lab, image, &cells);
     }
     announce(&format!(
