@@ -246,6 +246,26 @@ fn partitions_are_not_cut_off() {
     disk.resize(5 * MIB).unwrap();
 }
 
+#[test]
+fn a_file_that_was_given_another_name() {
+    let dir = temp_dir();
+    let path = Kind::Fixed.create(dir.path(), SIZE);
+    let elsewhere = dir.path().join("elsewhere.vhd");
+    let (disk, _) = resizable(&path);
+    fs::rename(&path, &elsewhere).unwrap();
+    // The record of the resize would be beside nothing, or beside another image.
+    for stranger in [false, true] {
+        if stranger {
+            Kind::Fixed.create(dir.path(), SIZE);
+        }
+        let refused = disk.resize(2 * SIZE).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Changed, "{refused}");
+        disk.write_at(&[1; 512], 0).unwrap();
+    }
+    fs::rename(&elsewhere, &path).unwrap();
+    disk.resize(2 * SIZE).unwrap();
+}
+
 /// Nobody else may open the file, not for a moment.
 #[test]
 fn inv_31_the_file_stays_locked() {

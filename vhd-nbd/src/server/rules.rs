@@ -36,6 +36,7 @@ impl Refusal {
             | ErrorKind::SavedState
             | ErrorKind::ForeignMetadata
             | ErrorKind::PartitionTable
+            | ErrorKind::Changed
             | ErrorKind::ResizeUnfinished => Errno::Perm,
             ErrorKind::NoSpace | ErrorKind::ImageFull => Errno::NoSpc,
             ErrorKind::NotFast | ErrorKind::Unsupported => Errno::NotSup,

@@ -1,7 +1,8 @@
 //! The client and exports whose size changes: by its own wish, while connections break, and behind its back.
 
+use std::io::Read as _;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -112,6 +113,8 @@ fn what_can_not_be_resized_says_so() {
 enum Step {
     /// Has this size; ends the connection when it is asked for a resize.
     Dies(u64),
+    /// Has this size, and does not answer.
+    Silent(u64),
     /// Has this size, and answers.
     Answers(u64, Option<Errno>),
 }
@@ -122,14 +125,16 @@ fn stepping(steps: &'static [Step]) -> (Hostile, Arc<Mutex<Vec<u64>>>) {
     let (noted, count) = (Arc::clone(&asked), AtomicUsize::new(0));
     let hostile = Hostile::start(move |mut stream| {
         let step = *steps.get(count.fetch_add(1, Ordering::SeqCst))?;
-        let (Step::Dies(size) | Step::Answers(size, _)) = step;
+        let (Step::Dies(size) | Step::Silent(size) | Step::Answers(size, _)) = step;
         negotiate_export(&mut stream, size, FLAGS | TransmissionFlags::SEND_RESIZE)?;
         loop {
             let request = request(&mut stream)?;
             assert_eq!((request.command, request.length), (Command::Resize, 0));
             noted.lock().unwrap().push(request.offset);
-            let Step::Answers(_, error) = step else {
-                return Some(());
+            let error = match step {
+                Step::Dies(_) => return Some(()),
+                Step::Silent(_) => continue,
+                Step::Answers(_, error) => error,
             };
             let cookie = request.cookie;
             send(&mut stream, &SimpleReply { error, cookie }.to_bytes())?;
@@ -151,6 +156,53 @@ fn a_resize_without_an_answer_is_asked_for_again() {
     device.resize(2 * SIZE).unwrap();
     assert_eq!(device.size_bytes(), 2 * SIZE);
     assert_eq!(*asked.lock().unwrap(), [2 * SIZE; 4]);
+}
+
+#[test]
+fn after_a_resize_without_an_end_nothing_is_written() {
+    let (server, asked) = stepping(&[Step::Silent(SIZE), Step::Answers(2 * SIZE, None)]);
+    let device = server.open_with(Duration::from_secs(5)).unwrap();
+    // The server may do it at any time: then what is written now could be cut off.
+    assert_eq!(device.resize(2 * SIZE).unwrap_err().kind(), ErrorKind::Unreachable);
+    assert_eq!(device.size_bytes(), SIZE);
+    let disk = Disk::new(device);
+    assert_eq!(disk.write_at(&[1; 512], 0).unwrap_err().kind(), ErrorKind::WritesLost);
+    assert_eq!(disk.resize(2 * SIZE).unwrap_err().kind(), ErrorKind::WritesLost);
+    assert_eq!(*asked.lock().unwrap(), [2 * SIZE]);
+}
+
+#[test]
+fn no_request_is_on_its_way_when_a_size_is_asked_for() {
+    /// How long a request that must not come is waited for.
+    const QUIET: Duration = Duration::from_millis(200);
+    let (reading, began) = mpsc::channel();
+    let server = Hostile::start(move |mut stream| {
+        negotiate_export(&mut stream, SIZE, FLAGS | TransmissionFlags::SEND_RESIZE)?;
+        let first = request(&mut stream)?;
+        assert_eq!(first.command, Command::Write);
+        stream.read_exact(&mut vec![0; first.length.try_into().ok()?]).ok()?;
+        reading.send(()).ok()?;
+        stream.set_read_timeout(Some(QUIET)).ok()?;
+        let early = request(&mut stream);
+        stream.set_read_timeout(None).ok()?;
+        // An error of the wrong kind tells the test.
+        let error = early.map(|_| Errno::Perm);
+        let cookie = first.cookie;
+        send(&mut stream, &SimpleReply { error, cookie }.to_bytes())?;
+        let second = request(&mut stream)?;
+        let error = (second.command != Command::Resize).then_some(Errno::Perm);
+        let cookie = second.cookie;
+        send(&mut stream, &SimpleReply { error, cookie }.to_bytes())
+    });
+    let device = server.open_with(Duration::ZERO).unwrap();
+    let disk = Disk::new(device);
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| disk.write_at(&[1; 512], 0));
+        began.recv().unwrap();
+        disk.resize(2 * SIZE).unwrap();
+        writer.join().unwrap().unwrap();
+    });
+    assert_eq!(disk.size(), 2 * SIZE);
 }
 
 #[test]

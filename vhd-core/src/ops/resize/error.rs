@@ -134,6 +134,12 @@ pub enum ResizeError {
         /// The record.
         record: PathBuf,
     },
+    /// The file of a disk in use has another name by now, or none.
+    #[error("the file of the disk is not {} any more, and what stands beside it counts: give it that name back", path.display())]
+    Renamed {
+        /// The name that it was opened by.
+        path: PathBuf,
+    },
     /// The name can't be put in a record.
     #[error("{} is no UTF-8 text, and an unfinished resize must be able to name it", path.display())]
     Name {
@@ -202,6 +208,7 @@ impl ResizeError {
             Self::SizesDiffer { .. } => ErrorKind::SizeMismatch,
             Self::GptOfParent { .. } => ErrorKind::HasChildren,
             Self::Unfinished { .. } | Self::Changed { .. } => ErrorKind::ResizeUnfinished,
+            Self::Renamed { .. } => ErrorKind::Changed,
             Self::Stuck { source, .. } | Self::File { source, .. } => source.kind(),
             Self::Cancelled => ErrorKind::Cancelled,
             Self::Chain(error) => error.kind(),

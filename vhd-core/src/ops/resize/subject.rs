@@ -8,7 +8,7 @@ use super::family::Family;
 use super::raw::RawResize;
 use super::{Request, Resize, ResizeError, journal, plan};
 use crate::chain::{ImageFormat, OpenOptions, OpenedDisk};
-use crate::storage::{HostFile, StorageFile, WatchedFile};
+use crate::storage::{FileIdentity, HostFile, StorageFile, WatchedFile};
 
 /// A disk that is opened and resized, never both at once.
 pub(super) trait Subject: Send + Sync {
@@ -73,6 +73,17 @@ impl HeldFile {
         let family = Family::of_one(&self.path, &self.file, Arc::clone(&self.file) as _, size)?;
         plan::check_alone(&family)
     }
+
+    /// Checks that children and a record beside the name are beside the file.
+    fn check_name(&self) -> Result<(), ResizeError> {
+        let (named, held) = (FileIdentity::of_path(&self.path), self.file.identity());
+        match (named, held) {
+            (Ok(named), Ok(held)) if named == held => Ok(()),
+            _ => Err(ResizeError::Renamed {
+                path: self.path.clone(),
+            }),
+        }
+    }
 }
 
 impl Subject for HeldFile {
@@ -90,6 +101,7 @@ impl Subject for HeldFile {
                 Box::new(|| resize.run())
             }
             ImageFormat::Vhd => {
+                self.check_name()?;
                 let request = Request {
                     image: &self.path,
                     size,
