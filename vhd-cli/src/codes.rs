@@ -134,6 +134,7 @@ const TABLE: &[Code] = &[
     library(ErrorKind::WritesLost,      "VHD-E0608", Exit::Failed),
     library(ErrorKind::ServerTrust,     "VHD-E0609", Exit::Failed),
     own(Kind::Uri,                      "VHD-E0610", "nbd-uri",           Exit::Refused),
+    library(ErrorKind::ResizeRefused,   "VHD-E0611", Exit::Refused),
 ];
 
 /// What a kind that is newer than the table gets: the table's test fails then.

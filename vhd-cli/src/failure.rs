@@ -7,6 +7,7 @@ use std::path::Path;
 
 use serde::Serialize;
 use vhd_core::ErrorKind;
+use vhd_core::error::with_causes;
 
 use crate::cli::usage_error;
 use crate::codes::Kind;
@@ -123,21 +124,6 @@ impl Failure {
             Cause::Kind(kind) => format!("vhd: error[{}]: {}\n", kind.code().code, self.message),
         }
     }
-}
-
-/// The message of an error and of each of its causes.
-pub(crate) fn with_causes(error: &dyn Error) -> String {
-    let mut message = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_message = cause.to_string();
-        // A transparent wrapper says its cause's words.
-        if !message.ends_with(&cause_message) {
-            message = format!("{message}: {cause_message}");
-        }
-        next = cause.source();
-    }
-    message
 }
 
 macro_rules! from_library {

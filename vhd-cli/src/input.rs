@@ -182,6 +182,11 @@ impl Source {
 }
 
 impl Source {
+    /// Where it is, if it is a disk on a server.
+    pub(crate) fn remote(&self) -> Option<&NbdUri> {
+        self.remote.as_ref()
+    }
+
     /// Refuses a file that snapshots rely on: what is written to it would show through all that is based on it.
     pub(crate) fn refuse_frozen(&self) -> Result<(), Failure> {
         if !self.is_snapshot && snapshot::frozen_base(&self.path).is_none() {

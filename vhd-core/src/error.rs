@@ -1,5 +1,7 @@
 //! The kinds of failure: what a program branches on. Each error type of the library answers `kind()`.
 
+use std::error::Error;
+
 /// What went wrong, apart from where. A program maps these to exit codes or errno in one table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
@@ -147,6 +149,8 @@ pub enum ErrorKind {
     WritesLost,
     /// The server of a remote disk is not proven to be the one that is meant, or does not believe this side.
     ServerTrust,
+    /// The server of a remote disk does not give it the size that was asked for.
+    ResizeRefused,
 }
 
 impl ErrorKind {
@@ -220,6 +224,7 @@ impl ErrorKind {
         Self::ServerProtocol,
         Self::WritesLost,
         Self::ServerTrust,
+        Self::ResizeRefused,
     ];
 
     /// The stable name, for scripts and reports.
@@ -294,8 +299,25 @@ impl ErrorKind {
             Self::ServerProtocol => "server-protocol",
             Self::WritesLost => "writes-lost",
             Self::ServerTrust => "server-trust",
+            Self::ResizeRefused => "resize-refused",
         }
     }
+}
+
+/// The message of an error and of each of its causes.
+#[must_use]
+pub fn with_causes(error: &dyn Error) -> String {
+    let mut message = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_message = cause.to_string();
+        // A transparent wrapper says its cause's words.
+        if !message.ends_with(&cause_message) {
+            message = format!("{message}: {cause_message}");
+        }
+        next = cause.source();
+    }
+    message
 }
 
 #[cfg(test)]

@@ -10,5 +10,7 @@ mod conformance;
 mod hostile;
 #[path = "client/other_servers.rs"]
 mod other_servers;
+#[path = "client/resize.rs"]
+mod resize;
 #[path = "client/tls.rs"]
 mod tls;

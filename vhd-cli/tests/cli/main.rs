@@ -18,6 +18,7 @@ mod nbd;
 mod nbd_client;
 mod nbd_kill;
 mod nbd_refusals;
+mod nbd_resize;
 mod pages;
 mod repair;
 mod reparent;

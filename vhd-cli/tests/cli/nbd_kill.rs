@@ -1,5 +1,6 @@
-//! A server that is killed while several clients write: what was flushed, on whichever connection, or written with
-//! FUA, is there, and the image is sound.
+//! A server that is killed while several clients write, and one of them resizes: what was flushed, on whichever
+//! connection, or written with FUA, is there, the disk has the size from before or after the last resize, and the image is
+//! sound.
 //!
 //! VHD_KILL_ROUNDS says how often (default 12); 200 and more is the long run:
 //! `VHD_KILL_ROUNDS=200 cargo test --release -p vhd-cli --test cli killed_server -- --nocapture`
@@ -13,7 +14,9 @@ use std::time::Duration;
 use fastrand::Rng;
 use rustix::process::Signal;
 use vhd_core::chain::OpenOptions;
-use vhd_nbd::protocol::{Command, CommandFlags, ExportNameReply, Greeting, HeaderStyle, OptionRequest, RequestHeader};
+use vhd_nbd::protocol::{
+    Command, CommandFlags, ExportNameReply, Greeting, HeaderStyle, OptionRequest, RequestHeader, TransmissionFlags,
+};
 
 use crate::announce;
 use crate::kills::kill_rounds;
@@ -68,6 +71,76 @@ fn content(cell: u64, number: u64) -> Vec<u8> {
     pair.repeat(CELL / pair.len())
 }
 
+/// A disk that is served and killed.
+#[derive(Clone, Copy)]
+struct Subject {
+    what: &'static str,
+    image: &'static str,
+    /// Makes an image of which each cell holds the write of the number that it returns.
+    make: fn(&Lab) -> u64,
+    /// It is resized too.
+    resizing: bool,
+}
+
+/// The sizes of a disk.
+struct Sizes {
+    /// The one that was asked for last.
+    sent: AtomicU64,
+    /// The last one that was answered.
+    answered: AtomicU64,
+}
+
+impl Sizes {
+    fn new() -> Self {
+        let size = || AtomicU64::new(CELLS * STRIDE);
+        Self {
+            sent: size(),
+            answered: size(),
+        }
+    }
+}
+
+/// Resizes the disk until the server is gone, never to less than the cells take.
+fn resize_on(mut stream: UnixStream, sizes: &Sizes, rng: &mut Rng) -> io::Result<()> {
+    let agreed = negotiate(&mut stream)?;
+    assert!(agreed.flags.contains(TransmissionFlags::SEND_RESIZE));
+    loop {
+        let more = rng.u64(..=64) * if rng.bool() { 1 } else { 1024 };
+        let size = CELLS * STRIDE + more * MIB;
+        sizes.sent.store(size, Ordering::SeqCst);
+        let header = RequestHeader {
+            flags: CommandFlags::empty(),
+            command: Command::Resize,
+            cookie: size,
+            offset: size,
+            length: 0,
+        };
+        let mut bytes = Vec::new();
+        header.encode(HeaderStyle::Compact, &mut bytes);
+        stream.write_all(&bytes)?;
+        assert_eq!(reply(&mut stream)?, size);
+        sizes.answered.store(size, Ordering::SeqCst);
+    }
+}
+
+fn negotiate(stream: &mut UnixStream) -> io::Result<ExportNameReply> {
+    stream.read_exact(&mut [0; Greeting::SIZE])?;
+    let mut bytes = 3u32.to_be_bytes().to_vec();
+    OptionRequest::ExportName(String::new()).encode(&mut bytes);
+    stream.write_all(&bytes)?;
+    let mut agreed = [0; ExportNameReply::SIZE];
+    stream.read_exact(&mut agreed)?;
+    Ok(ExportNameReply::decode(&agreed).unwrap())
+}
+
+/// The cookie of a reply that says that all is well.
+fn reply(stream: &mut UnixStream) -> io::Result<u64> {
+    let mut bytes = [0; 16];
+    stream.read_exact(&mut bytes)?;
+    assert_eq!(bytes[4..8], [0; 4], "a request failed");
+    Ok(u64::from_be_bytes(bytes[8..].try_into().unwrap()))
+}
+
 /// A client that writes to its own cells until the server is gone. The first of them flushes, for all.
 struct Writer<'a> {
     stream: UnixStream,
@@ -77,15 +150,8 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    fn negotiate(&mut self) -> io::Result<()> {
-        self.stream.read_exact(&mut [0; Greeting::SIZE])?;
-        let mut bytes = 3u32.to_be_bytes().to_vec();
-        OptionRequest::ExportName(String::new()).encode(&mut bytes);
-        self.stream.write_all(&bytes)?;
-        self.stream.read_exact(&mut [0; ExportNameReply::SIZE])
-    }
-
     fn run(&mut self) -> io::Result<()> {
+        negotiate(&mut self.stream)?;
         loop {
             self.batch()?;
             if self.client == 0 {
@@ -119,7 +185,7 @@ impl Writer<'_> {
         }
         self.stream.write_all(&bytes)?;
         for _ in 0..BATCH {
-            let cookie = self.reply()?;
+            let cookie = reply(&mut self.stream)?;
             let (write, cell) = (cookie >> 32, (cookie & 0xffff_ffff) >> 1);
             self.cells.answered[index(cell)].fetch_max(write, Ordering::SeqCst);
             if cookie & 1 == 1 {
@@ -143,26 +209,26 @@ impl Writer<'_> {
         let mut bytes = Vec::new();
         header.encode(HeaderStyle::Compact, &mut bytes);
         self.stream.write_all(&bytes)?;
-        assert_eq!(self.reply()?, FLUSH);
+        assert_eq!(reply(&mut self.stream)?, FLUSH);
         for (cell, number) in (0..).zip(answered) {
             self.cells.keep(cell, number);
         }
         Ok(())
     }
-
-    /// The cookie of a reply that says that all is well.
-    fn reply(&mut self) -> io::Result<u64> {
-        let mut bytes = [0; 16];
-        self.stream.read_exact(&mut bytes)?;
-        assert_eq!(bytes[4..8], [0; 4], "a request failed");
-        Ok(u64::from_be_bytes(bytes[8..].try_into().unwrap()))
-    }
 }
 
 /// Serves the image, lets clients write to it, and kills the server; sometimes while it is about to stop in order.
-fn serve_and_kill(lab: &Lab, image: &str, cells: &Cells, rng: &mut Rng) {
-    let mut serving = Serving::start(lab, &["--unix", "s.sock", image]);
+fn serve_and_kill(lab: &Lab, subject: Subject, cells: &Cells, sizes: &Sizes, rng: &mut Rng) {
+    let mut args = vec!["--unix", "s.sock", subject.image];
+    args.extend(subject.resizing.then_some("--resizable"));
+    let mut serving = Serving::start(lab, &args);
     thread::scope(|scope| {
+        if subject.resizing {
+            let stream = UnixStream::connect(lab.path("s.sock")).unwrap();
+            let mut rng = rng.fork();
+            // It ends with the server.
+            scope.spawn(move || resize_on(stream, sizes, &mut rng).unwrap_err());
+        }
         for client in 0..CLIENTS {
             let stream = UnixStream::connect(lab.path("s.sock")).unwrap();
             let rng = rng.fork();
@@ -174,7 +240,7 @@ fn serve_and_kill(lab: &Lab, image: &str, cells: &Cells, rng: &mut Rng) {
                     rng,
                 };
                 // It ends with the server.
-                let _ = writer.negotiate().and_then(|()| writer.run());
+                let _ = writer.run();
             });
         }
         thread::sleep(Duration::from_millis(rng.u64(3..60)));
@@ -216,67 +282,171 @@ fn verify(lab: &Lab, image: &str, cells: &Cells) {
     }
 }
 
-/// `make` makes an image of which each cell holds the write of the number that it returns.
-fn kill_again_and_again(what: &str, image: &str, make: fn(&Lab) -> u64) {
+/// The disk has the size from before the last resize or the one from after it. In the middle of one, or before it, the
+/// same resize goes on; whether in the middle.
+fn verify_size(lab: &Lab, image: &str, sizes: &Sizes) -> bool {
+    let (sent, answered) = (sizes.sent.load(Ordering::SeqCst), sizes.answered.load(Ordering::SeqCst));
+    let unfinished = lab.exists(&format!("{image}.resize"));
+    let size_of_disk = || {
+        OpenOptions::new()
+            .open(&lab.path(image))
+            .map(|opened| opened.disk().size())
+    };
+    match size_of_disk() {
+        Ok(size) => assert!([sent, answered].contains(&size), "{size}, not {sent} or {answered}"),
+        Err(error) => assert!(unfinished && error.to_string().contains("vhd resize"), "{error}"),
+    }
+    if !image.ends_with(".raw") && sent != answered {
+        lab.run(&["resize", image, &sent.to_string(), "--shrink"], 0);
+    }
+    let opened = OpenOptions::new().open(&lab.path(image)).unwrap();
+    let size = opened.disk().size();
+    // What is new reads zero, to the end.
+    let len = (size - CELLS * STRIDE).min(4 * MIB);
+    let mut behind = vec![0xEE; usize::try_from(len).unwrap()];
+    opened.disk().read_at(&mut behind, size - len).unwrap();
+    assert!(behind.iter().all(|&byte| byte == 0));
+    assert!(!lab.exists(&format!("{image}.resize")));
+    sizes.sent.store(size, Ordering::SeqCst);
+    sizes.answered.store(size, Ordering::SeqCst);
+    unfinished
+}
+
+/// Whether the image has leaks, and nothing worse. Between the two footers of a new size the next writer restores one.
+fn has_leaks(lab: &Lab, subject: Subject) -> bool {
+    let image = subject.image;
+    if image.ends_with(".raw") {
+        return false;
+    }
+    let check = || -> serde_json::Value {
+        let checked = lab.vhd(&["check", image, "--json"]).output().unwrap();
+        serde_json::from_slice(&checked.stdout).unwrap()
+    };
+    let mut report = check();
+    let findings = report["findings"].as_array().unwrap();
+    let mut bad = findings.iter().filter(|finding| finding["severity"] == "repairable");
+    if subject.resizing && report["verdict"] == "repairable" && bad.all(|finding| finding["code"] == "footers-differ") {
+        let opened = OpenOptions::new().write(true).open(&lab.path(image)).unwrap();
+        opened.close().unwrap();
+        report = check();
+    }
+    match report["verdict"].as_str() {
+        Some("clean") => false,
+        Some("leaks") => true,
+        _ => panic!("{report}"),
+    }
+}
+
+fn kill_again_and_again(subject: Subject) {
+    let Subject { what, image, .. } = subject;
     let seed = vhd_testkit::rng::seed(0xDEAD);
     println!("{}={seed:#x}", vhd_testkit::rng::SEED_VARIABLE);
     let mut rng = vhd_testkit::rng::rng(seed);
-    let (mut kept, mut with_leaks) = (0, 0);
-    let (mut lab, mut cells) = (Lab::new(), Cells::new(0));
+    let (mut kept, mut with_leaks, mut resizes, mut unfinished) = (0, 0, 0, 0);
+    let (mut lab, mut cells, mut sizes) = (Lab::new(), Cells::new(0), Sizes::new());
     for round in 0..kill_rounds() {
         if round % ROUNDS_OF_AN_IMAGE == 0 {
             lab = Lab::new();
-            cells = Cells::new(make(&lab));
+            cells = Cells::new((subject.make)(&lab));
+            sizes = Sizes::new();
         }
         let before: Vec<u64> = cells.kept.iter().map(|number| number.load(Ordering::SeqCst)).collect();
-        serve_and_kill(&lab, image, &cells, &mut rng);
+        let size = sizes.answered.load(Ordering::SeqCst);
+        serve_and_kill(&lab, subject, &cells, &sizes, &mut rng);
+        resizes += u32::from(sizes.answered.load(Ordering::SeqCst) != size);
         let changed = |(now, before): (&AtomicU64, &u64)| now.load(Ordering::SeqCst) > *before;
         kept += cells.kept.iter().zip(&before).filter(|pair| changed(*pair)).count();
-        let checked = lab.vhd(&["check", image, "--json"]).output().unwrap();
-        let report: serde_json::Value = serde_json::from_slice(&checked.stdout).unwrap();
-        match report["verdict"].as_str() {
-            Some("clean") => {}
-            Some("leaks") => with_leaks += 1,
-            _ => panic!("round {round}: {report}"),
-        }
+        unfinished += u32::from(verify_size(&lab, image, &sizes));
+        with_leaks += u32::from(has_leaks(&lab, subject));
         verify(&lab, image, &cells);
     }
     announce(&format!(
-        "vhd nbd of a {what} image: {} kills, after {with_leaks} of them leaks, {kept} cells with flushed writes",
+        "vhd nbd of a {what} image: {} kills, after {with_leaks} of them leaks, {kept} cells with flushed writes, {resizes} \
+         with resizes, {unfinished} in the middle of one that had to be finished",
         kill_rounds()
     ));
+    assert_eq!(resizes > 0, subject.resizing, "the test tested nothing");
     assert!(kept > 0, "nothing was flushed: the test tested nothing");
 }
 
 #[test]
 fn a_killed_server_of_a_dynamic_image() {
-    kill_again_and_again("dynamic", "disk.vhd", |lab| {
-        create_dynamic(lab, "disk.vhd");
-        0
-    });
+    kill_again_and_again(DYNAMIC);
 }
 
 #[test]
 fn a_killed_server_of_a_fixed_image() {
-    kill_again_and_again("fixed", "disk.vhd", |lab| {
-        lab.fixed("disk.vhd", CELLS * STRIDE);
-        0
+    kill_again_and_again(FIXED);
+}
+
+#[test]
+fn a_killed_server_of_a_dynamic_image_that_is_resized() {
+    kill_again_and_again(Subject {
+        resizing: true,
+        ..DYNAMIC
+    });
+}
+
+#[test]
+fn a_killed_server_of_a_fixed_image_that_is_resized() {
+    kill_again_and_again(Subject {
+        resizing: true,
+        ..FIXED
+    });
+}
+
+#[test]
+fn a_killed_server_of_a_raw_file_that_is_resized() {
+    kill_again_and_again(Subject {
+        what: "raw",
+        image: "disk.raw",
+        make: |lab| {
+            let file = std::fs::File::create(lab.path("disk.raw")).unwrap();
+            file.set_len(CELLS * STRIDE).unwrap();
+            0
+        },
+        resizing: true,
     });
 }
 
 #[test]
 fn a_killed_server_of_a_differencing_image() {
-    kill_again_and_again("differencing", "child.avhd", |lab| {
-        create_dynamic(lab, "parent.vhd");
-        let opened = OpenOptions::new().write(true).open(&lab.path("parent.vhd")).unwrap();
-        for cell in 0..CELLS {
-            opened.disk().write_at(&content(cell, 1), cell * STRIDE).unwrap();
-        }
-        opened.close().unwrap();
-        lab.run(&["create", "child.avhd", "--parent", "parent.vhd"], 0);
-        1
+    kill_again_and_again(Subject {
+        what: "differencing",
+        image: "child.avhd",
+        make: |lab| {
+            create_dynamic(lab, "parent.vhd");
+            let opened = OpenOptions::new().write(true).open(&lab.path("parent.vhd")).unwrap();
+            for cell in 0..CELLS {
+                opened.disk().write_at(&content(cell, 1), cell * STRIDE).unwrap();
+            }
+            opened.close().unwrap();
+            lab.run(&["create", "child.avhd", "--parent", "parent.vhd"], 0);
+            1
+        },
+        resizing: false,
     });
 }
+
+const DYNAMIC: Subject = Subject {
+    what: "dynamic",
+    image: "disk.vhd",
+    make: |lab| {
+        create_dynamic(lab, "disk.vhd");
+        0
+    },
+    resizing: false,
+};
+
+const FIXED: Subject = Subject {
+    what: "fixed",
+    image: "disk.vhd",
+    make: |lab| {
+        lab.fixed("disk.vhd", CELLS * STRIDE);
+        0
+    },
+    resizing: false,
+};
 
 /// With blocks of the smallest size: so many more are allocated.
 fn create_dynamic(lab: &Lab, name: &str) {

@@ -118,6 +118,15 @@ impl OpenOptions {
     pub fn open_noting(&self, path: &Path, found: &mut Vec<PathBuf>) -> Result<OpenedDisk, ChainError> {
         found.clear();
         let file = Arc::new(HostFile::open(path, self.access, self.sharing)?);
+        self.open_file(path, file, found)
+    }
+
+    /// Opens the disk whose leaf is in a file that is open already, as these options want it, and locked.
+    pub(crate) fn open_held(&self, path: &Path, file: Arc<HostFile>) -> Result<OpenedDisk, ChainError> {
+        self.open_file(path, file, &mut Vec::new())
+    }
+
+    fn open_file(&self, path: &Path, file: Arc<HostFile>, found: &mut Vec<PathBuf>) -> Result<OpenedDisk, ChainError> {
         if self.format != Some(ImageFormat::Raw)
             && let Some(error) = unfinished_resize(path, &*file)
         {
@@ -216,6 +225,15 @@ impl OpenedDisk {
     #[must_use]
     pub fn disk(&self) -> Disk {
         self.disk.clone()
+    }
+
+    /// The device, for one who puts another before it.
+    pub(crate) fn device(&self) -> &dyn BlockDevice {
+        match &self.device {
+            Device::Raw(device) => &**device,
+            Device::Chain(device) => &**device,
+            Device::Remote(device) => &**device,
+        }
     }
 
     /// Raw or VHD.

@@ -56,6 +56,22 @@ pub enum DeviceError {
         /// What the lease said.
         reason: String,
     },
+    /// The disk does not get the size that was asked for.
+    #[error("{message}")]
+    NotResized {
+        /// The kind of failure.
+        kind: ErrorKind,
+        /// What stands against it, with all causes.
+        message: String,
+    },
+    /// The disk could not be opened again after a resize, or was closed: nothing of it is read or written any more.
+    #[error("the disk is not open any more: {message}")]
+    Gone {
+        /// The kind of failure.
+        kind: ErrorKind,
+        /// Why, with all causes.
+        message: String,
+    },
     /// The disk is somewhere else, and what has it there failed or can't be reached.
     #[error("{message}")]
     Remote {
@@ -91,7 +107,7 @@ impl DeviceError {
             Self::ImageFull { .. } => ErrorKind::ImageFull,
             Self::Poisoned => ErrorKind::Poisoned,
             Self::FenceLost { .. } => ErrorKind::FenceLost,
-            Self::Remote { kind, .. } => *kind,
+            Self::NotResized { kind, .. } | Self::Gone { kind, .. } | Self::Remote { kind, .. } => *kind,
             Self::Io { source, .. } => io_kind(source),
         }
     }

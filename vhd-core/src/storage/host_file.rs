@@ -150,6 +150,11 @@ impl HostFile {
         self.path.as_deref()
     }
 
+    /// Whether it is a block device: its length is not for us to change.
+    pub(crate) fn is_block_device(&self) -> bool {
+        self.is_block_device
+    }
+
     /// Which file this is: equal for two handles of one file.
     ///
     /// # Errors

@@ -19,6 +19,7 @@ mod padded;
 mod staged_file;
 mod transfer;
 mod unsynced;
+mod watched;
 mod zeroing;
 
 pub use error::{StorageError, io_kind};
@@ -32,6 +33,7 @@ pub use overlay::{OverlayChange, OverlayFile, OverlaySource};
 pub use padded::PaddedFile;
 pub use staged_file::StagedFile;
 pub use unsynced::UnsyncedFile;
+pub(crate) use watched::WatchedFile;
 pub use zeroing::is_zero;
 pub(crate) use zeroing::reads_zero;
 pub use zeroing::{clear_range, zero_range_kept};

@@ -13,12 +13,13 @@ const RELIED_ON: TransmissionFlags = TransmissionFlags::SEND_FLUSH
     .union(TransmissionFlags::SEND_TRIM)
     .union(TransmissionFlags::SEND_WRITE_ZEROES)
     .union(TransmissionFlags::SEND_FAST_ZERO)
-    .union(TransmissionFlags::CAN_MULTI_CONN);
+    .union(TransmissionFlags::CAN_MULTI_CONN)
+    .union(TransmissionFlags::SEND_RESIZE);
 
 /// An export as one connection gives it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Agreement {
-    /// Bytes of the export.
+    /// Bytes of the export when the connection was made.
     pub(super) size: u64,
     pub(super) flags: TransmissionFlags,
     /// Bytes; offsets and lengths of requests are multiples of it: a power of two, a sector at least.
@@ -74,11 +75,9 @@ impl Agreement {
         self.flags.contains(flag)
     }
 
-    /// What makes another export of this one than it was at first; `None` if requests as before are in order.
+    /// What makes another export of this one than it was at first, apart from its size; `None` if requests as before are
+    /// in order.
     pub(super) fn differs_from(&self, first: &Self) -> Option<String> {
-        if self.size != first.size {
-            return Some(format!("{} bytes instead of {}", self.size, first.size));
-        }
         if self.block > first.block || self.maximum < first.maximum {
             return Some("requests would have to be of other sizes".to_owned());
         }

@@ -1,7 +1,7 @@
 //! An export as a disk.
 
 use std::io::{IoSlice, IoSliceMut};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use vhd_core::ErrorKind;
 use vhd_core::device::{
@@ -12,6 +12,7 @@ use vhd_core::units::usize_from;
 
 use super::agreement::Agreement;
 use super::call::{Bytes, Call, ServerError, Wanted};
+use super::durability::Mark;
 use super::extents::{Piece, StatusCache, pass, pieces};
 use super::line::Target;
 use super::link::Request;
@@ -24,13 +25,17 @@ use crate::tls::TlsClient;
 const MAX_RANGE: u64 = 1 << 30;
 
 /// An export of an NBD server. The bytes of a last block that is not whole read zero behind the export's end.
+///
+/// Its size is the one of the first connection, and then that of each resize through this device. Whoever else changes it
+/// makes another export of it.
 #[derive(Debug)]
 pub struct NbdDevice {
     pool: Pool,
     info: DeviceInfo,
-    /// Bytes of the disk: those of the export, in whole blocks.
-    size: u64,
     status: StatusCache,
+    /// For an export whose size can be changed: requests pass it, and a resize has it to itself, because none may be on its
+    /// way to what is cut off.
+    gate: Option<RwLock<()>>,
 }
 
 impl NbdDevice {
@@ -66,8 +71,8 @@ impl NbdDevice {
             });
         }
         Ok(Arc::new(Self {
+            gate: can_resize(agreed, write).then(RwLock::default),
             info: info(agreed, write),
-            size,
             pool,
             status: StatusCache::default(),
         }))
@@ -78,7 +83,7 @@ impl NbdDevice {
     }
 
     fn check(&self, range: ByteRange) -> Result<(), DeviceError> {
-        check_request(range.start, range.len, self.size, self.info.logical_block_size)
+        check_request(range.start, range.len, self.size_bytes(), self.info.logical_block_size)
     }
 
     fn check_write(&self, range: ByteRange) -> Result<(), DeviceError> {
@@ -91,13 +96,14 @@ impl NbdDevice {
 
     /// The part of a range that is in the export: the bytes of its last block may not all be.
     fn in_export(&self, range: ByteRange) -> ByteRange {
-        let end = range.end().min(self.agreed().size);
+        let end = range.end().min(self.pool.expected.size());
         ByteRange::new(range.start, end.saturating_sub(range.start))
     }
 
     /// A failure that the server told.
     fn failed(&self, command: Command, offset: u64, error: &ServerError) -> DeviceError {
         let kind = match error.errno {
+            Errno::Perm | Errno::Inval | Errno::NotSup if command == Command::Resize => ErrorKind::ResizeRefused,
             Errno::Perm => return DeviceError::ReadOnly,
             Errno::NoSpc => ErrorKind::NoSpace,
             Errno::NotSup => ErrorKind::Unsupported,
@@ -114,11 +120,45 @@ impl NbdDevice {
         }
     }
 
+    /// Has a request executed. It passes the gate, behind which the size may be another.
+    fn run(
+        &self,
+        request: &Request<'_>,
+        call: &mut Call<'_, '_>,
+    ) -> Result<(Mark, Result<(), ServerError>), DeviceError> {
+        let _passed = self.gate.as_ref().map(|gate| {
+            // There is nothing behind it that a panic could leave half done.
+            gate.read().unwrap_or_else(PoisonError::into_inner)
+        });
+        if self.gate.is_some() {
+            let size = self.pool.expected.size();
+            check_request(request.offset, request.length, size, 1)?;
+        }
+        self.pool.run(request, call)
+    }
+
+    /// Asks the server for a size, with no other request on its way.
+    fn ask_resize(&self, size: u64) -> Result<(), DeviceError> {
+        let request = Request {
+            command: Command::Resize,
+            flags: CommandFlags::empty(),
+            offset: size,
+            length: 0,
+            payload: None,
+        };
+        let expected = &self.pool.expected;
+        expected.want(size);
+        // Without an answer either size may be found by the next connection.
+        let (_, answered) = self.pool.run(&request, &mut Call::new(Wanted::Nothing))?;
+        expected.settle(if answered.is_ok() { size } else { expected.size() });
+        answered.map_err(|error| self.failed(request.command, size, &error))
+    }
+
     /// Has a change done and notes that it is not durable, unless it is with `fua`.
     fn change(&self, request: &Request<'_>) -> Result<Result<(), ServerError>, DeviceError> {
         self.pool.durability.check()?;
         self.status.changed();
-        let ran = self.pool.run(request, &mut Call::new(Wanted::Nothing));
+        let ran = self.run(request, &mut Call::new(Wanted::Nothing));
         self.status.changed();
         let (mark, result) = ran?;
         // A change that failed may have been done in part.
@@ -170,7 +210,7 @@ impl NbdDevice {
             });
         }
         let changes = self.status.changes();
-        let range = ByteRange::new(at, (self.size - at).min(MAX_RANGE));
+        let range = ByteRange::new(at, self.size_bytes().saturating_sub(at).min(MAX_RANGE));
         let found = self.ask_status(context, range)?;
         let first = found.first().copied().unwrap_or(everything);
         self.status.keep(changes, at, found);
@@ -191,9 +231,7 @@ impl NbdDevice {
             payload: None,
         };
         let mut descriptors = Vec::new();
-        let (_, answered) = self
-            .pool
-            .run(&request, &mut Call::new(Wanted::Status(context, &mut descriptors)))?;
+        let (_, answered) = self.run(&request, &mut Call::new(Wanted::Status(context, &mut descriptors)))?;
         match answered {
             Ok(()) => {}
             Err(error) if matches!(error.errno, Errno::NotSup | Errno::Inval) => return Ok(Vec::new()),
@@ -216,6 +254,11 @@ fn parts(range: ByteRange, step: u64) -> impl Iterator<Item = ByteRange> {
     starts.map(move |done| ByteRange::new(range.start + done, step.min(range.len - done)))
 }
 
+/// Whether the size of the export can be changed.
+fn can_resize(agreed: &Agreement, write: bool) -> bool {
+    write && agreed.can(TransmissionFlags::SEND_RESIZE)
+}
+
 fn info(agreed: &Agreement, write: bool) -> DeviceInfo {
     DeviceInfo {
         logical_block_size: agreed.block,
@@ -227,7 +270,7 @@ fn info(agreed: &Agreement, write: bool) -> DeviceInfo {
             write,
             discard: write && agreed.can(TransmissionFlags::SEND_TRIM),
             fast_zero: write && agreed.can(TransmissionFlags::SEND_FAST_ZERO),
-            resize: false,
+            resize: can_resize(agreed, write),
         },
     }
 }
@@ -238,7 +281,9 @@ impl BlockDevice for NbdDevice {
     }
 
     fn size_bytes(&self) -> u64 {
-        self.size
+        let block = u64::from(self.info.logical_block_size);
+        // A power of two.
+        (self.pool.expected.size() + (block - 1)) & !(block - 1)
     }
 
     fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<(), DeviceError> {
@@ -256,7 +301,7 @@ impl BlockDevice for NbdDevice {
             };
             let skip = usize_from(part.start - offset);
             let mut call = Call::new(Wanted::Bytes(Bytes::new(bufs, skip, part)));
-            let (_, answered) = self.pool.run(&request, &mut call)?;
+            let (_, answered) = self.run(&request, &mut call)?;
             answered.map_err(|error| self.failed(request.command, part.start, &error))?;
         }
         let behind = range.len - inside.len;
@@ -302,7 +347,7 @@ impl BlockDevice for NbdDevice {
             length: 0,
             payload: None,
         };
-        let (mark, answered) = self.pool.run(&request, &mut Call::new(Wanted::Nothing))?;
+        let (mark, answered) = self.run(&request, &mut Call::new(Wanted::Nothing))?;
         match answered {
             Ok(()) => self.pool.durability.flushed(mark),
             Err(error) => {
@@ -378,7 +423,16 @@ impl BlockDevice for NbdDevice {
         Ok(())
     }
 
-    fn resize(&self, _size: u64) -> Result<(), DeviceError> {
-        Err(DeviceError::Unsupported("be resized"))
+    fn resize(&self, size: u64) -> Result<(), DeviceError> {
+        let Some(gate) = &self.gate else {
+            return Err(DeviceError::Unsupported("be resized"));
+        };
+        check_request(0, size, i64::MAX.unsigned_abs(), self.info.logical_block_size)?;
+        self.pool.durability.check()?;
+        let _alone = gate.write().unwrap_or_else(PoisonError::into_inner);
+        self.status.changed();
+        let resized = self.ask_resize(size);
+        self.status.changed();
+        resized
     }
 }

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use vhd_core::ErrorKind;
 use vhd_core::device::DeviceError;
+use vhd_core::error::with_causes;
 
-use super::agreement::Agreement;
 use super::broken::Break;
+use super::expected::Expected;
 use super::link::Link;
 use super::{Address, ClientError, ClientOptions};
 use crate::tls::TlsClient;
@@ -106,7 +107,7 @@ impl Line {
     }
 
     /// The connection; a new one if the last broke. `None` if the server does not want another one.
-    pub(super) fn link(&self, target: &Target, first: &Agreement) -> Result<Option<Arc<Link>>, DeviceError> {
+    pub(super) fn link(&self, target: &Target, expected: &Expected) -> Result<Option<Arc<Link>>, DeviceError> {
         let mut state = self.state();
         let mut waited = false;
         loop {
@@ -128,9 +129,9 @@ impl Line {
         drop(state);
         let (next, result) = if is_first {
             // Without it there are the others.
-            connect(target, first).map_or((State::Unusable, Ok(None)), up)
+            connect(target, expected).map_or((State::Unusable, Ok(None)), up)
         } else {
-            connect_again(target, first).map_or_else(|error| down(&error), up)
+            connect_again(target, expected).map_or_else(|error| down(&error), up)
         };
         *self.state() = next;
         self.changed.notify_all();
@@ -163,15 +164,9 @@ impl Line {
 
 impl Failed {
     fn new(error: &ClientError) -> Self {
-        let mut message = error.to_string();
-        let mut cause = std::error::Error::source(error);
-        while let Some(error) = cause {
-            message = format!("{message}: {error}");
-            cause = error.source();
-        }
         Self {
             kind: error.kind(),
-            message,
+            message: with_causes(error),
         }
     }
 
@@ -202,9 +197,9 @@ fn down(error: &ClientError) -> Outcome {
 }
 
 /// Connects to what must be the export that it was.
-fn connect(target: &Target, first: &Agreement) -> Result<Link, ClientError> {
+fn connect(target: &Target, expected: &Expected) -> Result<Link, ClientError> {
     let link = Link::open(&target.address, &target.export, target.tls.as_ref(), &target.options)?;
-    match link.agreement().differs_from(first) {
+    match expected.objection(link.agreement()) {
         None => Ok(link),
         Some(what) => Err(ClientError::Changed {
             address: target.address.clone(),
@@ -214,11 +209,11 @@ fn connect(target: &Target, first: &Agreement) -> Result<Link, ClientError> {
 }
 
 /// Tries to connect until it works, time is up, or trying is of no use.
-fn connect_again(target: &Target, first: &Agreement) -> Result<Link, ClientError> {
+fn connect_again(target: &Target, expected: &Expected) -> Result<Link, ClientError> {
     let end = Instant::now() + target.options.reconnect;
     let mut failures = 1;
     loop {
-        let error = match connect(target, first) {
+        let error = match connect(target, expected) {
             Ok(link) => return Ok(link),
             Err(error) => error,
         };

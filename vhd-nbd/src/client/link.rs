@@ -36,7 +36,10 @@ pub(super) struct Request<'a> {
 impl Request<'_> {
     /// Whether it changes the export.
     pub(super) fn is_change(&self) -> bool {
-        matches!(self.command, Command::Write | Command::WriteZeroes | Command::Trim)
+        matches!(
+            self.command,
+            Command::Write | Command::WriteZeroes | Command::Trim | Command::Resize
+        )
     }
 }
 

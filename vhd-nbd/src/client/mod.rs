@@ -5,7 +5,7 @@
 //!   Pool         which connection a request takes; sends it again        pool.rs
 //!   Line         a connection that comes back                            line.rs, broken.rs
 //!   Link         a connection: many threads, replies by cookie           link.rs, call.rs, inbox.rs
-//!   Handshake    greeting to export                                      handshake.rs, agreement.rs
+//!   Handshake    greeting to export                                      handshake.rs, agreement.rs, expected.rs
 //!   NbdUri       where it is                                             uri.rs, uri_error.rs, address.rs
 //! ```
 //!
@@ -19,6 +19,7 @@ mod call;
 mod device;
 mod durability;
 mod error;
+mod expected;
 mod extents;
 mod handshake;
 mod inbox;

@@ -9,6 +9,7 @@ use super::agreement::Agreement;
 use super::broken::Break;
 use super::call::{Call, ServerError};
 use super::durability::{Durability, Mark};
+use super::expected::Expected;
 use super::line::{Line, Place, Target, pause};
 use super::link::{Link, Request};
 use crate::protocol::{Command, Errno, TransmissionFlags};
@@ -20,8 +21,7 @@ const MAX_BREAKS: u32 = 8;
 #[derive(Debug)]
 pub(super) struct Pool {
     target: Target,
-    /// What the first connection agreed on, and every other must.
-    first: Agreement,
+    pub(super) expected: Expected,
     lines: Vec<Line>,
     pub(super) durability: Durability,
 }
@@ -39,7 +39,7 @@ impl Pool {
         lines.extend((0..more).map(|_| Line::new(None)));
         Ok(Self {
             target,
-            first,
+            expected: Expected::new(first),
             lines,
             durability: Durability::default(),
         })
@@ -47,7 +47,7 @@ impl Pool {
 
     /// What can be asked for.
     pub(super) fn agreement(&self) -> &Agreement {
-        &self.first
+        self.expected.first()
     }
 
     /// What the connections lead to.
@@ -64,7 +64,7 @@ impl Pool {
         let mut breaks = 0;
         let mut place = self.place();
         loop {
-            let Some(link) = place.link(&self.target, &self.first)? else {
+            let Some(link) = place.link(&self.target, &self.expected)? else {
                 place = self.place();
                 continue;
             };

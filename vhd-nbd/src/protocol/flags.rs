@@ -40,7 +40,7 @@ bitflags::bitflags! {
         const SEND_DF = 1 << 7;
         /// A flush on one connection covers all of them.
         const CAN_MULTI_CONN = 1 << 8;
-        /// RESIZE works (an extension that no server here offers).
+        /// RESIZE works.
         const SEND_RESIZE = 1 << 9;
         /// CACHE works.
         const SEND_CACHE = 1 << 10;

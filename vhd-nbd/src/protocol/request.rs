@@ -45,7 +45,7 @@ pub enum Command {
     WriteZeroes,
     /// Tell about extents.
     BlockStatus,
-    /// Change the size (an extension that no server here offers).
+    /// Change the size to the offset; there is no length.
     Resize,
     /// Not known here.
     Unknown(u16),

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use vhd_core::device::{ByteRange, DeviceError, Disk, Extent, ExtentKind};
 
@@ -52,6 +53,9 @@ pub struct Export {
     description: String,
     disk: Disk,
     read_only: bool,
+    resizable: bool,
+    /// Bytes; the most that the disk had before a resize.
+    former_size: AtomicU64,
     changes: Vec<(String, Box<dyn ChangedRanges>)>,
 }
 
@@ -75,6 +79,8 @@ impl Export {
             description: String::new(),
             disk,
             read_only,
+            resizable: false,
+            former_size: AtomicU64::new(0),
             changes: Vec::new(),
         }
     }
@@ -90,6 +96,13 @@ impl Export {
     #[must_use]
     pub fn read_only(mut self) -> Self {
         self.read_only = true;
+        self
+    }
+
+    /// Lets clients change the size, if the disk can do that and is not for reading only.
+    #[must_use]
+    pub fn resizable(mut self) -> Self {
+        self.resizable = true;
         self
     }
 
@@ -124,6 +137,23 @@ impl Export {
         self.read_only
     }
 
+    /// Whether clients may change the size.
+    #[must_use]
+    pub fn is_resizable(&self) -> bool {
+        self.resizable && !self.read_only && self.disk.info().capabilities.resize
+    }
+
+    /// Changes the size for all clients.
+    pub(super) fn resize(&self, size: u64) -> Result<(), DeviceError> {
+        self.former_size.fetch_max(self.disk.size(), Ordering::Relaxed);
+        self.disk.resize(size)
+    }
+
+    /// Whether the disk has once had all bytes up to this one.
+    pub(super) fn had(&self, end: u64) -> bool {
+        end <= self.former_size.load(Ordering::Relaxed)
+    }
+
     /// What it can do for a client that has negotiated this style of replies.
     #[must_use]
     pub fn flags(&self, style: ReplyStyle) -> TransmissionFlags {
@@ -142,6 +172,7 @@ impl Export {
         flags.insert(TransmissionFlags::SEND_WRITE_ZEROES);
         flags.set(TransmissionFlags::SEND_FAST_ZERO, can.fast_zero);
         flags.set(TransmissionFlags::SEND_TRIM, can.discard);
+        flags.set(TransmissionFlags::SEND_RESIZE, self.is_resizable());
         flags
     }
 

@@ -86,6 +86,7 @@ impl<'a> Executor<'a> {
             Command::WriteZeroes => self.zero(request, range),
             Command::Trim => self.trim(request, range),
             Command::Cache => self.cache(range),
+            Command::Resize => self.session.export.resize(request.offset),
             command => unreachable!("{command:?} is executed where it is received"),
         };
         self.reply(request, &result)?;

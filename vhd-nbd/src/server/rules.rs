@@ -2,6 +2,7 @@
 
 use vhd_core::ErrorKind;
 use vhd_core::device::DeviceError;
+use vhd_core::error::with_causes;
 
 use super::Export;
 use crate::protocol::{Command, CommandFlags, DEFAULT_MAX_PAYLOAD, Errno, HeaderStyle, ReplyStyle, RequestHeader};
@@ -29,18 +30,20 @@ impl Refusal {
     pub(super) fn from_device(error: &DeviceError) -> Self {
         let errno = match error.kind() {
             ErrorKind::ReadOnly => Errno::Perm,
+            // What a resize runs into that is not a matter of the size itself.
+            ErrorKind::TailInUse
+            | ErrorKind::TiedSizes
+            | ErrorKind::SavedState
+            | ErrorKind::ForeignMetadata
+            | ErrorKind::PartitionTable
+            | ErrorKind::Changed
+            | ErrorKind::ResizeUnfinished => Errno::Perm,
             ErrorKind::NoSpace | ErrorKind::ImageFull => Errno::NoSpc,
             ErrorKind::NotFast | ErrorKind::Unsupported => Errno::NotSup,
-            ErrorKind::OutOfRange | ErrorKind::Misaligned => Errno::Inval,
+            ErrorKind::OutOfRange | ErrorKind::Misaligned | ErrorKind::InvalidArgument => Errno::Inval,
             _ => Errno::Io,
         };
-        let mut message = error.to_string();
-        let mut cause = std::error::Error::source(error);
-        while let Some(error) = cause {
-            message = format!("{message}: {error}");
-            cause = error.source();
-        }
-        Self { errno, message }
+        Self::new(errno, with_causes(error))
     }
 }
 
@@ -71,7 +74,11 @@ pub(super) fn check(request: &RequestHeader, style: ReplyStyle, export: &Export)
             Err(Refusal::invalid("a flush has neither offset nor length"))
         }
         Command::Flush | Command::Disconnect => Ok(()),
-        Command::Resize => Err(Refusal::invalid("the size can't be changed")),
+        Command::Resize if !export.is_resizable() => Err(Refusal::invalid("the size can't be changed")),
+        Command::Resize if request.length != 0 => {
+            Err(Refusal::invalid("a resize has the size for its offset, and no length"))
+        }
+        Command::Resize => Ok(()),
         Command::Unknown(number) => Err(Refusal::invalid(format!("command {number} is not known"))),
     }
 }
@@ -111,7 +118,10 @@ fn check_range(request: &RequestHeader, export: &Export, errno: Errno) -> Result
     let size = export.disk().size();
     match request.offset.checked_add(request.length) {
         Some(end) if end <= size => Ok(()),
-        _ => {
+        end => {
+            // What a smaller size has taken away is out of space, whatever is asked of it.
+            let cut_off = end.is_some_and(|end| export.had(end));
+            let errno = if cut_off { Errno::NoSpc } else { errno };
             let (offset, length) = (request.offset, request.length);
             let message = format!("bytes {offset:#x}+{length:#x} are outside the export of {size:#x} bytes");
             Err(Refusal::new(errno, message))

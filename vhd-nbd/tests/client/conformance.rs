@@ -9,7 +9,7 @@ use vhd_nbd::client::{ClientOptions, NbdDevice};
 use vhd_nbd::server::{Export, ExportSet, ServerOptions};
 use vhd_testkit::Conformance;
 
-use crate::support::{Running, create};
+use crate::support::{Running, create, resizable};
 
 /// A server with its disk and its directory.
 pub(crate) type Serving = (Running, Option<OpenedDisk>, tempfile::TempDir);
@@ -43,7 +43,7 @@ impl Servers {
         read_only: bool,
     ) -> Arc<dyn BlockDevice> {
         let mut exports = ExportSet::new();
-        let export = Export::new("disk", disk);
+        let export = Export::new("disk", disk).resizable();
         assert!(exports.add(if read_only { export.read_only() } else { export }));
         let running = Running::start(dir.path(), exports, self.options.clone());
         let options = ClientOptions {
@@ -61,6 +61,16 @@ impl Servers {
         let device = RawDevice::new(Arc::new(MemoryFile::from_bytes(content.to_vec())), true).unwrap();
         let dir = tempfile::tempdir().unwrap();
         self.serve(Disk::new(Arc::new(device)), None, dir, read_only)
+    }
+
+    /// An export whose size can be changed.
+    pub(crate) fn resizable(&self, size: u64, content: &[u8]) -> Arc<dyn BlockDevice> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.vhd");
+        create(&path, size);
+        let disk = Disk::new(resizable(&path));
+        disk.write_at(content, 0).unwrap();
+        self.serve(disk, None, dir, false)
     }
 
     fn dynamic(&self, size: u64, content: &[u8]) -> Arc<dyn BlockDevice> {

@@ -17,16 +17,16 @@ use vhd_nbd::protocol::{
     TransmissionFlags,
 };
 
-const SIZE: u64 = 1 << 20;
+pub(crate) const SIZE: u64 = 1 << 20;
 
 /// A server that runs a function for each connection.
-struct Hostile {
+pub(crate) struct Hostile {
     dir: tempfile::TempDir,
     connections: Arc<AtomicUsize>,
 }
 
 impl Hostile {
-    fn start(serve: impl Fn(UnixStream) -> Option<()> + Send + Sync + 'static) -> Self {
+    pub(crate) fn start(serve: impl Fn(UnixStream) -> Option<()> + Send + Sync + 'static) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(dir.path().join("socket")).unwrap();
         let connections = Arc::new(AtomicUsize::new(0));
@@ -51,7 +51,7 @@ impl Hostile {
         self.open_with(Duration::from_secs(5))
     }
 
-    fn open_with(&self, reconnect: Duration) -> Result<Arc<NbdDevice>, ClientError> {
+    pub(crate) fn open_with(&self, reconnect: Duration) -> Result<Arc<NbdDevice>, ClientError> {
         let options = ClientOptions {
             write: true,
             connections: 1,
@@ -70,7 +70,7 @@ fn receive<const N: usize>(stream: &mut UnixStream) -> Option<[u8; N]> {
     Some(bytes)
 }
 
-fn send(stream: &mut UnixStream, bytes: &[u8]) -> Option<()> {
+pub(crate) fn send(stream: &mut UnixStream, bytes: &[u8]) -> Option<()> {
     stream.write_all(bytes).ok()
 }
 
@@ -96,13 +96,23 @@ fn reply(stream: &mut UnixStream, option: OptionType, replies: &[OptionReply]) -
     send(stream, &bytes)
 }
 
+/// What an export of these tests can do.
+pub(crate) const FLAGS: TransmissionFlags = TransmissionFlags::HAS_FLAGS
+    .union(TransmissionFlags::SEND_FLUSH)
+    .union(TransmissionFlags::SEND_WRITE_ZEROES);
+
 fn export(size: u64) -> OptionReply {
-    let flags = TransmissionFlags::HAS_FLAGS | TransmissionFlags::SEND_FLUSH | TransmissionFlags::SEND_WRITE_ZEROES;
+    let flags = FLAGS;
     OptionReply::Info(InfoItem::Export { size, flags })
 }
 
 /// Negotiates as it should be, with structured replies.
 fn negotiate(stream: &mut UnixStream) -> Option<()> {
+    negotiate_export(stream, SIZE, FLAGS)
+}
+
+/// The same for an export of this size.
+pub(crate) fn negotiate_export(stream: &mut UnixStream, size: u64, flags: TransmissionFlags) -> Option<()> {
     greet(stream)?;
     loop {
         let asked = option(stream)?;
@@ -116,7 +126,8 @@ fn negotiate(stream: &mut UnixStream) -> Option<()> {
         };
         match asked {
             OptionType::Go => {
-                reply(stream, asked, &[export(SIZE), OptionReply::Ack])?;
+                let export = OptionReply::Info(InfoItem::Export { size, flags });
+                reply(stream, asked, &[export, OptionReply::Ack])?;
                 return Some(());
             }
             OptionType::SetMetaContext => reply(stream, asked, &[context, OptionReply::Ack])?,
@@ -126,7 +137,7 @@ fn negotiate(stream: &mut UnixStream) -> Option<()> {
     }
 }
 
-fn request(stream: &mut UnixStream) -> Option<RequestHeader> {
+pub(crate) fn request(stream: &mut UnixStream) -> Option<RequestHeader> {
     let bytes = receive::<{ HeaderStyle::Compact.request_size() }>(stream)?;
     RequestHeader::decode(HeaderStyle::Compact, &bytes).ok()
 }

@@ -10,8 +10,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use vhd_core::chain::{OpenOptions, OpenedDisk, create_child};
+use vhd_core::device::Disk;
 use vhd_core::format::DEFAULT_BLOCK_SIZE;
 use vhd_core::image::create_dynamic;
+use vhd_core::ops::resize::{Opening, ResizableDisk};
 use vhd_core::storage::StagedFile;
 use vhd_nbd::protocol::{
     Chunk, Command, CommandFlags, Descriptor, Errno, Greeting, HeaderStyle, InfoRequest, MetaContextId,
@@ -31,6 +33,23 @@ pub fn create(path: &Path, size: u64) {
 
 pub fn open(path: &Path, write: bool) -> OpenedDisk {
     OpenOptions::new().write(write).open(path).unwrap()
+}
+
+/// The image as a disk that can be resized.
+pub fn resizable(path: &Path) -> Arc<ResizableDisk> {
+    match ResizableDisk::open(path, &OpenOptions::new()).unwrap() {
+        Opening::Resizable(disk) => disk,
+        Opening::Plain { reason, .. } => panic!("{reason}"),
+    }
+}
+
+/// The exports of a disk whose size clients may change, and the same for reading only.
+pub fn resizable_exports(disk: &Arc<ResizableDisk>) -> ExportSet {
+    let disk = Disk::new(Arc::clone(disk) as _);
+    let mut exports = ExportSet::new();
+    assert!(exports.add(Export::new("disk", disk.clone()).resizable()));
+    assert!(exports.add(Export::new("frozen", disk).resizable().read_only()));
+    exports
 }
 
 /// A disk with bytes in its base, changed in a child.

@@ -173,4 +173,26 @@ pub(super) fn resize(bench: &mut Bench) {
     let range = ByteRange::new(old - bench.block, 2 * bench.block);
     bench.write(range, false);
     bench.verify_all("a write across the old end");
+    shrink(bench, old);
+}
+
+/// Takes what is new away again. A device need not cut off what is not zero.
+fn shrink(bench: &mut Bench, size: u64) {
+    let new = bench.size();
+    let tail = ByteRange::new(size, new - size);
+    bench
+        .device
+        .write_zeroes(tail, ZeroOptions::default())
+        .expect("zeroes in new space");
+    bench.device.resize(size).expect("the former size");
+    assert_eq!(bench.device.size_bytes(), size, "the size after a second resize");
+    bench.shadow.truncate(usize_from(size));
+    bench.verify_all("after the disk became smaller");
+    for (call, result) in calls(bench, ByteRange::new(size, bench.block)) {
+        let what = format!("{call} of what was cut off");
+        assert_error(result, |error| matches!(error, DeviceError::OutOfRange { .. }), &what);
+    }
+    bench.device.resize(new).expect("the larger size again");
+    bench.shadow.resize(usize_from(new), 0);
+    bench.verify_all("after the disk grew again");
 }

@@ -2,8 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
-use vhd_core::chain::{OpenedDisk, create_child};
+use vhd_core::chain::{OpenOptions, OpenedDisk, create_child};
+use vhd_core::device::{DeviceError, Disk};
+use vhd_core::error::with_causes;
+use vhd_core::ops::resize::{Opening, ResizableDisk};
 use vhd_core::snapshot;
 use vhd_nbd::server::{ChangedAboveLayer, Export, ExportSet};
 
@@ -35,7 +39,22 @@ impl FromStr for NamedImage {
 
 /// Disks that are open while they are served.
 pub(super) struct Served {
-    disks: Vec<(String, OpenedDisk)>,
+    disks: Vec<(String, Open)>,
+}
+
+/// A disk that is open.
+enum Open {
+    Plain(OpenedDisk),
+    Resizable(Arc<ResizableDisk>),
+}
+
+impl Open {
+    fn close(self) -> Result<(), DeviceError> {
+        match self {
+            Self::Plain(disk) => disk.close(),
+            Self::Resizable(disk) => disk.close(),
+        }
+    }
 }
 
 impl Served {
@@ -59,23 +78,22 @@ impl Served {
         let opened = open(args, &source)?;
         let snapshots = Snapshots::of(&source);
         let name = if name.is_empty() { snapshots.name.clone() } else { name };
-        let present = export(&name, &opened, &snapshots, args.snapshot);
+        let present = match &opened {
+            Open::Plain(opened) => export(&name, opened, &snapshots, args.snapshot),
+            Open::Resizable(disk) => Export::new(name.as_str(), Disk::new(Arc::clone(disk) as _))
+                .with_description(file_name(&source.path))
+                .resizable(),
+        };
         self.serve(present, source.name, opened, exports)?;
         for (snapshot, path) in &snapshots.files {
             let opened = open_frozen(args, path)?;
             let frozen = export(&format!("{name}@{snapshot}"), &opened, &snapshots, false);
-            self.serve(frozen, output::path_text(path), opened, exports)?;
+            self.serve(frozen, output::path_text(path), Open::Plain(opened), exports)?;
         }
         Ok(())
     }
 
-    fn serve(
-        &mut self,
-        export: Export,
-        image: String,
-        opened: OpenedDisk,
-        exports: &mut ExportSet,
-    ) -> Result<(), Failure> {
+    fn serve(&mut self, export: Export, image: String, opened: Open, exports: &mut ExportSet) -> Result<(), Failure> {
         let name = export.name().to_owned();
         if !exports.add(export) {
             return Err(Failure::usage(format!("two exports are called {name:?}")));
@@ -132,19 +150,39 @@ impl Snapshots {
     }
 }
 
-fn open(args: &NbdArgs, source: &Source) -> Result<OpenedDisk, Failure> {
+fn open(args: &NbdArgs, source: &Source) -> Result<Open, Failure> {
     if args.snapshot {
-        return open_snapshot(args, source);
+        return open_snapshot(args, source).map(Open::Plain);
     }
     if !args.read_only {
         source.refuse_frozen()?;
     }
     let options = args.source.options(source).write(!args.read_only);
-    let opened = options.open(&source.path)?;
-    for warning in opened.warnings() {
-        output::warning(warning);
-    }
+    let opened = match args.resizable {
+        true => open_resizable(source, &options)?,
+        false => Open::Plain(options.open(&source.path)?),
+    };
+    let warnings = match &opened {
+        Open::Plain(opened) => opened.warnings(),
+        Open::Resizable(disk) => disk.warnings(),
+    };
+    warnings.iter().for_each(output::warning);
     Ok(opened)
+}
+
+/// Opens a disk whose size clients may change, if it is one that can have another.
+fn open_resizable(source: &Source, options: &OpenOptions) -> Result<Open, Failure> {
+    match ResizableDisk::open(&source.path, options)? {
+        Opening::Resizable(disk) => Ok(Open::Resizable(disk)),
+        Opening::Plain { disk, reason } => {
+            let reason = with_causes(&reason);
+            output::warning(format_args!(
+                "the size of {} can't be changed by clients: {reason}",
+                source.name
+            ));
+            Ok(Open::Plain(disk))
+        }
+    }
 }
 
 /// Opens the file of a snapshot. What is odd about the chain has been said already.

@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use clap::Args;
 use ipnet::IpNet;
+use vhd_core::error::with_causes;
 use vhd_nbd::server::{ListenError, Listener};
 
 use crate::codes::Kind;
@@ -87,5 +88,5 @@ fn failure(error: ListenError) -> Failure {
         io::ErrorKind::AddrInUse => Kind::AddressInUse,
         _ => Kind::Listen,
     };
-    Failure::new(kind, crate::failure::with_causes(&error))
+    Failure::new(kind, with_causes(&error))
 }

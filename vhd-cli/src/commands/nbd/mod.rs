@@ -13,12 +13,13 @@ use std::time::Duration;
 use clap::Args;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::{Handle, Signals};
+use vhd_core::error::with_causes;
 use vhd_nbd::server::{Server, ServerOptions};
 use vhd_nbd::tls::TlsServer;
 
 use crate::codes::Kind;
 use crate::exit::Exit;
-use crate::failure::{Failure, with_causes};
+use crate::failure::Failure;
 use crate::input::SourceArgs;
 use crate::output;
 use background::{BackgroundArgs, PidFile};
@@ -33,6 +34,7 @@ Examples:
   vhd nbd --read-only disk.vhd                      on 127.0.0.1:10809
   vhd nbd --unix s.sock --export system=system.vhd --export data=data.avhd
   vhd nbd --unix s.sock --snapshot disk.vhd         writes are thrown away at the end
+  vhd nbd --unix s.sock --resizable disk.vhd        vhd resize 'nbd+unix:///?socket=s.sock' 128G
   vhd nbd --tcp 0.0.0.0:10809 --tls-cert cert.pem --tls-key key.pem --tls-ca ca.pem disk.vhd
   vhd nbd --unix s.sock --export disk=vm.vhd@now    and each of its snapshots, disk@SNAPSHOT, for reading only
   nbdcopy 'nbd+unix:///?socket=/run/disk.sock' copy.raw
@@ -55,6 +57,9 @@ pub(crate) struct NbdArgs {
     /// Take writes into a temporary layer (in TMPDIR) that is thrown away at the end; the images do not change
     #[arg(long, conflicts_with = "read_only")]
     snapshot: bool,
+    /// Let clients change the size of a disk: of one image without parent and children, or of a raw file
+    #[arg(long, conflicts_with_all = ["read_only", "snapshot"])]
+    resizable: bool,
     /// The certificate of the server, as a PEM file: clients must use TLS
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,

@@ -35,6 +35,12 @@ pub enum ResizeError {
         /// The file.
         path: PathBuf,
     },
+    /// A block device has the length that it has.
+    #[error("{} is a block device, whose length is not changed here", path.display())]
+    BlockDevice {
+        /// The device.
+        path: PathBuf,
+    },
     /// The footer of a fixed image does not stand directly behind its disk.
     #[error("the footer stands at {found:#x}, expected at {expected:#x}, the end of the disk: convert the image first")]
     FooterPlace {
@@ -128,6 +134,12 @@ pub enum ResizeError {
         /// The record.
         record: PathBuf,
     },
+    /// The file of a disk in use has another name by now, or none.
+    #[error("the file of the disk is not {} any more, and what stands beside it counts: give it that name back", path.display())]
+    Renamed {
+        /// The name that it was opened by.
+        path: PathBuf,
+    },
     /// The name can't be put in a record.
     #[error("{} is no UTF-8 text, and an unfinished resize must be able to name it", path.display())]
     Name {
@@ -186,7 +198,9 @@ impl ResizeError {
         match self {
             Self::Size(error) => error.kind(),
             Self::TooManyBlocks { .. } | Self::ShrinkNotAsked { .. } | Self::Name { .. } => ErrorKind::InvalidArgument,
-            Self::Raw { .. } | Self::FooterPlace { .. } | Self::GptOfTree => ErrorKind::Unsupported,
+            Self::Raw { .. } | Self::BlockDevice { .. } | Self::FooterPlace { .. } | Self::GptOfTree => {
+                ErrorKind::Unsupported
+            }
             Self::SavedState => ErrorKind::SavedState,
             Self::Batmap => ErrorKind::ForeignMetadata,
             Self::TailInUse { .. } => ErrorKind::TailInUse,
@@ -194,6 +208,7 @@ impl ResizeError {
             Self::SizesDiffer { .. } => ErrorKind::SizeMismatch,
             Self::GptOfParent { .. } => ErrorKind::HasChildren,
             Self::Unfinished { .. } | Self::Changed { .. } => ErrorKind::ResizeUnfinished,
+            Self::Renamed { .. } => ErrorKind::Changed,
             Self::Stuck { source, .. } | Self::File { source, .. } => source.kind(),
             Self::Cancelled => ErrorKind::Cancelled,
             Self::Chain(error) => error.kind(),

@@ -20,6 +20,8 @@ pub(super) struct Member {
     /// Which member is the parent; parents come before their children.
     pub(super) parent: Option<usize>,
     pub(super) file: Arc<HostFile>,
+    /// The same file, by which it is changed.
+    pub(super) storage: Arc<dyn StorageFile>,
     pub(super) resizing: Resizing,
     /// When the file was modified before the resize.
     pub(super) modified: Option<SystemTime>,
@@ -74,6 +76,23 @@ impl Family {
         })
     }
 
+    /// One image without parents, whose file is open for writing and locked. It is changed through `storage`.
+    pub(super) fn of_one(
+        path: &Path,
+        file: &Arc<HostFile>,
+        storage: Arc<dyn StorageFile>,
+        size: u64,
+    ) -> Result<Self, ResizeError> {
+        let kin = Kin {
+            path: path.to_owned(),
+            parent: None,
+        };
+        Ok(Self {
+            members: vec![Member::of_file(kin, Arc::clone(file), storage, size)?],
+            image: 0,
+        })
+    }
+
     /// The disk of a member, for reading, or for writing it.
     pub(super) fn device(&self, member: usize, mode: &OpenMode) -> Result<LayeredDevice, ResizeError> {
         let open = |index: usize, mode: &OpenMode| {
@@ -118,15 +137,21 @@ impl Family {
 
 impl Member {
     pub(super) fn storage(&self) -> Arc<dyn StorageFile> {
-        Arc::clone(&self.file) as _
+        Arc::clone(&self.storage)
     }
 
     fn open(kin: Kin, access: Access, size: u64) -> Result<Self, ResizeError> {
-        let file = HostFile::open(&kin.path, access, Sharing::Exclusive)?;
-        let footers = Footers::read(&file).map_err(|error| ResizeError::from(error).about(&kin.path))?;
+        let file = Arc::new(HostFile::open(&kin.path, access, Sharing::Exclusive)?);
+        let storage = Arc::clone(&file) as _;
+        Self::of_file(kin, file, storage, size)
+    }
+
+    fn of_file(kin: Kin, file: Arc<HostFile>, storage: Arc<dyn StorageFile>, size: u64) -> Result<Self, ResizeError> {
+        let footers = Footers::read(&*file).map_err(|error| ResizeError::from(error).about(&kin.path))?;
         Ok(Self {
             modified: file.modified().ok(),
-            file: Arc::new(file),
+            file,
+            storage,
             resizing: Resizing::new(footers.footer, footers.raw, size),
             path: kin.path,
             parent: kin.parent,

@@ -1,6 +1,7 @@
 //! The record of a resize that more than one atomic step belongs to, and going on with one that was interrupted.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::family::{Family, Kin, Member};
@@ -64,12 +65,7 @@ fn resume(request: &Request<'_>, path: &Path, record: &ResizeRecord, write: bool
         .map(image_path)
         .ok_or_else(|| changed(path, "it names no files"))?;
     if record.size != request.size {
-        return Err(ResizeError::Unfinished {
-            record: path.to_owned(),
-            image: base,
-            size: record.size,
-            tree: record.tree,
-        });
+        return Err(unfinished(path, base, record));
     }
     let mut members = Vec::new();
     for (index, file) in record.files.iter().enumerate() {
@@ -90,6 +86,35 @@ fn resume(request: &Request<'_>, path: &Path, record: &ResizeRecord, write: bool
     Ok(Family { members, image })
 }
 
+fn unfinished(path: &Path, image: PathBuf, record: &ResizeRecord) -> ResizeError {
+    ResizeError::Unfinished {
+        record: path.to_owned(),
+        image,
+        size: record.size,
+        tree: record.tree,
+    }
+}
+
+/// Where the record of an image by itself belongs.
+///
+/// # Errors
+/// [`ResizeError::Unfinished`] if there is one.
+pub(super) fn place_for(image: &Path) -> Result<PathBuf, ResizeError> {
+    let path = ResizeRecord::path_for(image);
+    match ResizeRecord::read(&path)? {
+        None => Ok(path),
+        Some(record) => Err(unfinished(&path, image.to_owned(), &record)),
+    }
+}
+
+/// The size to which an image by itself was being resized when that was interrupted.
+pub(super) fn interrupted(image: &Path) -> Result<Option<u64>, ResizeError> {
+    let record = ResizeRecord::read(&ResizeRecord::path_for(image))?;
+    Ok(record
+        .filter(|record| record.files.len() == 1)
+        .map(|record| record.size))
+}
+
 /// Opens a file that has the old or the new size, or is a fixed image in between.
 fn reopen(
     kin: Kin,
@@ -99,11 +124,11 @@ fn reopen(
     changed: &dyn Fn(&Path, &str) -> ResizeError,
 ) -> Result<Member, ResizeError> {
     let access = if write { Access::ReadWrite } else { Access::ReadOnly };
-    let file = HostFile::open(&kin.path, access, Sharing::Exclusive)?;
+    let file = Arc::new(HostFile::open(&kin.path, access, Sharing::Exclusive)?);
     let (former, size) = (resizing.footer(), resizing.size());
     // Without a footer the file can have any length between the two.
     let lens = former.current_size.min(size)..=former.current_size.max(size) + u64_from(FOOTER_SIZE);
-    match Footers::read(&file) {
+    match Footers::read(&*file) {
         Ok(found) if found.footer.unique_id != former.unique_id => {
             return Err(changed(&kin.path, "it is another disk now"));
         }
@@ -117,7 +142,8 @@ fn reopen(
     Ok(Member {
         path: kin.path,
         parent: kin.parent,
-        file: std::sync::Arc::new(file),
+        storage: Arc::clone(&file) as _,
+        file,
         resizing,
         modified,
     })

@@ -8,9 +8,11 @@
 //!   journal.rs   the record of what is being done, and going on with it
 //!   work.rs      all images in their order, and back again if one fails
 //!   gpt.rs       the backup of the partition table follows the end of the disk
+//!   online.rs    a disk in use: the gate before its device; subject.rs what is behind it, raw.rs a raw file
 //! ```
 //!
-//! docs/resize.md has the order of the writes and its reasons (INV-26 to INV-28).
+//! docs/resize.md has the order of the writes and its reasons (INV-26 to INV-28), and what holds for a disk in use (INV-31,
+//! INV-32).
 
 mod error;
 mod family;
@@ -19,22 +21,28 @@ mod gpt;
 mod journal;
 mod layout;
 mod one;
+mod online;
 mod plan;
 mod proof;
+mod raw;
 mod sparse;
+mod subject;
 mod work;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 pub use error::ResizeError;
 pub use one::resize_file;
+pub use online::{Opening, ResizableDisk};
 pub use plan::{FilePlan, ResizePlan};
 pub use proof::TailUse;
 
 use super::Progress;
 use crate::chain::OpenOptions;
 use crate::image::check_size;
+use crate::storage::{HostFile, StorageFile};
 use family::Family;
 
 /// What is asked for.
@@ -88,6 +96,24 @@ impl Resize {
         Ok(Self {
             family,
             plan,
+            record,
+            fix_gpt: request.fix_gpt,
+        })
+    }
+
+    /// The same for one image without parents that its user holds open and locked. It is changed through `storage`, and
+    /// nothing else may use it until that is done.
+    fn prepare_held(
+        request: &Request<'_>,
+        file: &Arc<HostFile>,
+        storage: Arc<dyn StorageFile>,
+    ) -> Result<Self, ResizeError> {
+        check_size(request.size)?;
+        let record = journal::place_for(request.image)?;
+        let family = Family::of_one(request.image, file, storage, request.size)?;
+        Ok(Self {
+            plan: plan::plan(request, &family, false)?,
+            family,
             record,
             fix_gpt: request.fix_gpt,
         })

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use super::family::{Family, Member};
 use super::layout::{Growth, entries_for};
-use super::{Request, ResizeError, gpt, proof};
+use super::proof::Tail;
+use super::{Request, ResizeError, gpt};
 use crate::format::{DiskType, Footer};
 use crate::image::{FooterSource, Footers, Image, OpenMode};
 use crate::units::{BlockIndex, u64_from};
@@ -127,6 +128,18 @@ fn check_request(request: &Request<'_>, family: &Family, resumed: bool) -> Resul
     }
 }
 
+/// Checks that an image by itself can have any other size: nothing ties it to others, and it can be changed at all.
+pub(super) fn check_alone(family: &Family) -> Result<(), ResizeError> {
+    let image = &family.members[family.image];
+    if let Some(reason) = family.tie(true) {
+        return Err(ResizeError::NeedsTree {
+            path: image.path.clone(),
+            reason,
+        });
+    }
+    plan_file(image, false).map(drop)
+}
+
 fn plan_file(member: &Member, resumed: bool) -> Result<FilePlan, ResizeError> {
     let footer = member.footer();
     let mut plan = FilePlan {
@@ -190,15 +203,13 @@ fn prove_free(request: &Request<'_>, family: &Family, index: usize) -> Result<()
     if disk.size() <= request.size {
         return Ok(());
     }
-    let uses = proof::uses(&disk, request.size, member.footer(), request.fix_gpt, request.cancel)?;
-    match uses.is_empty() {
-        true => Ok(()),
-        false => Err(ResizeError::TailInUse {
-            path: member.path.clone(),
-            size: request.size,
-            uses,
-        }),
-    }
+    let tail = Tail {
+        disk: &disk,
+        size: request.size,
+        own: Some(member.footer()),
+        may_move_gpt: request.fix_gpt,
+    };
+    tail.require_free(&member.path, request.cancel)
 }
 
 /// Where it is not going to be moved, a table that is not usable stands against nothing; and a fixed image whose

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::ResizeError;
@@ -52,49 +53,67 @@ impl fmt::Display for TailUse {
     }
 }
 
-/// What of a disk is behind `size`. `own` is the footer of its file, `may_move_gpt` says that the backup of a GPT is no
-/// obstacle.
-pub(super) fn uses(
-    disk: &Disk,
-    size: u64,
-    own: &Footer,
-    may_move_gpt: bool,
-    cancel: &AtomicBool,
-) -> Result<Vec<TailUse>, ResizeError> {
-    let table = PartitionTable::read(disk)?;
-    let partitions = table.into_iter().flat_map(|table| table.partitions);
-    let reaching = partitions.filter(|partition| partition.range.end() > size);
-    let mut uses: Vec<TailUse> = reaching
-        .map(|partition| TailUse::Partition {
-            number: partition.number,
-            name: partition.name,
-            range: partition.range,
+/// The part of a disk that is to be cut off.
+pub(super) struct Tail<'a> {
+    pub(super) disk: &'a Disk,
+    /// Where it begins.
+    pub(super) size: u64,
+    /// The footer of the disk's file, if it has one.
+    pub(super) own: Option<&'a Footer>,
+    /// The backup of a GPT is no obstacle.
+    pub(super) may_move_gpt: bool,
+}
+
+impl Tail<'_> {
+    /// Proves that nothing in it is in use; `path` is for the message.
+    pub(super) fn require_free(&self, path: &Path, cancel: &AtomicBool) -> Result<(), ResizeError> {
+        let uses = self.uses(cancel)?;
+        if uses.is_empty() {
+            return Ok(());
+        }
+        Err(ResizeError::TailInUse {
+            path: path.to_owned(),
+            size: self.size,
+            uses,
         })
-        .collect();
-    let backup: Vec<ByteRange> = backup_ranges(disk)?
-        .into_iter()
-        .filter(|range| range.end() > size)
-        .collect();
-    if !may_move_gpt {
-        uses.extend(backup.iter().map(|range| TailUse::GptBackup(*range)));
     }
-    let mut scan = Scan {
-        disk,
-        size,
-        own,
-        cancel,
-        exempt: backup,
-        uses,
-    };
-    scan.run()?;
-    scan.uses.truncate(MAX_USES);
-    Ok(scan.uses)
+
+    fn uses(&self, cancel: &AtomicBool) -> Result<Vec<TailUse>, ResizeError> {
+        let table = PartitionTable::read(self.disk)?;
+        let partitions = table.into_iter().flat_map(|table| table.partitions);
+        let reaching = partitions.filter(|partition| partition.range.end() > self.size);
+        let mut uses: Vec<TailUse> = reaching
+            .map(|partition| TailUse::Partition {
+                number: partition.number,
+                name: partition.name,
+                range: partition.range,
+            })
+            .collect();
+        let backup: Vec<ByteRange> = backup_ranges(self.disk)?
+            .into_iter()
+            .filter(|range| range.end() > self.size)
+            .collect();
+        if !self.may_move_gpt {
+            uses.extend(backup.iter().map(|range| TailUse::GptBackup(*range)));
+        }
+        let mut scan = Scan {
+            disk: self.disk,
+            size: self.size,
+            own: self.own,
+            cancel,
+            exempt: backup,
+            uses,
+        };
+        scan.run()?;
+        scan.uses.truncate(MAX_USES);
+        Ok(scan.uses)
+    }
 }
 
 struct Scan<'a> {
     disk: &'a Disk,
     size: u64,
-    own: &'a Footer,
+    own: Option<&'a Footer>,
     cancel: &'a AtomicBool,
     exempt: Vec<ByteRange>,
     uses: Vec<TailUse>,
@@ -155,15 +174,17 @@ impl Scan<'_> {
 
     /// An interrupted shrink of the same fixed image to the same size has put its footer here already.
     fn is_own_footer(&self, sector: &[u8], at: u64) -> bool {
-        self.own.disk_type == DiskType::Fixed
-            && at == self.size
+        let Some(own) = self.own.filter(|own| own.disk_type == DiskType::Fixed) else {
+            return false;
+        };
+        at == self.size
             && Footer::decode(sector).is_ok_and(|found| {
                 let there = Footer {
-                    current_size: self.own.current_size,
-                    geometry: self.own.geometry,
+                    current_size: own.current_size,
+                    geometry: own.geometry,
                     ..found.clone()
                 };
-                found.current_size == self.size && there == *self.own
+                found.current_size == self.size && there == *own
             })
     }
 }

@@ -1,4 +1,6 @@
-//! `vhd resize`: a larger or smaller disk, alone or with its whole tree.
+//! `vhd resize`: a larger or smaller disk, alone or with its whole tree, or on a server.
+
+mod remote;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -23,19 +25,20 @@ Examples:
   vhd resize disk.vhd 128G --fix-gpt
   vhd resize disk.vhd 32G --shrink --dry-run
   vhd resize snap.avhd 128G --tree
+  vhd resize 'nbd+unix:///?socket=/run/disk.sock' 128G       a disk that vhd nbd --resizable serves
 
 The disk keeps its content and reads zero where it is new; file systems and partitions on it are not touched. A smaller \
 disk needs --shrink and is made only if nothing is cut off: no partition, no byte that is not zero. Images that are \
 based on one another have one size: --tree resizes all that the image is based on and all that are based on any of \
 those, as far as their directories show. Either all images get the new size or none. After a crash the same command \
 goes on. With --fix-gpt the backup of a GUID partition table is moved to the new end of the disk; then partitions can \
-be enlarged by the guest's own tools.";
+be enlarged by the guest's own tools. With an NBD URI the server is asked to resize the disk, which stays in use.";
 
 /// Arguments of `vhd resize`.
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct ResizeArgs {
-    /// The image: a VHD that nothing else uses
+    /// The image: a VHD that nothing else uses; or the NBD URI of a disk that is served
     image: PathBuf,
     /// The size of the disk: bytes, or with a suffix: 512s, 64M, 1.5G
     #[arg(value_parser = parse_disk_size)]
@@ -152,9 +155,22 @@ pub(crate) fn run(args: &ResizeArgs) -> Result<Exit, Failure> {
             "an image is resized in place: --force-share can't be used here",
         ));
     }
-    let source = Source::new(&args.image, None)?;
+    let source = Source::or_remote(&args.image, None)?;
+    let json = match source.remote() {
+        Some(uri) => remote::run(args, &source.name, uri)?,
+        None => resize(args, &source)?,
+    };
+    for warning in &json.warnings {
+        output::warning(warning);
+    }
+    output::report(args.report, NAME, &json)?;
+    Ok(Exit::Ok)
+}
+
+/// Resizes an image, or says what would be done.
+fn resize(args: &ResizeArgs, source: &Source) -> Result<ResizeJson, Failure> {
     let chain = args.chain.clone();
-    let options = SourceArgs { from: None, chain }.options(&source);
+    let options = SourceArgs { from: None, chain }.options(source);
     let cancel = interrupt::flag_on_interrupt();
     let request = Request {
         image: &args.image,
@@ -170,11 +186,7 @@ pub(crate) fn run(args: &ResizeArgs) -> Result<Exit, Failure> {
     if !args.dry_run {
         json.gpt_moved = resize.run(&args.progress.reporter("resizing"))?.gpt_moved;
     }
-    for warning in &json.warnings {
-        output::warning(warning);
-    }
-    output::report(args.report, NAME, &json)?;
-    Ok(Exit::Ok)
+    Ok(json)
 }
 
 impl ResizeJson {
