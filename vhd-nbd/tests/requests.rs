@@ -309,7 +309,7 @@ fn a_payload_chooses_contexts() {
     });
 }
 
-/// qemu, from 8.2 on, speaks extended headers and sends the payload of a write without saying so.
+/// qemu (10.0 for one) agrees on extended headers, and sends the payload of a write without saying so.
 #[test]
 fn a_write_has_a_payload_whatever_it_says() {
     in_each_style("disk", &[], |client| {
