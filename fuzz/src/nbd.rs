@@ -1,6 +1,6 @@
 //! Any bytes from a client, to a server in this process.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -132,8 +132,10 @@ fn throw(stream: &UnixStream, bytes: &[u8]) {
             match (&mut &*stream).read(&mut sink) {
                 Ok(0) => return,
                 Ok(_) => {}
+                // libFuzzer has an alarm clock.
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 // It hung up on what we had still to say.
-                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return,
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return,
                 Err(error) => panic!("the server does not end the connection: {error}"),
             }
         }

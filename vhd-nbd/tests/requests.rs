@@ -126,6 +126,24 @@ fn writes_of_every_kind() {
 }
 
 #[test]
+fn cache_reads_what_is_stored_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let opened = chain(dir.path());
+    let running = Running::start(dir.path(), exports(&opened), ServerOptions::default());
+    let mut client = Client::connect(&running, ReplyStyle::Extended, "disk", &[]);
+    for (offset, len, stored) in [
+        (0, SIZE, (1 << 20) + 4096),
+        (1000, 5000, 5000),
+        ((1 << 20) - 100, 30 << 20, 100),
+        (2 << 20, 8 << 20, 0),
+    ] {
+        let before = opened.disk().stats().bytes_read;
+        assert_eq!(client.call(Command::Cache, NONE, offset, len).error, None);
+        assert_eq!(opened.disk().stats().bytes_read - before, stored, "{offset}+{len}");
+    }
+}
+
+#[test]
 fn fast_zero_is_fast_or_refused() {
     in_each_style("disk", &[], |client| {
         let base = 48 << 20;
@@ -288,7 +306,24 @@ fn a_payload_chooses_contexts() {
             client.send(command, CommandFlags::PAYLOAD_LEN, 0, len, &payload);
             assert_eq!(client.receive(0).error, Some(Errno::Inval));
         }
-        assert_eq!(client.call(Command::Write, NONE, 0, 512).error, Some(Errno::Inval));
+    });
+}
+
+/// qemu (10.0 for one) agrees on extended headers, and sends the payload of a write without saying so.
+#[test]
+fn a_write_has_a_payload_whatever_it_says() {
+    in_each_style("disk", &[], |client| {
+        for len in [1, 4096, 5_000_000] {
+            let data: Vec<u8> = (0..len).map(|n| (n % 253) as u8).collect();
+            let len = u64::try_from(len).unwrap();
+            for (offset, error) in [(9 << 20, None), (SIZE - len + 1, Some(Errno::NoSpc))] {
+                client.send(Command::Write, CommandFlags::FUA, offset, len, &data);
+                assert_eq!(client.receive(0).error, error, "{offset}+{len}");
+            }
+            let reply = client.call(Command::Read, NONE, 9 << 20, len);
+            let base = if client.style == ReplyStyle::Simple { 0 } else { 9 << 20 };
+            assert!(reply.bytes(base, data.len()) == data);
+        }
     });
 }
 
@@ -309,6 +344,9 @@ fn what_ends_a_session() {
         let mut client = Client::connect(&running, style, "disk", &[]);
         let flags = CommandFlags::PAYLOAD_LEN;
         client.send(Command::Write, flags, 0, u64::from(DEFAULT_MAX_PAYLOAD) + 1, &[]);
+        assert!(client.is_closed());
+        let mut client = Client::connect(&running, style, "disk", &[]);
+        client.send(Command::Write, NONE, 0, u64::from(DEFAULT_MAX_PAYLOAD) + 1, &[]);
         assert!(client.is_closed());
 
         // Gone in the middle of a write: the server and the disk are there for the next.

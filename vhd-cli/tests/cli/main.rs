@@ -15,6 +15,7 @@ mod kill;
 mod merge;
 mod merge_carry;
 mod nbd;
+mod nbd_backup;
 mod nbd_client;
 mod nbd_kill;
 mod nbd_refusals;

@@ -76,7 +76,7 @@ fn output(program: &str, args: &[&str]) -> String {
 }
 
 /// Whether the commands of `qemu-io` succeed. What only reads must say so: else qemu refuses a read-only export.
-fn qemu_io(lab: &Lab, uri: &str, commands: &[&str]) -> bool {
+pub(crate) fn qemu_io(lab: &Lab, uri: &str, commands: &[&str]) -> bool {
     let mut command = Command::new("qemu-io");
     command.args(["-f", "raw"]).current_dir(lab.path(""));
     if commands.iter().all(|line| line.starts_with("read")) {

@@ -150,15 +150,16 @@ impl RequestHeader {
         })
     }
 
-    /// Bytes of payload that follow the header. With extended headers the flag `PAYLOAD_LEN` alone says that there are
-    /// any, whatever the command is.
+    /// Bytes of payload that follow the header. With extended headers the flag `PAYLOAD_LEN` says that there are any,
+    /// whatever the command is. A write has them without the flag too: qemu never sets it.
     #[must_use]
     pub fn payload_length(&self, style: HeaderStyle) -> u64 {
-        let has_payload = match style {
-            HeaderStyle::Compact => self.command == Command::Write,
-            HeaderStyle::Extended => self.flags.contains(CommandFlags::PAYLOAD_LEN),
-        };
-        if has_payload { self.length } else { 0 }
+        let flag = style == HeaderStyle::Extended && self.flags.contains(CommandFlags::PAYLOAD_LEN);
+        if flag || self.command == Command::Write {
+            self.length
+        } else {
+            0
+        }
     }
 }
 
@@ -201,7 +202,9 @@ mod tests {
         let length = |command, flags, style| header(command, flags).payload_length(style);
         assert_eq!(length(Command::Write, none, HeaderStyle::Compact), 512);
         assert_eq!(length(Command::Read, payload, HeaderStyle::Compact), 0);
-        assert_eq!(length(Command::Write, none, HeaderStyle::Extended), 0);
+        assert_eq!(length(Command::Write, none, HeaderStyle::Extended), 512);
+        assert_eq!(length(Command::Write, payload, HeaderStyle::Extended), 512);
+        assert_eq!(length(Command::Read, none, HeaderStyle::Extended), 0);
         assert_eq!(length(Command::Unknown(99), payload, HeaderStyle::Extended), 512);
     }
 }

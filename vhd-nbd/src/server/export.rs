@@ -154,7 +154,7 @@ impl Export {
         end <= self.former_size.load(Ordering::Relaxed)
     }
 
-    /// What it can do for a client that has negotiated this style of replies.
+    /// What it can do for a client that has negotiated this style of replies, whatever contexts were agreed on.
     #[must_use]
     pub fn flags(&self, style: ReplyStyle) -> TransmissionFlags {
         // All connections use one disk, and a flush of it covers every write that was answered.
@@ -164,7 +164,6 @@ impl Export {
             | TransmissionFlags::CAN_MULTI_CONN
             | TransmissionFlags::SEND_CACHE;
         flags.set(TransmissionFlags::SEND_DF, style != ReplyStyle::Simple);
-        flags.set(TransmissionFlags::BLOCK_STATUS_PAYLOAD, style == ReplyStyle::Extended);
         if self.read_only {
             return flags | TransmissionFlags::READ_ONLY;
         }

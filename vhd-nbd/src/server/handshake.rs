@@ -7,7 +7,7 @@ use super::export_set::ExportSet;
 use crate::protocol::{
     ClientFlags, ContextQuery, DEFAULT_MAX_PAYLOAD, ExportNameReply, Greeting, HandshakeFlags, InfoItem, InfoRequest,
     InfoType, MAX_OPTION_LENGTH, MetaContextId, MetaContextRequest, OptionHeader, OptionReply, OptionRequest,
-    OptionType, ProtocolError, ReplyError, ReplyStyle,
+    OptionType, ProtocolError, ReplyError, ReplyStyle, TransmissionFlags,
 };
 
 /// Whether TLS is offered, and to be used.
@@ -315,10 +315,22 @@ impl<'a> Handshake<'a> {
         });
         tell(InfoItem::Export {
             size: export.disk().size(),
-            flags: export.flags(self.style),
+            flags: self.flags(&request.name, export),
         });
         OptionReply::Ack.encode(option, out);
         Ok(Arc::clone(export))
+    }
+
+    /// What an export can do for this client. Where no contexts were agreed on there are none to choose from.
+    fn flags(&self, name: &str, export: &Export) -> TransmissionFlags {
+        let selection = self.selection.as_ref().filter(|selection| selection.export == name);
+        let has_contexts = selection.is_some_and(|selection| !selection.contexts.is_empty());
+        let mut flags = export.flags(self.style);
+        flags.set(
+            TransmissionFlags::BLOCK_STATUS_PAYLOAD,
+            self.style == ReplyStyle::Extended && has_contexts,
+        );
+        flags
     }
 
     fn find(&self, name: &str) -> Result<&Arc<Export>, Refusal> {

@@ -122,7 +122,17 @@ fn flags_depend_on_what_was_agreed_on() {
     let extended = flags(&[OptionRequest::ExtendedHeaders, go("first", &[])]);
     assert!(simple.contains(TransmissionFlags::CAN_MULTI_CONN | TransmissionFlags::SEND_FUA));
     assert_eq!(structured, simple | TransmissionFlags::SEND_DF);
-    assert_eq!(extended, structured | TransmissionFlags::BLOCK_STATUS_PAYLOAD);
+    assert_eq!(extended, structured);
+    // Contexts of this export, and of no other, can be chosen by a payload.
+    let with_contexts = |export: &str| {
+        let contexts = OptionRequest::SetMetaContext(contexts(export, &["base:allocation"]));
+        flags(&[OptionRequest::ExtendedHeaders, contexts, go("first", &[])])
+    };
+    assert_eq!(
+        with_contexts("first"),
+        extended | TransmissionFlags::BLOCK_STATUS_PAYLOAD
+    );
+    assert_eq!(with_contexts("second"), extended);
     let read_only = flags(&[go("second", &[])]);
     assert!(read_only.contains(TransmissionFlags::READ_ONLY | TransmissionFlags::CAN_MULTI_CONN));
     assert!(!read_only.intersects(TransmissionFlags::SEND_TRIM | TransmissionFlags::SEND_WRITE_ZEROES));

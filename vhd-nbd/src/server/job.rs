@@ -4,7 +4,7 @@ use std::io;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use vhd_core::device::{ByteRange, DeviceError, ZeroOptions};
+use vhd_core::device::{ByteRange, DeviceError, Disk, ExtentKind, ZeroOptions};
 use vhd_core::units::u64_from;
 
 use super::export::Context;
@@ -122,16 +122,26 @@ impl<'a> Executor<'a> {
         }
     }
 
-    /// Reads the range, so that the system has it in memory.
+    /// Reads what is stored of the range, so that the system has it in memory. A range may be as long as the disk, and
+    /// mostly nothing.
     fn cache(&self, range: ByteRange) -> Result<(), DeviceError> {
         let disk = self.session.export.disk();
         let mut buffer = vec![0; CACHE_PIECE];
-        let mut at = range.start;
-        while at < range.end() && !self.session.is_stopping() {
-            let left = usize::try_from(range.end() - at).unwrap_or(usize::MAX);
-            let piece = &mut buffer[..left.min(CACHE_PIECE)];
-            disk.read_at(piece, at)?;
-            at += u64_from(piece.len());
+        let mut rest = range;
+        while rest.len > 0
+            && let Some(stored) = first_stored(disk, rest)?
+        {
+            let mut at = stored.start;
+            while at < stored.end() {
+                if self.session.is_stopping() {
+                    return Ok(());
+                }
+                let left = usize::try_from(stored.end() - at).unwrap_or(usize::MAX);
+                let piece = &mut buffer[..left.min(CACHE_PIECE)];
+                disk.read_at(piece, at)?;
+                at += u64_from(piece.len());
+            }
+            rest = ByteRange::new(at, range.end() - at);
         }
         Ok(())
     }
@@ -165,6 +175,20 @@ impl<'a> Executor<'a> {
             .status(context, range, &mut |part, status| list.push(part, status))?;
         Ok(list.finish())
     }
+}
+
+/// The first part of a range that is stored as bytes.
+fn first_stored(disk: &Disk, range: ByteRange) -> Result<Option<ByteRange>, DeviceError> {
+    let mut found = None;
+    disk.extents(range, &mut |extent| {
+        if extent.kind != ExtentKind::Data {
+            return ControlFlow::Continue(());
+        }
+        let start = extent.range.start.max(range.start);
+        found = Some(ByteRange::new(start, extent.range.end().min(range.end()) - start));
+        ControlFlow::Break(())
+    })?;
+    Ok(found)
 }
 
 /// Extents that are joined where neighbours have one status, and cut to a range.

@@ -150,11 +150,9 @@ impl Listener {
                 .accept()
                 .map(|(stream, _)| Some((stream.into(), format!("a client of {}", self.address)))),
             Kind::Tcp { listener, allowed } => accept_tcp(listener, allowed),
-            Kind::Vsock(listener) => listener.accept().and_then(|(stream, peer)| {
-                // Unlike the others, it takes after its listener.
-                stream.set_nonblocking(false)?;
-                Ok(Some((stream.into(), peer.to_string())))
-            }),
+            Kind::Vsock(listener) => listener
+                .accept()
+                .map(|(stream, peer)| Some((stream.into(), peer.to_string()))),
         };
         match accepted {
             Err(error)

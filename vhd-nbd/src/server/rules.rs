@@ -58,14 +58,7 @@ pub(super) fn check(request: &RequestHeader, style: ReplyStyle, export: &Export)
             check_range(request, export, Errno::Inval)?;
             check_transfer(request)
         }
-        Command::Write => {
-            let without_payload = !request.flags.contains(CommandFlags::PAYLOAD_LEN);
-            if style == ReplyStyle::Extended && without_payload {
-                return Err(Refusal::invalid("a write without a payload"));
-            }
-            check_range(request, export, Errno::NoSpc)
-        }
-        Command::WriteZeroes => check_range(request, export, Errno::NoSpc),
+        Command::Write | Command::WriteZeroes => check_range(request, export, Errno::NoSpc),
         Command::Trim | Command::Cache => check_range(request, export, Errno::Inval),
         // The length of one with a payload stands in the payload.
         Command::BlockStatus if request.flags.contains(CommandFlags::PAYLOAD_LEN) => Ok(()),
