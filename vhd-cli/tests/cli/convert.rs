@@ -33,6 +33,36 @@ fn every_format_to_every_format_keeps_the_content() {
 }
 
 #[test]
+fn zeroes_within_data_take_no_space() {
+    const PAGE: usize = 4096;
+    const SIZE: usize = 24 << 20;
+    let lab = Lab::new();
+    let mut random = fastrand::Rng::with_seed(5);
+    // Runs of data and of zeroes of all lengths; many a stretch of 2 MiB begins with data and has zeroes in it.
+    let mut bytes = Vec::new();
+    let mut stored = 0;
+    while bytes.len() < SIZE {
+        let left = (SIZE - bytes.len()) / PAGE;
+        let pages = random.usize(1..600).min(left);
+        let data = random.bool();
+        stored += if data { pages } else { 0 };
+        bytes.resize(bytes.len() + pages * PAGE, u8::from(data));
+    }
+    fs::write(lab.path("source"), &bytes).unwrap();
+    for from in ["source", "source-dynamic"] {
+        for to in ["raw", "fixed", "dynamic"] {
+            let name = format!("{from}-{to}");
+            lab.run(&["convert", from, &name, "--to", to, "--sync"], 0);
+            lab.run(&["compare", "source", &name], 0);
+            let taken = lab.path(&name).metadata().unwrap().blocks() * 512;
+            // Bitmaps, headers, and what the file system needs itself.
+            let limit = u64::try_from(stored * PAGE).unwrap() + MIB / 2;
+            assert!(taken <= limit, "{name}: {taken} of {limit}");
+        }
+    }
+}
+
+#[test]
 fn a_leaf_becomes_one_image() {
     let lab = Lab::new();
     lab.chain();

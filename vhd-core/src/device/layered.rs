@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
 use std::sync::Arc;
 
-use super::extents::{Coalescer, Extent, ExtentKind, ExtentVisitor, push_stored};
+use super::extents::{Coalescer, Extent, ExtentKind, ExtentVisitor, Stretches, push_stored};
 use super::places::{Located, Place, PlaceIndex};
 use super::raw::discard_file_range;
 use super::scatter;
@@ -385,6 +385,7 @@ impl BlockDevice for LayeredDevice {
         check_range(range.start, range.len, self.size)?;
         let base = u32::try_from(self.layers.len() - 1).expect("the depth of a chain is bounded");
         let mut coalescer = Coalescer::new(visitor);
+        let mut stretches = Stretches::default();
         let mut at = range.start;
         while at < range.end() {
             let Located { place, len } = self.locate(at, range.end() - at)?;
@@ -393,7 +394,7 @@ impl BlockDevice for LayeredDevice {
                 Some(Place {
                     layer: depth,
                     offset: FileOffset(offset),
-                }) => push_stored(&mut coalescer, self.file_of(depth), part, depth, offset)
+                }) => push_stored(&mut coalescer, &mut stretches, self.file_of(depth), part, depth, offset)
                     .io_context("look for holes", offset)?,
                 None => coalescer.push(Extent {
                     range: part,

@@ -3,7 +3,7 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::sync::Arc;
 
-use super::extents::{Coalescer, ExtentVisitor, push_stored};
+use super::extents::{Coalescer, ExtentVisitor, Stretches, push_stored};
 use super::{
     BlockDevice, ByteRange, Capabilities, DeviceError, DeviceInfo, LOGICAL_BLOCK, Poison, ZeroOptions, check_range,
 };
@@ -105,7 +105,14 @@ impl BlockDevice for RawDevice {
     fn extents(&self, range: ByteRange, visitor: ExtentVisitor<'_>) -> Result<(), DeviceError> {
         check_range(range.start, range.len, self.file.padded_len())?;
         let mut coalescer = Coalescer::new(visitor);
-        let pushed = push_stored(&mut coalescer, &self.file, range, 0, range.start);
+        let pushed = push_stored(
+            &mut coalescer,
+            &mut Stretches::default(),
+            &self.file,
+            range,
+            0,
+            range.start,
+        );
         if pushed.io_context("look for holes", range.start)?.is_continue() {
             coalescer.finish();
         }

@@ -3,9 +3,9 @@
 use std::ops::ControlFlow;
 use std::thread;
 
-use super::data_ranges::first_data;
+use super::data_ranges::StoredExtents;
 use super::{OpsError, Progress};
-use crate::device::{ByteRange, DeviceError, Disk, LOGICAL_BLOCK};
+use crate::device::{ByteRange, DeviceError, Disk};
 use crate::units::{u64_from, usize_from};
 
 /// Bytes that a thread compares at once.
@@ -199,32 +199,20 @@ impl Found<'_> {
     }
 }
 
-/// Where the stored part of a disk goes on, looked up once for as long as it is ahead.
+/// Where the stored part of a disk goes on.
 struct NextData<'a> {
-    disk: &'a Disk,
-    /// The stored extent found last, and that there is none behind it if `None`.
-    known: Option<ByteRange>,
-    exhausted: bool,
+    extents: StoredExtents<'a>,
 }
 
 impl<'a> NextData<'a> {
     fn new(disk: &'a Disk) -> Self {
         Self {
-            disk,
-            known: None,
-            exhausted: false,
+            extents: StoredExtents::new(disk),
         }
     }
 
     fn at_or_behind(&mut self, position: u64) -> Result<Option<u64>, DeviceError> {
-        if self.exhausted || position >= self.disk.size() {
-            return Ok(None);
-        }
-        if self.known.is_none_or(|known| known.end() <= position) {
-            let aligned = position - position % u64::from(LOGICAL_BLOCK);
-            self.known = first_data(self.disk, aligned)?.map(|extent| extent.range);
-            self.exhausted = self.known.is_none();
-        }
-        Ok(self.known.map(|known| known.start.max(position)))
+        let next = self.extents.first_from(position)?;
+        Ok(next.map(|extent| extent.range.start))
     }
 }

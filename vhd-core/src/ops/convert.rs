@@ -1,17 +1,18 @@
 //! Converting a disk: sparse in, sparse out, by several threads, by sharing extents where the file system can.
 
+use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::data_ranges::{DataRanges, Job};
 use super::workers::{in_parallel, useful_threads};
-use super::zeroes::for_each_data_run;
+use super::zeroes::{ZERO_UNIT, for_each_data_run};
 use super::{OpsError, Progress};
 use crate::chain::OpenedDisk;
-use crate::device::{DeviceError, Disk};
+use crate::device::{ByteRange, DeviceError, Disk};
 use crate::image::{Image, IoContext, OpenMode, Preallocate, create_dynamic, create_fixed};
-use crate::storage::{StagedFile, StorageFile, UnsyncedFile};
+use crate::storage::{StagedFile, StorageFile, UnsyncedFile, is_zero};
 use crate::units::{FileOffset, VirtualOffset, u64_from, usize_from};
 
 /// Bytes that a thread takes on at once when it copies.
@@ -22,6 +23,9 @@ const SHARE_UNIT: u64 = 256 << 20;
 
 /// Bytes read, looked through and written at once: they stay in the processor's cache meanwhile.
 const COPY_STEP: usize = 512 << 10;
+
+/// Bytes; the longest bitmap of a block, of one of 256 MiB. No block is as short.
+const MAX_BITMAP: u64 = 64 << 10;
 
 /// The grid on which file systems share extents.
 const SHARE_ALIGNMENT: u64 = 4096;
@@ -106,8 +110,8 @@ pub(super) fn fill(
         sink: &sink,
         destination,
         ranges: DataRanges::new(&disk),
-        // Small units for what has no file to share: more threads find work.
         can_share: AtomicBool::new(source.file_at_depth(0).is_some()),
+        reserved_to: Mutex::new(0),
         copied: AtomicU64::new(0),
         shared: AtomicU64::new(0),
         progress,
@@ -174,13 +178,32 @@ impl Sink {
         }
     }
 
+    /// Bytes that a thread takes on at once when it copies: a block at most, as one that begins with data gets its
+    /// place at once.
+    fn copy_unit(&self) -> u64 {
+        match self {
+            Self::Flat(_) => COPY_UNIT,
+            Self::Blocks(image) => image
+                .header()
+                .map_or(COPY_UNIT, |header| COPY_UNIT.min(header.layout.block_size())),
+        }
+    }
+
+    /// Bytes between two ranges of the file that are written as well: the bitmap between two blocks.
+    fn gap(&self, end: u64, start: u64) -> u64 {
+        match self {
+            Self::Flat(_) => 0,
+            Self::Blocks(_) => start.checked_sub(end).filter(|gap| *gap <= MAX_BITMAP).unwrap_or(0),
+        }
+    }
+
     /// Calls `put` for each place in the file that a part of the range goes to: the file, where in it, and which
     /// part of the range.
     fn place(
         &self,
         offset: u64,
         len: u64,
-        mut put: impl FnMut(&dyn StorageFile, u64, std::ops::Range<u64>) -> Result<(), DeviceError>,
+        mut put: impl FnMut(&dyn StorageFile, u64, Range<u64>) -> Result<(), DeviceError>,
     ) -> Result<(), DeviceError> {
         let image = match self {
             Self::Flat(file) => return put(&**file, offset, 0..len),
@@ -212,6 +235,8 @@ struct Copier<'a> {
     destination: &'a Path,
     ranges: DataRanges<'a>,
     can_share: AtomicBool,
+    /// Up to where space in the destination's file was reserved last.
+    reserved_to: Mutex<u64>,
     copied: AtomicU64,
     shared: AtomicU64,
     progress: &'a dyn Progress,
@@ -233,20 +258,51 @@ impl Copier<'_> {
     }
 
     fn work_with(&self, buffer: &mut [u8]) -> Result<(), OpsError> {
-        loop {
-            let unit = if self.can_share.load(Ordering::Relaxed) {
-                SHARE_UNIT
-            } else {
-                COPY_UNIT
-            };
-            let Some(job) = self.ranges.next(unit).map_err(OpsError::Source)? else {
-                return Ok(());
-            };
+        while let Some((job, reserved)) = self.next()? {
             if !self.share(&job)? {
-                self.copy(&job, buffer)?;
+                self.copy(&job, reserved, buffer)?;
             }
             self.progress.advance(job.advance);
         }
+        Ok(())
+    }
+
+    /// The next job, and whether its space in the destination is reserved.
+    fn next(&self) -> Result<Option<(Job, bool)>, OpsError> {
+        // Space is reserved in the order of the jobs, so that the file system has it in one piece.
+        let mut reserved_to = self.reserved_to.lock().unwrap_or_else(PoisonError::into_inner);
+        let can_share = self.can_share.load(Ordering::Relaxed);
+        // Until something was shared it is not known whether that is possible: what is not has to be copied.
+        let unit = match can_share && self.shared.load(Ordering::Relaxed) > 0 {
+            true => SHARE_UNIT,
+            false => self.sink.copy_unit(),
+        };
+        let Some(job) = self.ranges.next(unit).map_err(OpsError::Source)? else {
+            return Ok(None);
+        };
+        let reserved = !can_share && self.reserve(job.extent.range, &mut reserved_to)?;
+        Ok(Some((job, reserved)))
+    }
+
+    /// Reserves the space of a range, if it seems to be data; whether that was done.
+    fn reserve(&self, range: ByteRange, reserved_to: &mut u64) -> Result<bool, OpsError> {
+        let mut start = [0; ZERO_UNIT];
+        let start = &mut start[..usize_from(range.len.min(u64_from(ZERO_UNIT)))];
+        self.disk.read_at(start, range.start).map_err(OpsError::Source)?;
+        if is_zero(start) {
+            return Ok(false);
+        }
+        let mut reserved = false;
+        let placed = self.sink.place(range.start, range.len, |file, at, part| {
+            let gap = self.sink.gap(*reserved_to, at);
+            *reserved_to = at + part.end - part.start;
+            reserved = file
+                .expect_writes(at - gap, *reserved_to - (at - gap))
+                .io_context("reserve space", at)?;
+            Ok(())
+        });
+        placed.map_err(|error| self.destination_error(error))?;
+        Ok(reserved)
     }
 
     /// Shares the job's extent with the destination; `false` if that can't be done.
@@ -281,8 +337,8 @@ impl Copier<'_> {
         }
     }
 
-    /// Copies what is not zero of the job's extent.
-    fn copy(&self, job: &Job, buffer: &mut [u8]) -> Result<(), OpsError> {
+    /// Copies what is not zero of the job's extent, and gives back what was `reserved` for zeroes.
+    fn copy(&self, job: &Job, reserved: bool, buffer: &mut [u8]) -> Result<(), OpsError> {
         let range = job.extent.range;
         let mut at = range.start;
         // Where in the file the bytes go, less where on the disk they are; known after the first write.
@@ -291,15 +347,32 @@ impl Copier<'_> {
             let len = up_to_boundary(at.wrapping_add(shift)).min(range.end() - at);
             let bytes = &mut buffer[..usize_from(len)];
             self.disk.read_at(bytes, at).map_err(OpsError::Source)?;
-            for_each_data_run(bytes, |run| {
+            let mut written = 0;
+            let copied = for_each_data_run(bytes, |run| {
                 let offset = at + u64_from(run.start);
+                self.give_back(at, written..run.start, reserved)?;
+                written = run.end;
                 shift = self.write(&bytes[run], offset)?.wrapping_sub(offset);
                 Ok(())
-            })
-            .map_err(|error| self.destination_error(error))?;
+            });
+            copied
+                .and_then(|()| self.give_back(at, written..bytes.len(), reserved))
+                .map_err(|error| self.destination_error(error))?;
             at += len;
         }
         Ok(())
+    }
+
+    /// Makes a hole again of a part, of zeroes, of what was reserved.
+    fn give_back(&self, at: u64, part: Range<usize>, reserved: bool) -> Result<(), DeviceError> {
+        if !reserved || part.is_empty() {
+            return Ok(());
+        }
+        let (start, len) = (at + u64_from(part.start), u64_from(part.len()));
+        self.sink.place(start, len, |file, at, part| {
+            file.punch_hole(at, part.end - part.start)
+                .io_context("punch a hole", at)
+        })
     }
 
     /// Writes bytes of the disk; returns where in the file the first of them are.
@@ -309,8 +382,6 @@ impl Copier<'_> {
         self.copied.fetch_add(len, Ordering::Relaxed);
         self.sink.place(offset, len, |file, at, part| {
             first.get_or_insert(at);
-            file.expect_writes(at, part.end - part.start)
-                .io_context("reserve space", at)?;
             file.write_all_at(&bytes[usize_from(part.start)..usize_from(part.end)], at)
                 .io_context("write", at)
         })?;

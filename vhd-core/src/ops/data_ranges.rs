@@ -1,21 +1,85 @@
-//! The stored ranges of a disk, handed out in order to any number of threads.
+//! The stored ranges of a disk: found in long strides, and handed out in order to any number of threads.
 
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::sync::{Mutex, PoisonError};
 
 use crate::device::{ByteRange, DeviceError, Disk, Extent, ExtentKind};
 
-/// Walks over what a disk stores.
-pub(super) struct DataRanges<'a> {
+/// Extents that are looked up at once: each time the holes of the files are asked for anew.
+const STRIDE: usize = 256;
+
+/// The stored extents of a disk, for one who goes through it once.
+pub(super) struct StoredExtents<'a> {
     disk: &'a Disk,
-    state: Mutex<State>,
+    ahead: VecDeque<Extent>,
+    /// Up to where the disk was looked at.
+    seen: u64,
 }
 
-struct State {
+impl<'a> StoredExtents<'a> {
+    pub(super) fn new(disk: &'a Disk) -> Self {
+        Self {
+            disk,
+            ahead: VecDeque::new(),
+            seen: 0,
+        }
+    }
+
+    /// The first stored extent at or behind `position`, or what of one lies behind it. Positions don't go back.
+    pub(super) fn first_from(&mut self, position: u64) -> Result<Option<Extent>, DeviceError> {
+        loop {
+            while let Some(first) = self.ahead.front() {
+                if first.range.end() > position {
+                    return Ok(Some(behind(first, position)));
+                }
+                self.ahead.pop_front();
+            }
+            let start = self.seen.max(position);
+            if start >= self.disk.size() {
+                return Ok(None);
+            }
+            self.look_on(start)?;
+        }
+    }
+
+    fn look_on(&mut self, start: u64) -> Result<(), DeviceError> {
+        let ahead = &mut self.ahead;
+        self.seen = self.disk.size();
+        self.disk
+            .extents(ByteRange::new(start, self.disk.size() - start), &mut |extent| {
+                if extent.kind == ExtentKind::Data {
+                    ahead.push_back(extent);
+                }
+                if ahead.len() < STRIDE {
+                    return ControlFlow::Continue(());
+                }
+                self.seen = extent.range.end();
+                ControlFlow::Break(())
+            })
+    }
+}
+
+/// The part of an extent from `position` on.
+fn behind(extent: &Extent, position: u64) -> Extent {
+    let skipped = position.saturating_sub(extent.range.start);
+    Extent {
+        range: ByteRange::new(extent.range.start + skipped, extent.range.len - skipped),
+        file_offset: extent.file_offset.map(|offset| offset + skipped),
+        ..*extent
+    }
+}
+
+/// Walks over what a disk stores, for many threads.
+pub(super) struct DataRanges<'a> {
+    disk: &'a Disk,
+    state: Mutex<State<'a>>,
+}
+
+struct State<'a> {
+    extents: StoredExtents<'a>,
     /// Up to where everything was handed out or is known to read zero.
     position: u64,
-    /// The part of a stored extent that was not handed out yet.
-    rest: Option<Extent>,
     stopped: bool,
 }
 
@@ -32,8 +96,8 @@ impl<'a> DataRanges<'a> {
         Self {
             disk,
             state: Mutex::new(State {
+                extents: StoredExtents::new(disk),
                 position: 0,
-                rest: None,
                 stopped: false,
             }),
         }
@@ -45,31 +109,14 @@ impl<'a> DataRanges<'a> {
         if state.stopped {
             return Ok(None);
         }
-        let extent = match state.rest.take() {
-            Some(extent) => extent,
-            None => match first_data(self.disk, state.position)? {
-                Some(extent) => extent,
-                None => return Ok(None),
-            },
+        let position = state.position;
+        let Some(mut extent) = state.extents.first_from(position)? else {
+            return Ok(None);
         };
-        let len = extent.range.len.min(unit - extent.range.start % unit);
-        let end = extent.range.start + len;
-        if len < extent.range.len {
-            state.rest = Some(Extent {
-                range: ByteRange::new(end, extent.range.len - len),
-                file_offset: extent.file_offset.map(|offset| offset + len),
-                ..extent
-            });
-        }
-        let advance = end - state.position;
-        state.position = end;
-        Ok(Some(Job {
-            extent: Extent {
-                range: ByteRange::new(extent.range.start, len),
-                ..extent
-            },
-            advance,
-        }))
+        extent.range.len = extent.range.len.min(unit - extent.range.start % unit);
+        state.position = extent.range.end();
+        let advance = state.position - position;
+        Ok(Some(Job { extent, advance }))
     }
 
     /// Hands nothing out any more.
@@ -81,17 +128,4 @@ impl<'a> DataRanges<'a> {
     pub(super) fn remaining(&self) -> u64 {
         self.disk.size() - self.state.lock().unwrap_or_else(PoisonError::into_inner).position
     }
-}
-
-/// The first stored extent at or behind `offset`.
-pub(super) fn first_data(disk: &Disk, offset: u64) -> Result<Option<Extent>, DeviceError> {
-    let mut found = None;
-    disk.extents(ByteRange::new(offset, disk.size() - offset), &mut |extent| {
-        if extent.kind == ExtentKind::Data {
-            found = Some(extent);
-            return ControlFlow::Break(());
-        }
-        ControlFlow::Continue(())
-    })?;
-    Ok(found)
 }

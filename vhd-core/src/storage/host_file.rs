@@ -252,13 +252,13 @@ impl StorageFile for HostFile {
         self.fallocate(FallocateFlags::empty(), offset, len)
     }
 
-    fn expect_writes(&self, offset: u64, len: u64) -> io::Result<()> {
+    fn expect_writes(&self, offset: u64, len: u64) -> io::Result<bool> {
         if len < MIN_EXPECTED || !self.gains_by_reserving() {
-            return Ok(());
+            return Ok(false);
         }
         match self.fallocate(FallocateFlags::KEEP_SIZE, offset, len) {
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
-            result => result,
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(false),
+            result => result.map(|()| true),
         }
     }
 

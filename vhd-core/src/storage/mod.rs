@@ -93,10 +93,11 @@ pub trait StorageFile: Send + Sync + fmt::Debug {
     /// Reserves space for the range; the length grows to its end. `Unsupported` where the file system can't.
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()>;
 
-    /// Says that every byte of the range is about to be written, in large pieces: its space may be reserved at once,
-    /// where that makes the writes cheaper. Nothing changes that can be read; the length stays.
-    fn expect_writes(&self, _offset: u64, _len: u64) -> io::Result<()> {
-        Ok(())
+    /// Says that the range is about to be written, in large pieces: its space may be reserved at once, where that makes
+    /// the writes cheaper. Returns whether it was. Nothing changes that can be read; the length stays. What is not
+    /// written after all keeps its space until a [hole is punched](StorageFile::punch_hole) there.
+    fn expect_writes(&self, _offset: u64, _len: u64) -> io::Result<bool> {
+        Ok(false)
     }
 
     /// What stands at `offset`, and where that segment ends (exclusive, at most the file's length).

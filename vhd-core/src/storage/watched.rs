@@ -47,7 +47,7 @@ impl StorageFile for WatchedFile {
         punch_hole(offset: u64, len: u64) -> io::Result<()>,
         zero_range(offset: u64, len: u64) -> io::Result<()>,
         allocate(offset: u64, len: u64) -> io::Result<()>,
-        expect_writes(offset: u64, len: u64) -> io::Result<()>,
+        expect_writes(offset: u64, len: u64) -> io::Result<bool>,
         segment_at(offset: u64) -> io::Result<(Segment, u64)>,
         share_range_from(source: &dyn StorageFile, source_offset: u64, offset: u64, len: u64) -> io::Result<()>,
         host_file() -> Option<&File>,

@@ -214,7 +214,6 @@ impl<'a> Copier<'a> {
             let take = limit.min(u64_from(buffer.len()));
             let bytes = &mut buffer[..usize_from(take)];
             file.read_exact_at(bytes, at).io_context("read a block", at)?;
-            file.expect_writes(target, take).io_context("reserve space", target)?;
             file.write_all_at(bytes, target).io_context("move a block", target)?;
             self.copied.fetch_add(take, Ordering::Relaxed);
             done += take;
