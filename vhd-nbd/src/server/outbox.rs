@@ -11,7 +11,7 @@ const OUTBOX_SIZE: usize = 256 << 10;
 
 /// Bytes of replies from which on they are sent although more requests are there: so client and server work at the
 /// same time.
-const SEND_FROM: usize = 64 << 10;
+const SEND_FROM: usize = 96 << 10;
 
 /// Bytes that stand before the data of a reply to READ, at most.
 const MAX_PREFIX: usize = ChunkHeader::MAX_SIZE + Chunk::DATA_PREFIX;
