@@ -104,13 +104,15 @@ pub(super) fn fill(
     let disk = source.disk();
     progress.begin(disk.size());
     let sink = Sink::create(file, destination, &options.target, size)?;
+    let is_local = source.file_at_depth(0).is_some();
     let copier = Copier {
         source,
         disk: &disk,
         sink: &sink,
         destination,
         ranges: DataRanges::new(&disk),
-        can_share: AtomicBool::new(source.file_at_depth(0).is_some()),
+        is_local,
+        can_share: AtomicBool::new(is_local),
         reserved_to: Mutex::new(0),
         copied: AtomicU64::new(0),
         shared: AtomicU64::new(0),
@@ -234,6 +236,8 @@ struct Copier<'a> {
     sink: &'a Sink,
     destination: &'a Path,
     ranges: DataRanges<'a>,
+    /// The source is files of this machine, and not a server.
+    is_local: bool,
     can_share: AtomicBool,
     /// Up to where space in the destination's file was reserved last.
     reserved_to: Mutex<u64>,
@@ -280,7 +284,8 @@ impl Copier<'_> {
         let Some(job) = self.ranges.next(unit).map_err(OpsError::Source)? else {
             return Ok(None);
         };
-        let reserved = !can_share && self.reserve(job.extent.range, &mut reserved_to)?;
+        // To look at the data of a server first would take all threads a round trip.
+        let reserved = self.is_local && !can_share && self.reserve(job.extent.range, &mut reserved_to)?;
         Ok(Some((job, reserved)))
     }
 
