@@ -64,6 +64,14 @@ pub(crate) struct SearchArgs {
 }
 
 impl SearchArgs {
+    /// Refuses to work without locks, for a reason.
+    pub(crate) fn require_locks(&self, reason: &str) -> Result<(), Failure> {
+        if self.force_share {
+            return Err(Failure::usage(format!("{reason}: --force-share can't be used here")));
+        }
+        Ok(())
+    }
+
     /// As the library takes them.
     pub(crate) fn options(&self) -> OpenOptions {
         let options = OpenOptions::new()
@@ -242,6 +250,15 @@ fn tell_frozen(disk: &Path, frozen: &FrozenBase) {
 /// Whether a path means standard input or output.
 pub(crate) fn is_dash(path: &Path) -> bool {
     path.as_os_str() == DASH
+}
+
+/// Refuses standard input for an image that is changed in place, for what is `done` to it.
+pub(crate) fn require_file(image: &Path, done: &str) -> Result<(), Failure> {
+    if is_dash(image) {
+        let message = format!("an image is {done} in place: standard input has no place");
+        return Err(Failure::usage(message));
+    }
+    Ok(())
 }
 
 /// Two sources can't both be standard input.

@@ -16,7 +16,7 @@ use super::parent_time::ParentTime;
 use crate::codes::Kind;
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::input::{ChainArgs, Source, SourceArgs, is_dash};
+use crate::input::{ChainArgs, Source, SourceArgs, require_file};
 use crate::output::{self, ReportArgs, path_text};
 use crate::progress::ProgressArgs;
 use crate::space::DiskSpace;
@@ -99,16 +99,8 @@ impl fmt::Display for CompactJson {
 }
 
 pub(crate) fn run(args: &CompactArgs) -> Result<Exit, Failure> {
-    if is_dash(&args.image) {
-        return Err(Failure::usage(
-            "an image is compacted in place: standard input has no place",
-        ));
-    }
-    if args.chain.search.force_share {
-        return Err(Failure::usage(
-            "blocks change their places: --force-share can't be used here",
-        ));
-    }
+    require_file(&args.image, "compacted")?;
+    args.chain.search.require_locks("blocks change their places")?;
     let source = Source::new(&args.image, None)?;
     if source.is_snapshot {
         return Err(Failure::usage("DISK@NAME is for reading: name the file to compact it"));

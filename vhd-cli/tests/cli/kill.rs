@@ -1,6 +1,6 @@
 //! Sudden death leaves no half-written image under its final name.
 
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -8,15 +8,19 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::{Lab, MIB};
 
-/// Runs `vhd` and kills it after `delay`; whether it had ended before.
-pub(crate) fn killed(lab: &Lab, args: &[&str], delay: Duration) -> bool {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_vhd"))
+fn start(lab: &Lab, args: &[&str], stderr: Stdio) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_vhd"))
         .args(args)
         .current_dir(lab.path(""))
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
+        .stderr(stderr)
         .spawn()
-        .unwrap();
+        .unwrap()
+}
+
+/// Runs `vhd` and kills it after `delay`; whether it had ended before.
+pub(crate) fn killed(lab: &Lab, args: &[&str], delay: Duration) -> bool {
+    let mut child = start(lab, args, Stdio::null());
     sleep(delay);
     let ended = child.try_wait().unwrap().is_some();
     child.kill().unwrap();
@@ -27,13 +31,7 @@ pub(crate) fn killed(lab: &Lab, args: &[&str], delay: Duration) -> bool {
 /// Runs `vhd` and interrupts it after `delay`, as Ctrl-C does; how it ended. Before the command listens, a signal
 /// ends it as it ends any command.
 pub(crate) fn interrupt(lab: &Lab, args: &[&str], delay: Duration) -> Output {
-    let child = Command::new(env!("CARGO_BIN_EXE_vhd"))
-        .args(args)
-        .current_dir(lab.path(""))
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let child = start(lab, args, Stdio::piped());
     sleep(delay);
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
     let output = child.wait_with_output().unwrap();

@@ -118,7 +118,7 @@ pub(super) fn fill(
         shared: AtomicU64::new(0),
         progress,
     };
-    copier.run(useful_threads(options.threads))?;
+    in_parallel(useful_threads(options.threads), || copier.work())?;
     progress.advance(copier.ranges.remaining());
     let (copied_bytes, shared_bytes) = (copier.copied.into_inner(), copier.shared.into_inner());
     sink.finish().map_err(|source| OpsError::Destination {
@@ -247,11 +247,6 @@ struct Copier<'a> {
 }
 
 impl Copier<'_> {
-    fn run(&self, threads: usize) -> Result<(), OpsError> {
-        in_parallel(threads, || self.work())?;
-        Ok(())
-    }
-
     fn work(&self) -> Result<(), OpsError> {
         let mut buffer = vec![0; COPY_STEP];
         let result = self.work_with(&mut buffer);

@@ -72,7 +72,6 @@ fn behind(extent: &Extent, position: u64) -> Extent {
 
 /// Walks over what a disk stores, for many threads.
 pub(super) struct DataRanges<'a> {
-    disk: &'a Disk,
     state: Mutex<State<'a>>,
 }
 
@@ -94,7 +93,6 @@ pub(super) struct Job {
 impl<'a> DataRanges<'a> {
     pub(super) fn new(disk: &'a Disk) -> Self {
         Self {
-            disk,
             state: Mutex::new(State {
                 extents: StoredExtents::new(disk),
                 position: 0,
@@ -126,6 +124,7 @@ impl<'a> DataRanges<'a> {
 
     /// Bytes of the disk behind the last range handed out.
     pub(super) fn remaining(&self) -> u64 {
-        self.disk.size() - self.state.lock().unwrap_or_else(PoisonError::into_inner).position
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.extents.disk.size() - state.position
     }
 }

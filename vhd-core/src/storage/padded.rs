@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::Arc;
 
-use super::delegate::delegate_to;
+use super::delegate::{delegate_changes_to, delegate_to};
 use super::{Segment, StorageFile};
 use crate::units::usize_from;
 
@@ -68,20 +68,8 @@ impl StorageFile for PaddedFile {
         Ok(())
     }
 
-    delegate_to! { file:
-        write_all_at(buf: &[u8], offset: u64) -> io::Result<()>,
-        write_all_vectored_at(bufs: &[IoSlice<'_>], offset: u64) -> io::Result<()>,
-        len() -> io::Result<u64>,
-        set_len(len: u64) -> io::Result<()>,
-        sync() -> io::Result<()>,
-        punch_hole(offset: u64, len: u64) -> io::Result<()>,
-        zero_range(offset: u64, len: u64) -> io::Result<()>,
-        allocate(offset: u64, len: u64) -> io::Result<()>,
-        expect_writes(offset: u64, len: u64) -> io::Result<bool>,
-        segment_at(offset: u64) -> io::Result<(Segment, u64)>,
-        share_range_from(source: &dyn StorageFile, source_offset: u64, offset: u64, len: u64) -> io::Result<()>,
-        host_file() -> Option<&File>,
-    }
+    delegate_changes_to! { file }
+    delegate_to! { file: sync() -> io::Result<()> }
 }
 
 #[cfg(test)]

@@ -392,20 +392,21 @@ fn replies_that_make_no_sense() {
     assert!(peak() - before < 32 << 20, "{} MiB", (peak() - before) >> 20);
 }
 
+/// A block of data that is not said to be the last of its reply.
+fn data_without_end(request: &RequestHeader) -> Vec<u8> {
+    let data = Chunk::OffsetData {
+        offset: request.offset,
+        data: &[1; 4096],
+    };
+    chunk(&data, ReplyFlags::empty(), request.cookie)
+}
+
 #[test]
 fn half_replies_without_end_are_given_up() {
     let server = Hostile::start(|mut stream| {
         negotiate(&mut stream)?;
         let request = request(&mut stream)?;
-        let offset = request.offset;
-        let answer = chunk(
-            &Chunk::OffsetData {
-                offset,
-                data: &[1; 4096],
-            },
-            ReplyFlags::empty(),
-            request.cookie,
-        );
+        let answer = data_without_end(&request);
         send(&mut stream, &answer[..answer.len() / 2])
     });
     let disk = Disk::new(server.open().unwrap());
@@ -419,15 +420,7 @@ fn a_byte_at_a_time_is_too_slow() {
     let server = Hostile::start(|mut stream| {
         negotiate(&mut stream)?;
         let request = request(&mut stream)?;
-        let offset = request.offset;
-        let answer = chunk(
-            &Chunk::OffsetData {
-                offset,
-                data: &[1; 4096],
-            },
-            ReplyFlags::empty(),
-            request.cookie,
-        );
+        let answer = data_without_end(&request);
         for byte in answer {
             send(&mut stream, &[byte])?;
             thread::sleep(Duration::from_millis(20));

@@ -14,7 +14,7 @@ use vhd_core::storage::{Access, HostFile, Sharing, StorageFile};
 use crate::codes::Kind;
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::input::is_dash;
+use crate::input::require_file;
 use crate::output::{self, ReportArgs, path_text};
 use crate::size;
 use report::{RepairJson, Verdict};
@@ -75,11 +75,7 @@ impl From<LostType> for DiskType {
 }
 
 pub(crate) fn run(args: &RepairArgs) -> Result<Exit, Failure> {
-    if is_dash(&args.image) {
-        return Err(Failure::usage(
-            "an image is repaired in place: standard input has no place",
-        ));
-    }
+    require_file(&args.image, "repaired")?;
     let access = match args.yes || args.undo {
         true => Access::ReadWrite,
         false => Access::ReadOnly,

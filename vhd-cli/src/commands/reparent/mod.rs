@@ -131,11 +131,7 @@ impl fmt::Display for ReparentJson<'_> {
 }
 
 pub(crate) fn run(args: &ReparentArgs) -> Result<Exit, Failure> {
-    if args.search.force_share {
-        return Err(Failure::usage(
-            "the child's header changes: --force-share can't be used here",
-        ));
-    }
+    args.search.require_locks("the child's header changes")?;
     match args.rebase {
         true => run_rebase(args),
         false => run_relink(args),

@@ -11,7 +11,7 @@ use vhd_core::ops::resize::{FilePlan, Request, Resize, ResizePlan};
 
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::input::{ChainArgs, Source, SourceArgs, is_dash};
+use crate::input::{ChainArgs, Source, SourceArgs, require_file};
 use crate::output::{self, ReportArgs, path_text};
 use crate::progress::ProgressArgs;
 use crate::size::parse_disk_size;
@@ -145,16 +145,8 @@ impl fmt::Display for ResizeJson {
 }
 
 pub(crate) fn run(args: &ResizeArgs) -> Result<Exit, Failure> {
-    if is_dash(&args.image) {
-        return Err(Failure::usage(
-            "an image is resized in place: standard input has no place",
-        ));
-    }
-    if args.chain.search.force_share {
-        return Err(Failure::usage(
-            "an image is resized in place: --force-share can't be used here",
-        ));
-    }
+    require_file(&args.image, "resized")?;
+    args.chain.search.require_locks("an image is resized in place")?;
     let source = Source::or_remote(&args.image, None)?;
     let json = match source.remote() {
         Some(uri) => remote::run(args, &source.name, uri)?,
