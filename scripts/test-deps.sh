@@ -2,6 +2,7 @@
 # Installs the Debian packages that the tests run against: real peers, no stand-ins. Does nothing where all
 # are there; without root it says which are missing, and the tests that need them say what they leave out.
 set -euo pipefail
+cd "$(dirname "$0")/.."
 
 # command:package
 needed=(
@@ -23,6 +24,4 @@ if [ "$(id -u)" -ne 0 ]; then
     echo "test-deps: not root, so these packages are not installed: ${missing[*]}" >&2
     exit 0
 fi
-export DEBIAN_FRONTEND=noninteractive
-apt-get update -qq
-apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+scripts/install-packages "${missing[@]}"
