@@ -4,8 +4,6 @@
 //! replaced as a whole: at every moment the old or the new one is there (INV-19). People can read it; a byte
 //! changed by hand makes it refused, not misunderstood.
 
-use std::fs;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -13,7 +11,7 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 
 use crate::ErrorKind;
-use crate::storage::{StagedFile, StorageError, StorageFile as _};
+use crate::storage::{StagedFile, StorageError, StorageFile as _, read_existing};
 use crate::units::{u64_from, usize_from};
 
 /// The first word of every record.
@@ -127,24 +125,16 @@ impl RecordKind {
 }
 
 fn read_bounded(path: &Path) -> Result<Option<Vec<u8>>, RecordError> {
-    let file = match fs::File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(StorageError::at(path, "open", source).into()),
-    };
-    let mut bytes = Vec::new();
-    let read = file.take(MAX_RECORD + 1).read_to_end(&mut bytes);
-    read.map_err(|source| StorageError::at(path, "read", source))?;
-    if bytes.len() > usize_from(MAX_RECORD) {
-        return Err(RecordError::Damaged {
+    match read_existing(path, MAX_RECORD)? {
+        Some(bytes) if bytes.len() > usize_from(MAX_RECORD) => Err(RecordError::Damaged {
             path: path.to_owned(),
             reason: format!(
                 "it has {} bytes or more, a record at most {MAX_RECORD}",
                 u64_from(bytes.len())
             ),
-        });
+        }),
+        read => Ok(read),
     }
-    Ok(Some(bytes))
 }
 
 fn digest(body: &str) -> String {
@@ -157,6 +147,7 @@ fn digest(body: &str) -> String {
 mod tests {
     use super::*;
     use std::collections::BTreeMap;
+    use std::fs;
 
     const KIND: RecordKind = RecordKind {
         name: "test",

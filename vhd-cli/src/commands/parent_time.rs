@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use vhd_core::chain::children_beside;
 use vhd_core::image::Footers;
-use vhd_core::storage::{Access, HostFile, Sharing};
+use vhd_core::storage::{Access, HostFile, Sharing, open_existing};
 
 use crate::failure::Failure;
 use crate::output;
@@ -35,8 +35,10 @@ impl ParentTime {
 
     /// Gives the file its former time.
     pub(crate) fn keep(self) {
-        let file = std::fs::File::options().write(true).open(&self.path);
-        if let Err(error) = file.and_then(|file| file.set_modified(self.modified)) {
+        let kept = open_existing(&self.path, Access::ReadWrite)
+            .map_err(|error| error.to_string())
+            .and_then(|file| file.set_modified(self.modified).map_err(|error| error.to_string()));
+        if let Err(error) = kept {
             let path = self.path.display();
             output::warning(format_args!(
                 "{path}: its children will find another modification time: {error}"

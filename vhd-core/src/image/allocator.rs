@@ -5,12 +5,14 @@
 //! and what lies between reads zero (INV-04). No block is ever placed over a footer, so the former tail
 //! stays valid until the new one is durable (INV-03); a flush clears it after that.
 
+use std::io;
 use std::sync::Arc;
 
 use super::error::IoContext;
+use crate::ErrorKind;
 use crate::device::DeviceError;
 use crate::format::{BlockLayout, FOOTER_SIZE, TableEntry};
-use crate::storage::StorageFile;
+use crate::storage::{StorageFile, io_kind};
 use crate::sync::{Mutex, lock};
 use crate::units::{FileOffset, u64_from};
 
@@ -39,6 +41,17 @@ struct Tail {
     retired: Vec<FileOffset>,
     /// Space whose write failed: handed out again after it was zeroed.
     returned: Vec<FileOffset>,
+}
+
+impl Tail {
+    /// The tail footer is at `limit` from now on.
+    fn grown_to(&mut self, limit: u64) {
+        if self.grown {
+            self.retired.push(FileOffset(self.limit));
+        }
+        self.limit = limit;
+        self.grown = true;
+    }
 }
 
 /// Space for one block; given back on drop unless [kept](Reservation::keep).
@@ -126,16 +139,36 @@ impl Allocator {
         while blocks > 1 && !addressable(start + (blocks - 1) * stride) {
             blocks /= 2;
         }
-        let limit = start + (blocks - 1) * stride + stored;
-        self.file
-            .write_all_at(&self.footer, limit)
-            .io_context("write the footer", limit)?;
-        if tail.grown {
-            tail.retired.push(FileOffset(tail.limit));
+        let len = self.file.len().io_context("find the length", 0)?;
+        loop {
+            let limit = start + (blocks - 1) * stride + stored;
+            match self.file.write_all_at(&self.footer, limit) {
+                Ok(()) => {
+                    tail.grown_to(limit);
+                    return Ok(());
+                }
+                Err(error) => {
+                    self.undo_growth(tail, len, limit + FOOTER_BYTES);
+                    // A file that may not become so long (RLIMIT_FSIZE) may still become a little longer.
+                    if error.kind() != io::ErrorKind::FileTooLarge || blocks == 1 {
+                        return Err(error).io_context("write the footer", limit);
+                    }
+                    blocks /= 2;
+                }
+            }
         }
-        tail.limit = limit;
-        tail.grown = true;
-        Ok(())
+    }
+
+    /// Takes back what a footer that was written in part, up to `end`, made of a file of `len` bytes. Where that fails
+    /// too, the file is used up to there: INV-04, what lies behind the present footer is not known to be zero any more.
+    fn undo_growth(&self, tail: &mut Tail, len: u64, end: u64) {
+        let longer = self.file.len().map_or(true, |now| now != len);
+        if longer && self.file.set_len(len).is_err() {
+            let used = tail.limit.max(end);
+            tail.grown_to(used);
+            tail.next = used;
+            tail.grown = false;
+        }
     }
 
     /// The former tail footers, which the caller clears once the present one is durable.
@@ -163,9 +196,13 @@ impl Allocator {
         check_fence()?;
         let end = tail.next;
         // INV-03: the footer at the new end is durable before the one at the old end goes.
-        self.file
-            .write_all_at(&self.footer, end)
-            .io_context("write the footer", end)?;
+        match self.file.write_all_at(&self.footer, end) {
+            Err(error) if io_kind(&error) == ErrorKind::NoSpace => {
+                tracing::warn!(%error, "no space for a footer nearer to the data: the file keeps its slack");
+                return Ok(());
+            }
+            written => written.io_context("write the footer", end)?,
+        }
         self.file.sync().io_context("sync", end)?;
         self.file.set_len(end + FOOTER_BYTES).io_context("truncate", end)?;
         tail.limit = end;

@@ -21,6 +21,7 @@ mod flush;
 mod footers;
 mod open;
 mod rearrange;
+mod room;
 mod sector_map;
 mod sector_maps;
 mod sparse;

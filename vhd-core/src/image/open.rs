@@ -7,6 +7,7 @@ use super::commit::{Pending, PublishFence, Writer};
 use super::error::OpenError;
 use super::flush::FlushCoalescer;
 use super::footers::{FooterSource, Footers};
+use super::room::Room;
 use super::sector_maps::SectorMaps;
 use super::sparse::Sparse;
 use super::table::{BlockTable, Slot};
@@ -250,6 +251,8 @@ fn open_writer(
         pending: Mutex::new(Pending::default()),
         poison: Poison::new(),
         fence: mode.fence.clone(),
+        room: Room::new(layout.bitmap_bytes()),
+        full_bitmap: vec![0xFF; usize_from(layout.bitmap_bytes())].into(),
     })
 }
 

@@ -191,7 +191,9 @@ fn write_entries(
     sectors.sort_unstable();
     sectors.dedup();
     for run in sectors.chunk_by(|a, b| a + 1 == *b) {
-        sparse.write_table_sectors(run, &*image.file)?;
+        let (offset, bytes) = sparse.table_sectors(run);
+        let written = image.file.write_all_at(&bytes, offset);
+        written.io_context("write the block table", offset)?;
     }
     Ok(())
 }

@@ -19,6 +19,8 @@ pub(super) struct SectorMap {
     absent: AtomicU32,
     /// Bits were set since the last snapshot.
     dirty: AtomicBool,
+    /// The bitmap can be written without new space (INV-40).
+    writable: AtomicBool,
 }
 
 impl SectorMap {
@@ -34,12 +36,23 @@ impl SectorMap {
             sectors,
             absent: AtomicU32::new(sectors - present),
             dirty: AtomicBool::new(false),
+            writable: AtomicBool::new(false),
         }
     }
 
     /// The map of a block that was just given space: nothing is present.
     pub(super) fn empty(bitmap_bytes: u64, sectors: u32) -> Self {
         Self::from_bytes(&vec![0; usize_from(bitmap_bytes)], sectors)
+    }
+
+    /// Whether [`mark_writable`](SectorMap::mark_writable) was called.
+    pub(super) fn is_writable(&self) -> bool {
+        self.writable.load(Ordering::Acquire)
+    }
+
+    /// Notes that the bitmap's place in the file can be written without new space.
+    pub(super) fn mark_writable(&self) {
+        self.writable.store(true, Ordering::Release);
     }
 
     /// The map as the file is to hold it.

@@ -114,16 +114,13 @@ impl Sparse {
         Ok(Some(self.maps.insert_loaded(block, map)))
     }
 
-    /// Writes neighbouring sectors of the table as the file may hold them now.
-    pub(super) fn write_table_sectors(&self, sectors: &[u64], file: &dyn StorageFile) -> Result<(), DeviceError> {
-        let Some(first) = sectors.first() else { return Ok(()) };
+    /// Neighbouring sectors of the table as the file may hold them now, and where they go. There is at least one.
+    pub(super) fn table_sectors(&self, sectors: &[u64]) -> (u64, Vec<u8>) {
         let mut bytes = Vec::with_capacity(sectors.len() * usize_from(SECTOR_SIZE));
         for &sector in sectors {
             self.table.encode_sector(sector, &mut bytes);
         }
-        let offset = self.table_offset + first * SECTOR_SIZE;
-        file.write_all_at(&bytes, offset)
-            .io_context("write the block table", offset)
+        (self.table_offset + sectors[0] * SECTOR_SIZE, bytes)
     }
 
     fn load_map(&self, file: &dyn StorageFile, block: BlockIndex, bitmap: FileOffset) -> io::Result<SectorMap> {

@@ -2,7 +2,7 @@
 
 use crate::format::{ENTRIES_PER_SECTOR, TableEntry};
 use crate::sync::{AtomicU64, Ordering};
-use crate::units::{BlockIndex, FileOffset, u64_from};
+use crate::units::{BlockIndex, FileOffset, SECTOR_SIZE, u64_from};
 
 /// What is known of one block: where its bitmap stands in the file, whether the block is complete and
 /// whether the file's table already says so.
@@ -79,6 +79,11 @@ impl BlockTable {
         Self {
             slots: slots.map(|slot| AtomicU64::new(slot.0)).collect(),
         }
+    }
+
+    /// Bytes of the table in the file, for the blocks that the disk has.
+    pub(super) fn file_bytes(&self) -> u64 {
+        u64_from(self.slots.len().div_ceil(ENTRIES_PER_SECTOR)) * SECTOR_SIZE
     }
 
     /// The slot of `block`, which is inside the disk. Acquire: what its publisher wrote before is seen.

@@ -2,7 +2,8 @@
 
 use super::Image;
 use super::allocator::Reservation;
-use super::commit::{MAX_UNPUBLISHED, Writer};
+use super::commit::Writer;
+use super::error::IoContext;
 use super::sector_map::SectorMap;
 use super::sparse::{Piece, Sparse};
 use super::table::Slot;
@@ -10,7 +11,7 @@ use crate::device::{DeviceError, ZeroOptions, zero_file_range};
 use crate::format::TableEntry;
 use crate::storage::StorageFile;
 use crate::sync::{MutexGuard, lock};
-use crate::units::{BlockIndex, FileOffset, VirtualOffset};
+use crate::units::{BlockIndex, FileOffset, VirtualOffset, u64_from};
 
 /// A place in the file for the next bytes of a write. Put them there, then call
 /// [`complete`](WriteSpan::complete); a span that is dropped instead leaves the disk as it was, except that
@@ -70,6 +71,7 @@ impl<'a> WriteSpan<'a> {
             let stripe = lock(stripe_of(writer, piece.block));
             slot = sparse.table.get(piece.block);
             if !slot.is_allocated() {
+                secure(image, sparse, writer)?;
                 let reservation = writer.allocator.reserve(|| writer.check_fence())?;
                 let file_offset = sparse.data_offset(reservation.bitmap(), piece.within);
                 let block = NewBlock {
@@ -106,6 +108,13 @@ impl<'a> WriteSpan<'a> {
             .maps
             .resident_map(piece.block)
             .expect("a writable image keeps the maps it loads");
+        secure(image, sparse, writer)?;
+        if !map.is_writable() {
+            let len = sparse.layout.bitmap_bytes();
+            let kept = image.file.keep_writable(bitmap.0, len);
+            kept.io_context("take space for a sector bitmap", bitmap.0)?;
+            map.mark_writable();
+        }
         let completion = Completion::Bits {
             sparse,
             writer,
@@ -169,16 +178,27 @@ impl<'a> WriteSpan<'a> {
                 if map.run(piece.first, piece.count) == (true, piece.count) {
                     return Ok(());
                 }
-                bound(self.image, set_bits(sparse, writer, map, piece))
+                bound(self.image, writer, set_bits(sparse, writer, map, piece))
             }
-            Completion::NewBlock(block) => bound(self.image, block.publish_in_memory()),
+            Completion::NewBlock(block) => {
+                let writer = block.writer;
+                let pending = block.publish_in_memory(&*self.image.file)?;
+                bound(self.image, writer, pending)
+            }
         }
     }
 }
 
+/// INV-40: what this write adds to the next flush has room.
+fn secure(image: &Image, sparse: &Sparse, writer: &Writer) -> Result<(), DeviceError> {
+    let (offset, len) = (sparse.table_offset, sparse.table.file_bytes());
+    let secured = writer.room.secure(&*image.file, offset, len);
+    secured.io_context("set space aside for metadata", offset)
+}
+
 /// INV-07: a writer that never flushes leaves a bounded number of blocks to a crash.
-fn bound(image: &Image, pending: usize) -> Result<(), DeviceError> {
-    if pending < MAX_UNPUBLISHED {
+fn bound(image: &Image, writer: &Writer, pending: usize) -> Result<(), DeviceError> {
+    if u64_from(pending) < writer.room.most_pending() {
         Ok(())
     } else {
         image.flush()
@@ -201,8 +221,8 @@ fn set_bits(sparse: &Sparse, writer: &Writer, map: &SectorMap, piece: Piece) -> 
 }
 
 impl NewBlock<'_> {
-    /// Puts the block into the table in memory; returns how many blocks are unpublished now.
-    fn publish_in_memory(self) -> usize {
+    /// Writes the block's bitmap and puts the block into the table in memory; returns how many blocks are unpublished now.
+    fn publish_in_memory(self, file: &dyn StorageFile) -> Result<usize, DeviceError> {
         let Self {
             sparse,
             writer,
@@ -214,9 +234,20 @@ impl NewBlock<'_> {
         // A new block of a dynamic image gets a full bitmap: its space reads zero, and readers that ignore
         // the bitmap are right then too.
         let full = !sparse.differencing || piece.count == on_disk;
-        if !full {
+        let map = (!full).then(|| {
             let map = SectorMap::empty(sparse.layout.bitmap_bytes(), on_disk);
             map.set(piece.first, piece.count);
+            map.mark_writable();
+            map
+        });
+        // INV-40: the bitmap takes its space with the block. No entry refers to it yet.
+        let FileOffset(at) = reservation.bitmap();
+        let written = match &map {
+            Some(map) => file.write_all_at(&map.snapshot(), at),
+            None => file.write_all_at(&writer.full_bitmap, at),
+        };
+        written.io_context("write a sector bitmap", at)?;
+        if let Some(map) = map {
             sparse.maps.insert_new(piece.block, map);
         }
         let entry = TableEntry::at(reservation.bitmap()).expect("the allocator hands out addressable space");
@@ -225,7 +256,7 @@ impl NewBlock<'_> {
         sparse.table.allocate(piece.block, Slot::unpublished(entry, full));
         pending.new_blocks.push(piece.block);
         reservation.keep();
-        pending.new_blocks.len()
+        Ok(pending.new_blocks.len())
     }
 }
 

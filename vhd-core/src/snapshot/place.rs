@@ -1,7 +1,7 @@
 //! Where the manifest and the images of a disk are.
 
 use std::ffi::OsStr;
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::error::SnapshotError;
@@ -10,7 +10,7 @@ use crate::chain::children_beside;
 use crate::format::UniqueId;
 use crate::image::Footers;
 use crate::record::RecordError;
-use crate::storage::{Access, HostFile, Sharing, StorageError};
+use crate::storage::{Access, HostFile, Sharing, StorageError, TreeLock};
 
 /// What the manifest's name has behind that of the base.
 const SUFFIX: &str = ".snapshots";
@@ -150,18 +150,8 @@ impl Place {
 
     /// Keeps other commands away from the tree until it is dropped. Readers and writers of the images are not
     /// concerned: they have locks of their own.
-    pub(super) fn lock(&self) -> Result<File, SnapshotError> {
-        let path = self.disk();
-        let file = File::open(&path).map_err(|source| StorageError::at(&path, "open", source))?;
-        match file.try_lock() {
-            Ok(()) => Ok(file),
-            Err(TryLockError::WouldBlock) => Err(SnapshotError::Storage(StorageError::Locked {
-                path,
-                wanted: Access::ReadWrite,
-                holder: None,
-            })),
-            Err(TryLockError::Error(source)) => Err(StorageError::at(&path, "lock", source).into()),
-        }
+    pub(super) fn lock(&self) -> Result<TreeLock, SnapshotError> {
+        Ok(TreeLock::acquire(&self.disk())?)
     }
 
     /// A name for a new leaf, as Hyper-V makes it.

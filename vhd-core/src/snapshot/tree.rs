@@ -1,6 +1,5 @@
 //! The snapshots of a disk, for one command at a time.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -13,7 +12,7 @@ use super::survey::look_at;
 use crate::chain::{ChainError, MAX_DEPTH, OpenOptions, create_child};
 use crate::ops::Progress;
 use crate::ops::verify::record_path;
-use crate::storage;
+use crate::storage::{self, TreeLock};
 
 /// Told of each step of an operation when it is durable: for tests that look at what a crash would leave there.
 pub trait Steps: Sync {
@@ -43,7 +42,7 @@ pub struct SnapshotTree<'w> {
     pub(super) manifest: Manifest,
     pub(super) work: Work<'w>,
     recovered: Option<Recovered>,
-    _lock: File,
+    _lock: TreeLock,
 }
 
 impl<'w> SnapshotTree<'w> {
@@ -78,7 +77,12 @@ impl<'w> SnapshotTree<'w> {
     }
 
     /// Puts another manifest in the place of what is there, and opens the tree.
-    pub(super) fn replace(place: Place, lock: File, manifest: Manifest, work: Work<'w>) -> Result<Self, SnapshotError> {
+    pub(super) fn replace(
+        place: Place,
+        lock: TreeLock,
+        manifest: Manifest,
+        work: Work<'w>,
+    ) -> Result<Self, SnapshotError> {
         let mut tree = Self {
             place,
             manifest: manifest.clone(),

@@ -1,6 +1,6 @@
 //! A regular file or block device of the host.
 
-use std::fs::{self, File, FileType, Metadata, OpenOptions};
+use std::fs::{self, File, Metadata};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _};
@@ -9,16 +9,24 @@ use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use reflink_copy::ReflinkBlockBuilder;
-use rustix::fs::{FallocateFlags, FsWord, SeekFrom, fallocate, fstatfs, seek};
+use rustix::fs::{FallocateFlags, FsWord, SeekFrom, fallocate, fstatfs, fstatvfs, seek};
 use rustix::io::Errno;
 
-use super::{ImageLock, Segment, StorageError, StorageFile, transfer};
+use super::existing::{is_file, open_existing};
+use super::{ImageLock, Segment, SetAside, StorageError, StorageFile, io_kind, transfer};
+use crate::ErrorKind;
 
 /// What the system calls ext4, and ext2 and ext3, which can't reserve.
 const EXT4_MAGIC: FsWord = 0xef53;
+const XFS_MAGIC: FsWord = 0x5846_5342;
+/// btrfs, bcachefs, ZFS and NILFS: they write everything to a new place.
+const COPY_ON_WRITE_MAGICS: [FsWord; 4] = [0x9123_683e, 0xca45_1a4e, 0x2fc1_2fc1, 0x3434];
 
 /// Bytes; for fewer a call that reserves them costs what it gains.
 const MIN_EXPECTED: u64 = 64 << 10;
+
+/// Bytes of free space below which none is reserved.
+const SCARCE_BYTES: u64 = 256 << 20;
 
 /// How often an image that is replaced while it is being opened is opened anew.
 const OPEN_ATTEMPTS: usize = 8;
@@ -72,7 +80,7 @@ pub struct HostFile {
     file: Arc<File>,
     path: Option<PathBuf>,
     is_block_device: bool,
-    is_ext4: OnceLock<bool>,
+    system: OnceLock<FsWord>,
     _lock: Option<ImageLock>,
 }
 
@@ -85,11 +93,10 @@ impl HostFile {
     /// `LocksUnsupported` for writing on a file system without locks; `Io`.
     pub fn open(path: &Path, access: Access, sharing: Sharing) -> Result<Self, StorageError> {
         for _ in 0..OPEN_ATTEMPTS {
-            let file = Arc::new(open_file(path, access)?);
+            let file = Arc::new(open_existing(path, access)?);
             let metadata = file
                 .metadata()
                 .map_err(|source| StorageError::at(path, "query", source))?;
-            require_file(path, metadata.file_type())?;
             let lock = match sharing {
                 Sharing::Unlocked => None,
                 Sharing::Exclusive => match lock_current(&file, path, access)? {
@@ -102,7 +109,7 @@ impl HostFile {
                 file,
                 path: Some(path.to_path_buf()),
                 is_block_device,
-                is_ext4: OnceLock::new(),
+                system: OnceLock::new(),
                 _lock: lock,
             });
         }
@@ -128,7 +135,7 @@ impl HostFile {
             file: Arc::new(file),
             path: None,
             is_block_device: kind.is_block_device(),
-            is_ext4: OnceLock::new(),
+            system: OnceLock::new(),
             _lock: None,
         })
     }
@@ -139,7 +146,7 @@ impl HostFile {
             file: Arc::new(file),
             path: Some(path.to_path_buf()),
             is_block_device: false,
-            is_ext4: OnceLock::new(),
+            system: OnceLock::new(),
             _lock: None,
         }
     }
@@ -176,10 +183,35 @@ impl HostFile {
     /// ext4 keeps account of each page that is to get its space later: that takes longer than copying the bytes into
     /// it. Others do that by extents, and tmpfs would clear the pages first (docs/benchmarks.md).
     fn gains_by_reserving(&self) -> bool {
-        *self.is_ext4.get_or_init(|| {
-            let system = fstatfs(&*self.file);
-            !self.is_block_device && system.is_ok_and(|system| system.f_type == EXT4_MAGIC)
+        self.system() == EXT4_MAGIC
+    }
+
+    /// What is reserved for zeroes, until it is given back, could be what other data lacks.
+    fn space_is_scarce(&self) -> bool {
+        fstatvfs(&*self.file).is_ok_and(|system| system.f_bavail.saturating_mul(system.f_frsize) < SCARCE_BYTES)
+    }
+
+    /// The kind of the file system; 0 for a block device.
+    fn system(&self) -> FsWord {
+        *self.system.get_or_init(|| match fstatfs(&*self.file) {
+            Ok(system) if !self.is_block_device => system.f_type,
+            _ => 0,
         })
+    }
+
+    /// Allocates what is a hole of the range, as long as the system keeps its word about it.
+    fn fill_holes(&self, offset: u64, len: u64) -> io::Result<()> {
+        let end = offset + len;
+        let mut at = offset;
+        while at < end {
+            let (segment, stop) = self.segment_at(at)?;
+            let stop = stop.clamp(at + 1, end);
+            if segment == Segment::Hole {
+                self.fallocate(FallocateFlags::KEEP_SIZE, at, stop - at)?;
+            }
+            at = stop;
+        }
+        Ok(())
     }
 
     fn fallocate(&self, mode: FallocateFlags, offset: u64, len: u64) -> io::Result<()> {
@@ -253,12 +285,37 @@ impl StorageFile for HostFile {
     }
 
     fn expect_writes(&self, offset: u64, len: u64) -> io::Result<bool> {
-        if len < MIN_EXPECTED || !self.gains_by_reserving() {
+        if len < MIN_EXPECTED || !self.gains_by_reserving() || self.space_is_scarce() {
             return Ok(false);
         }
         match self.fallocate(FallocateFlags::KEEP_SIZE, offset, len) {
             Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(false),
+            // The data may fit all the same: part of it may be zeroes. A part may have been reserved.
+            Err(error) if io_kind(&error) == ErrorKind::NoSpace => Ok(true),
             result => result.map(|()| true),
+        }
+    }
+
+    fn keep_writable(&self, offset: u64, len: u64) -> io::Result<()> {
+        let kept = match self.system() {
+            // What a copy of the file shares with it is written elsewhere; holes are filled by the same call.
+            XFS_MAGIC => self.fallocate(FallocateFlags::UNSHARE_RANGE | FallocateFlags::KEEP_SIZE, offset, len),
+            system if COPY_ON_WRITE_MAGICS.contains(&system) => Ok(()), // nothing helps there
+            _ => self.fill_holes(offset, len),
+        };
+        match kept {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
+            other => other,
+        }
+    }
+
+    fn set_aside(&self, bytes: u64) -> io::Result<Option<SetAside>> {
+        match &self.path {
+            Some(path) if COPY_ON_WRITE_MAGICS.contains(&self.system()) => {
+                let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+                SetAside::in_directory(parent.unwrap_or(Path::new(".")), bytes)
+            }
+            _ => Ok(None),
         }
     }
 
@@ -314,17 +371,6 @@ impl StorageFile for HostFile {
     }
 }
 
-fn open_file(path: &Path, access: Access) -> Result<File, StorageError> {
-    // Asked before opening: to open a pipe would wait for its other end, to open a device may act on it.
-    let metadata = fs::metadata(path).map_err(|source| StorageError::at(path, "open", source))?;
-    require_file(path, metadata.file_type())?;
-    let opened = OpenOptions::new()
-        .read(true)
-        .write(access == Access::ReadWrite)
-        .open(path);
-    opened.map_err(|source| open_error(path, access, source))
-}
-
 /// Locks a file that was opened by `path`; `None` when that path leads to another file by now.
 ///
 /// Whoever held the lock before may have put another file in this one's place and then given it up
@@ -335,32 +381,6 @@ fn lock_current(file: &Arc<File>, path: &Path, access: Access) -> Result<Option<
     let opened = FileIdentity::of(&file.metadata().map_err(query)?);
     let current = FileIdentity::of(&fs::metadata(path).map_err(query)?);
     Ok((opened == current).then_some(lock))
-}
-
-/// The error of an open that failed although the file could be found.
-fn open_error(path: &Path, access: Access, source: io::Error) -> StorageError {
-    use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
-    match (access, source.kind()) {
-        (Access::ReadWrite, PermissionDenied | ReadOnlyFilesystem) => StorageError::ReadOnly {
-            path: path.to_path_buf(),
-            source,
-        },
-        _ => StorageError::at(path, "open", source),
-    }
-}
-
-fn require_file(path: &Path, kind: FileType) -> Result<(), StorageError> {
-    if is_file(kind) {
-        Ok(())
-    } else {
-        Err(StorageError::NotAFile {
-            path: path.to_path_buf(),
-        })
-    }
-}
-
-fn is_file(kind: FileType) -> bool {
-    kind.is_file() || kind.is_block_device()
 }
 
 fn unsupported() -> io::Error {

@@ -158,14 +158,14 @@ fn only_files_are_opened() {
 #[test]
 fn a_file_that_can_not_be_written_says_so() {
     for errno in [Errno::ACCESS, Errno::PERM, Errno::ROFS] {
-        let error = open_error(Path::new("a.vhd"), Access::ReadWrite, errno.into());
+        let error = super::super::existing::open_error(Path::new("a.vhd"), Access::ReadWrite, errno.into());
         assert_eq!(error.kind(), ErrorKind::ReadOnly);
         assert_eq!(
             error.to_string(),
             "can't open a.vhd for writing: the file or its file system is read-only"
         );
         assert!(!matches!(
-            open_error(Path::new("a"), Access::ReadOnly, errno.into()),
+            super::super::existing::open_error(Path::new("a"), Access::ReadOnly, errno.into()),
             StorageError::ReadOnly { .. }
         ));
     }
@@ -212,7 +212,7 @@ fn a_file_replaced_between_opening_and_locking_is_not_used() {
     let lock_after = |change: &dyn Fn()| {
         fs::write(&path, "old").unwrap();
         fs::write(&new, "new").unwrap();
-        let opened = Arc::new(open_file(&path, Access::ReadWrite).unwrap());
+        let opened = Arc::new(open_existing(&path, Access::ReadWrite).unwrap());
         change();
         lock_current(&opened, &path, Access::ReadWrite)
     };

@@ -42,9 +42,17 @@ const PROTOCOL_BYTES: u16 = 200;
 /// The lock on an image, held until dropped.
 #[derive(Debug)]
 pub struct ImageLock {
+    bytes: ByteLock,
+}
+
+/// Shared locks on bytes of a file from `first`, `count` of them at most, released when dropped.
+#[derive(Debug)]
+pub(super) struct ByteLock {
     // Dropping the lock releases it by name. To leave that to the last close would not do: between fork
     // and exec a child has the open file too, and the image would stay locked for that moment.
     file: Arc<File>,
+    first: u16,
+    count: u16,
 }
 
 impl ImageLock {
@@ -58,16 +66,18 @@ impl ImageLock {
     /// `Locked` when another handle excludes this one, `LocksUnsupported` and `Io` when the system can't lock.
     pub fn acquire(file: Arc<File>, path: &Path, access: Access) -> Result<Self, StorageError> {
         let claim = Claim::of(access);
-        let lock = Self { file };
+        let lock = Self {
+            bytes: ByteLock::new(file, USED, PROTOCOL_BYTES),
+        };
         for byte in claim.bytes() {
-            match lock.take(byte) {
+            match lock.bytes.take(byte) {
                 Ok(()) => {}
                 Err(Errno::EAGAIN | Errno::EACCES) => return Err(lock.conflict(path, access, byte)),
                 Err(errno) => return lock.without_locks(path, access, errno),
             }
         }
         for byte in claim.excluding_bytes() {
-            match lock.is_held_by_another(byte) {
+            match lock.bytes.is_held_by_another(byte) {
                 Ok(false) => {}
                 Ok(true) => return Err(lock.conflict(path, access, byte)),
                 Err(errno) => return lock.without_locks(path, access, errno),
@@ -76,21 +86,10 @@ impl ImageLock {
         Ok(lock)
     }
 
-    fn take(&self, byte: u16) -> nix::Result<()> {
-        fcntl(&*self.file, FcntlArg::F_OFD_SETLK(&record(libc::F_RDLCK, byte, 1))).map(drop)
-    }
-
-    fn is_held_by_another(&self, byte: u16) -> nix::Result<bool> {
-        // Asked for exclusively, the byte conflicts with everybody's lock but this open file's own.
-        let mut answer = record(libc::F_WRLCK, byte, 1);
-        fcntl(&*self.file, FcntlArg::F_OFD_GETLK(&mut answer))?;
-        Ok(i32::from(answer.l_type) != libc::F_UNLCK)
-    }
-
     /// The error of a conflict at `byte`. Gives the lock up first: neither should it keep others away
     /// during the search for the holder, nor be found by it.
     fn conflict(self, path: &Path, access: Access, byte: u16) -> StorageError {
-        let file = Arc::clone(&self.file);
+        let file = Arc::clone(&self.bytes.file);
         drop(self);
         let holder = LockHolder::find(&file, byte.into());
         StorageError::Locked {
@@ -103,10 +102,7 @@ impl ImageLock {
     /// What becomes of a claim when the system can't lock.
     fn without_locks(self, path: &Path, access: Access, errno: Errno) -> Result<Self, StorageError> {
         let source = io::Error::from(errno);
-        let unsupported = matches!(
-            errno,
-            Errno::ENOLCK | Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL | Errno::ENOTTY
-        );
+        let unsupported = ByteLock::is_unsupported(errno);
         match access {
             Access::ReadOnly if unsupported => {
                 tracing::warn!(path = %path.display(), %source, "reading without a lock: the file system has none");
@@ -121,13 +117,39 @@ impl ImageLock {
     }
 }
 
-impl Drop for ImageLock {
+impl ByteLock {
+    /// No byte is taken yet.
+    pub(super) fn new(file: Arc<File>, first: u16, count: u16) -> Self {
+        Self { file, first, count }
+    }
+
+    /// Takes the byte, shared.
+    pub(super) fn take(&self, byte: u16) -> nix::Result<()> {
+        fcntl(&*self.file, FcntlArg::F_OFD_SETLK(&record(libc::F_RDLCK, byte, 1))).map(drop)
+    }
+
+    /// Whether another open file holds the byte.
+    pub(super) fn is_held_by_another(&self, byte: u16) -> nix::Result<bool> {
+        // Asked for exclusively, the byte conflicts with everybody's lock but this open file's own.
+        let mut answer = record(libc::F_WRLCK, byte, 1);
+        fcntl(&*self.file, FcntlArg::F_OFD_GETLK(&mut answer))?;
+        Ok(i32::from(answer.l_type) != libc::F_UNLCK)
+    }
+
+    /// Whether an error means that the file system has no locks of this kind.
+    pub(super) fn is_unsupported(errno: Errno) -> bool {
+        matches!(
+            errno,
+            Errno::ENOLCK | Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL | Errno::ENOTTY
+        )
+    }
+}
+
+impl Drop for ByteLock {
     fn drop(&mut self) {
         // This can't fail for a reason that matters: what is left falls with the last close.
-        let _ = fcntl(
-            &*self.file,
-            FcntlArg::F_OFD_SETLK(&record(libc::F_UNLCK, USED, PROTOCOL_BYTES)),
-        );
+        let unlock = record(libc::F_UNLCK, self.first, self.count);
+        let _ = fcntl(&*self.file, FcntlArg::F_OFD_SETLK(&unlock));
     }
 }
 
@@ -257,7 +279,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let pretend = |access, errno| {
             ImageLock {
-                file: Arc::new(file.reopen().unwrap()),
+                bytes: ByteLock::new(Arc::new(file.reopen().unwrap()), USED, PROTOCOL_BYTES),
             }
             .without_locks(file.path(), access, errno)
         };

@@ -9,6 +9,7 @@
 
 mod delegate;
 mod error;
+mod existing;
 mod holder;
 mod host_file;
 mod lock;
@@ -16,13 +17,16 @@ mod memory;
 mod names;
 mod overlay;
 mod padded;
+mod set_aside;
 mod staged_file;
 mod transfer;
+mod tree_lock;
 mod unsynced;
 mod watched;
 mod zeroing;
 
 pub use error::{StorageError, io_kind};
+pub use existing::{open_existing, read_existing};
 pub use holder::LockHolder;
 pub use host_file::{Access, FileIdentity, HostFile, Sharing};
 pub use lock::ImageLock;
@@ -31,7 +35,9 @@ pub(crate) use names::put_back_modified;
 pub use names::{beside, remove_file, sync_directory_of};
 pub use overlay::{OverlayChange, OverlayFile, OverlaySource};
 pub use padded::PaddedFile;
+pub use set_aside::SetAside;
 pub use staged_file::StagedFile;
+pub(crate) use tree_lock::TreeLock;
 pub use unsynced::UnsyncedFile;
 pub(crate) use watched::WatchedFile;
 pub use zeroing::is_zero;
@@ -94,10 +100,21 @@ pub trait StorageFile: Send + Sync + fmt::Debug {
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()>;
 
     /// Says that the range is about to be written, in large pieces: its space may be reserved at once, where that makes
-    /// the writes cheaper. Returns whether it was. Nothing changes that can be read; the length stays. What is not
+    /// the writes cheaper. Returns whether it was, or a part of it: no space for that is no error. Nothing changes that can be read; the length stays. What is not
     /// written after all keeps its space until a [hole is punched](StorageFile::punch_hole) there.
     fn expect_writes(&self, _offset: u64, _len: u64) -> io::Result<bool> {
         Ok(false)
+    }
+
+    /// Makes sure that writing the range later needs no new space, as far as that is possible for this very range. Its
+    /// content stays.
+    fn keep_writable(&self, _offset: u64, _len: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Sets space aside on a file system where every overwrite takes new space; `None` on others, and where it can't.
+    fn set_aside(&self, _bytes: u64) -> io::Result<Option<SetAside>> {
+        Ok(None)
     }
 
     /// What stands at `offset`, and where that segment ends (exclusive, at most the file's length).

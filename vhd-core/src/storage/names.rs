@@ -2,10 +2,13 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::StorageError;
+use rustix::fs::OFlags;
+
+use super::{Access, StorageError, open_existing};
 
 /// The path of a document beside the file at `path`: the same name with `suffix`, in the same directory.
 #[must_use]
@@ -22,15 +25,20 @@ pub fn beside(path: &Path, suffix: &str) -> PathBuf {
 pub fn sync_directory_of(path: &Path) -> Result<(), StorageError> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let dir = parent.unwrap_or(Path::new("."));
-    let synced = File::open(dir).and_then(|dir| dir.sync_all());
+    let flags = i32::try_from(OFlags::DIRECTORY.bits()).expect("a flag of open");
+    let opened = File::options().read(true).custom_flags(flags).open(dir);
+    let synced = opened.and_then(|dir| dir.sync_all());
     synced.map_err(|source| StorageError::at(dir, "sync", source))
 }
 
 /// Gives the file back the modification time that it had before a change which left its content alone. Images that are
 /// based on it remember that time. A failure costs them a warning, and is only logged.
 pub(crate) fn put_back_modified(path: &Path, modified: SystemTime) {
-    let file = File::options().write(true).open(path);
-    if let Err(error) = file.and_then(|file| file.set_modified(modified)) {
+    let put_back = open_existing(path, Access::ReadWrite).and_then(|file| {
+        let set = file.set_modified(modified);
+        set.map_err(|source| StorageError::at(path, "set the time of", source))
+    });
+    if let Err(error) = put_back {
         tracing::warn!(path = %path.display(), %error, "its children will find another modification time");
     }
 }

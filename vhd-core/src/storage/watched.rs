@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::delegate::{delegate_changes_to, delegate_reads_to, delegate_to};
-use super::{Segment, StorageFile};
+use super::{Segment, SetAside, StorageFile};
 
 /// A file that remembers that a sync of it failed. What a later one says proves nothing then (INV-05), and only the
 /// first failure knows, which may be told to somebody who goes on.
@@ -38,5 +38,9 @@ impl StorageFile for WatchedFile {
     }
 
     delegate_reads_to! { file }
+    delegate_to! { file:
+        keep_writable(offset: u64, len: u64) -> io::Result<()>,
+        set_aside(bytes: u64) -> io::Result<Option<SetAside>>,
+    }
     delegate_changes_to! { file }
 }

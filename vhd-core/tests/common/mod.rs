@@ -6,6 +6,7 @@ use std::io::Write as _;
 pub(crate) mod build;
 pub(crate) mod disk;
 pub(crate) mod kills;
+pub(crate) mod mounts;
 pub(crate) mod rng;
 pub(crate) mod tools;
 pub(crate) mod tree;

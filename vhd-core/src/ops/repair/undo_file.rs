@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::{Doing as _, RepairError};
 use super::journal::Journal;
-use crate::storage::{self, StagedFile, StorageError, StorageFile as _, beside};
+use crate::storage::{self, StagedFile, StorageFile as _, beside, read_existing};
 
 /// An undo file with a journal in it.
 #[derive(Debug)]
@@ -26,17 +26,8 @@ impl UndoFile {
     /// [`RepairError::UndoMismatch`] if it is damaged; the file system.
     pub fn find(image: &Path) -> Result<Option<Self>, RepairError> {
         let path = Self::path_of(image);
-        let bytes = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => {
-                return Err(StorageError::Io {
-                    path,
-                    operation: "read",
-                    source,
-                }
-                .into());
-            }
+        let Some(bytes) = read_existing(&path, u64::MAX)? else {
+            return Ok(None);
         };
         let journal = Journal::decode(&bytes)?;
         Ok(Some(Self { path, journal }))
