@@ -192,7 +192,7 @@ fn round(mount: &Mount, subject: Subject, seed: u64) -> u32 {
 }
 
 fn rounds() -> u64 {
-    std::env::var("VHD_FULL_ROUNDS").map_or(2, |rounds| rounds.parse().expect("a number of rounds"))
+    std::env::var("VHD_FULL_ROUNDS").map_or(1, |rounds| rounds.parse().expect("a number of rounds"))
 }
 
 fn rounds_on(kind: Kind, prepare: impl Fn(&Mount)) {
