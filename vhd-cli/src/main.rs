@@ -34,6 +34,7 @@ fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     start_log();
     limits::raise_open_files();
+    interrupt::handle_signals();
     commands::run(&cli.command).into()
 }
 

@@ -46,7 +46,11 @@ fn publish(path: &Path, make: impl FnOnce(&HostFile)) {
 impl Subject {
     fn create(self, dir: &Path) -> PathBuf {
         let (disk, base) = (dir.join("disk.vhd"), dir.join("base.vhd"));
-        let dynamic = |path: &Path| publish(path, |file| drop(create_dynamic(file, DISK, BLOCK).unwrap()));
+        let dynamic = |path: &Path| {
+            publish(path, |file| {
+                create_dynamic(file, DISK, BLOCK).unwrap();
+            });
+        };
         match self {
             Self::Dynamic => dynamic(&disk),
             Self::Differencing => {
@@ -148,11 +152,12 @@ fn round(mount: &Mount, subject: Subject, seed: u64) -> u32 {
     let what = format!("{}, {subject:?}, VHD_TEST_SEED={seed:#x}", mount.kind.name);
     let rng = &mut vhd_testkit::rng::rng(seed);
     let dir = mount.dir.join("round");
+    // A quota counts what was removed until then.
+    run("sync", ["-f".as_ref(), mount.dir.as_os_str()]);
     fs::create_dir(&dir).unwrap();
     let path = subject.create(&dir);
     mount.fill_up("filler-1", rng.u64(1..8) * MIB);
     mount.fill_up("filler-2", rng.u64(..MIB));
-    fs::rename(mount.dir.join("filler-1"), mount.dir.join("filler")).unwrap();
     let opened = OpenOptions::new().write(true).open(&path).unwrap();
     let mut model = Model::new(&opened);
     let mut refused = 0;
@@ -181,7 +186,7 @@ fn round(mount: &Mount, subject: Subject, seed: u64) -> u32 {
         model.check(&opened, &what);
         as_another_sees_it(&path, &model, &what);
         // Space again, for the same process.
-        let _ = fs::remove_file(mount.dir.join(["filler-2", "filler", "none"][phase]));
+        let _ = fs::remove_file(mount.dir.join(["filler-2", "filler-1", "none"][phase]));
     }
     opened
         .close()

@@ -27,8 +27,17 @@ pub fn sync_directory_of(path: &Path) -> Result<(), StorageError> {
     let dir = parent.unwrap_or(Path::new("."));
     let flags = i32::try_from(OFlags::DIRECTORY.bits()).expect("a flag of open");
     let opened = File::options().read(true).custom_flags(flags).open(dir);
-    let synced = opened.and_then(|dir| dir.sync_all());
+    let synced = opened.and_then(|dir| sync_directory(&dir));
     synced.map_err(|source| StorageError::at(dir, "sync", source))
+}
+
+/// Makes the names in an open directory durable. A file system that can't do that for directories (some in user space)
+/// has nothing better.
+pub(super) fn sync_directory(directory: &File) -> io::Result<()> {
+    match directory.sync_all() {
+        Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
+        synced => synced,
+    }
 }
 
 /// Gives the file back the modification time that it had before a change which left its content alone. Images that are

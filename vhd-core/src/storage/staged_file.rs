@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, RenameFlags, Uid};
 use rustix::io::Errno;
 
+use super::names::sync_directory;
+use super::partial::PartialName;
 use super::{HostFile, StorageError};
 
 /// Names that were taken meanwhile are tried anew, this often.
@@ -25,7 +27,12 @@ const NAME_PART_MAX: usize = 200;
 ///
 /// Where the file system has no nameless files it is called `.<name>.<pid>-<n>.partial` until published.
 /// To replace an existing file, any file has such a name for the moment between two system calls. A process
-/// killed with such a name in use leaves the file behind.
+/// killed with such a name in use leaves the file behind; one that is asked to end can
+/// [remove it](super::remove_partial_files).
+///
+/// Where a file can have no second name and a rename always replaces (exFAT in user space), the name is claimed with an
+/// empty file, which is then replaced: a process killed between the two leaves an empty file of the target's name, and
+/// the whole content under the temporary one.
 #[derive(Debug)]
 pub struct StagedFile {
     storage: Arc<HostFile>,
@@ -33,7 +40,7 @@ pub struct StagedFile {
     target: PathBuf,
     name: OsString,
     /// The temporary name, where the file system demands one.
-    partial: Option<OsString>,
+    partial: Option<PartialName>,
 }
 
 /// The directory that the file will be in, held open: all names are relative to it.
@@ -113,29 +120,22 @@ impl StagedFile {
             None => match self.directory.link(file, &self.name) {
                 Err(Errno::EXIST) if replace => {
                     let partial = self.directory.link_partial(file, &self.name)?;
-                    self.partial = Some(partial.clone()); // to be removed on failure
-                    self.directory.rename(&partial, &self.name, true)
+                    let partial = self.partial.insert(partial); // to be removed on failure
+                    self.directory.rename(partial.as_os_str(), &self.name, true)
                 }
                 result => result,
             },
-            Some(partial) => self.directory.rename(partial, &self.name, replace),
+            Some(partial) => self.directory.rename(partial.as_os_str(), &self.name, replace),
         }
         .map_err(|errno| publish_error(&self.target, errno))?;
-        self.partial = None;
+        if let Some(partial) = self.partial.take() {
+            partial.keep();
+        }
         if durable {
-            let synced = self.directory.file.sync_all();
+            let synced = sync_directory(&self.directory.file);
             synced.map_err(|source| StorageError::at(&self.directory.path, "sync", source))?;
         }
         Ok(())
-    }
-}
-
-impl Drop for StagedFile {
-    fn drop(&mut self) {
-        if let Some(partial) = &self.partial {
-            // Nothing can be done about a failure here, and nothing depends on it.
-            let _ = rustix::fs::unlinkat(&self.directory.file, partial.as_os_str(), AtFlags::empty());
-        }
     }
 }
 
@@ -158,7 +158,7 @@ impl Directory {
         Ok(rustix::fs::openat(&self.file, ".", flags, new_file_mode())?.into())
     }
 
-    fn create_partial(&self, name: &OsStr) -> Result<(File, OsString), StorageError> {
+    fn create_partial(&self, name: &OsStr) -> Result<(File, PartialName), StorageError> {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
         self.with_partial_name(name, |partial| {
             Ok(rustix::fs::openat(&self.file, partial, flags, new_file_mode())?.into())
@@ -166,7 +166,7 @@ impl Directory {
     }
 
     /// Gives a nameless file a temporary name.
-    fn link_partial(&self, file: &File, name: &OsStr) -> Result<OsString, StorageError> {
+    fn link_partial(&self, file: &File, name: &OsStr) -> Result<PartialName, StorageError> {
         self.with_partial_name(name, |partial| self.link(file, partial))
             .map(|((), partial)| partial)
     }
@@ -176,14 +176,17 @@ impl Directory {
         &self,
         name: &OsStr,
         create: impl Fn(&OsStr) -> Result<T, Errno>,
-    ) -> Result<(T, OsString), StorageError> {
+    ) -> Result<(T, PartialName), StorageError> {
         let mut attempts = 0;
         loop {
             let partial = partial_name(name);
-            match create(&partial) {
-                Ok(created) => return Ok((created, partial)),
-                Err(Errno::EXIST) if attempts < NAME_ATTEMPTS => attempts += 1,
-                Err(errno) => return Err(StorageError::at(&self.path.join(partial), "create", errno)),
+            let create = |partial: &OsStr| Ok::<T, io::Error>(create(partial)?);
+            match PartialName::create(&self.file, partial.clone(), create) {
+                Ok(created) => return Ok(created),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && attempts < NAME_ATTEMPTS => {
+                    attempts += 1;
+                }
+                Err(error) => return Err(StorageError::at(&self.path.join(partial), "create", error)),
             }
         }
     }
@@ -207,13 +210,32 @@ impl Directory {
         match rustix::fs::renameat_with(&self.file, from, &self.file, to, flags) {
             // A file system that can't rename without replacing: a second name does not replace either.
             Err(Errno::INVAL | Errno::NOSYS) if !replace => {
-                rustix::fs::linkat(&self.file, from, &self.file, to, AtFlags::empty())?;
+                match rustix::fs::linkat(&self.file, from, &self.file, to, AtFlags::empty()) {
+                    Ok(()) => {}
+                    // EMLINK, and what systems without links say in various ways.
+                    Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::MLINK) => {
+                        return self.claim_and_rename(from, to);
+                    }
+                    Err(errno) => return Err(errno),
+                }
                 // Published is published: a temporary name that can't be removed is no reason to say otherwise.
                 let _ = rustix::fs::unlinkat(&self.file, from, AtFlags::empty());
                 Ok(())
             }
             result => result,
         }
+    }
+
+    /// Renames without replacing another's file, where a rename always replaces and a file has one name only: of those
+    /// who create the empty file, one succeeds, and only that one goes on to replace it.
+    fn claim_and_rename(&self, from: &OsStr, to: &OsStr) -> Result<(), Errno> {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        drop(rustix::fs::openat(&self.file, to, flags, new_file_mode())?);
+        let renamed = rustix::fs::renameat(&self.file, from, &self.file, to);
+        if renamed.is_err() {
+            let _ = rustix::fs::unlinkat(&self.file, to, AtFlags::empty()); // the claim, which is still empty
+        }
+        renamed
     }
 
     /// Gives `file` the owner, group and mode of the file called `name`, if there is one.
@@ -223,6 +245,10 @@ impl Directory {
             Err(Errno::NOENT) => return Ok(()),
             Err(errno) => return Err(errno.into()),
         };
+        let new = file.metadata()?;
+        if (new.uid(), new.gid(), new.mode()) == (old.uid(), old.gid(), old.mode()) {
+            return Ok(()); // file systems without rights refuse even to set what is there
+        }
         let (owner, group) = (Some(Uid::from_raw(old.uid())), Some(Gid::from_raw(old.gid())));
         let same_group = rustix::fs::fchown(file, owner, group).or_else(|_| rustix::fs::fchown(file, None, group));
         // What the old group was allowed is no business of another one.

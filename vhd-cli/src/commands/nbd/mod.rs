@@ -21,6 +21,7 @@ use crate::codes::Kind;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::input::SourceArgs;
+use crate::interrupt;
 use crate::output;
 use background::{BackgroundArgs, PidFile};
 use exports::{NamedImage, Served};
@@ -140,6 +141,7 @@ fn tls(args: &NbdArgs) -> Result<Option<TlsServer>, Failure> {
 
 /// Stops the server on SIGTERM and SIGINT; SIGUSR1 says what was done so far.
 fn handle_signals(server: &Arc<Server>) -> Result<Handle, Failure> {
+    interrupt::is_handled_elsewhere();
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1]).map_err(|error| system("handle signals", &error))?;
     let handle = signals.handle();
     let server = Arc::downgrade(server);
