@@ -101,6 +101,7 @@ const TABLE: &[Code] = &[
     library(ErrorKind::ManifestStale,   "VHD-E0312", Exit::Refused),
     library(ErrorKind::TailInUse,       "VHD-E0313", Exit::Refused),
     library(ErrorKind::TiedSizes,       "VHD-E0314", Exit::Refused),
+    library(ErrorKind::TablesTooLarge,  "VHD-E0320", Exit::Refused),
 
     library(ErrorKind::OutOfRange,      "VHD-E0401", Exit::Failed),
     library(ErrorKind::Misaligned,      "VHD-E0402", Exit::Failed),

@@ -73,6 +73,8 @@ pub enum ErrorKind {
     ChainCycle,
     /// More layers than the library follows.
     ChainTooDeep,
+    /// The block tables of a chain take more memory than the library gives one disk.
+    TablesTooLarge,
     /// A child of another size than its parent can't be written.
     SizeMismatch,
     /// A disk is not the one that its digest says.
@@ -188,6 +190,7 @@ impl ErrorKind {
         Self::ParentMismatch,
         Self::ChainCycle,
         Self::ChainTooDeep,
+        Self::TablesTooLarge,
         Self::SizeMismatch,
         Self::DigestMismatch,
         Self::HasChildren,
@@ -263,6 +266,7 @@ impl ErrorKind {
             Self::ParentMismatch => "parent-mismatch",
             Self::ChainCycle => "chain-cycle",
             Self::ChainTooDeep => "chain-too-deep",
+            Self::TablesTooLarge => "tables-too-large",
             Self::SizeMismatch => "size-mismatch",
             Self::DigestMismatch => "digest-mismatch",
             Self::HasChildren => "has-children",

@@ -89,7 +89,10 @@ fn deltas_of_random_trees_read_like_the_image() {
             }
             let target = [
                 Target::Raw,
-                Target::Dynamic { block_size: 1 << 20 },
+                Target::Dynamic {
+                    block_size: 1 << 20,
+                    preallocate: Preallocate::Off,
+                },
                 Target::Fixed {
                     preallocate: Preallocate::Off,
                 },
@@ -150,7 +153,10 @@ fn disks_of_other_sizes_and_foreign_images_are_refused() {
     let error = export(&image, &other, &out, 2 << 20).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::SizeMismatch);
     let result = dir.path().join("result.vhd");
-    let target = Target::Dynamic { block_size: 2 << 20 };
+    let target = Target::Dynamic {
+        block_size: 2 << 20,
+        preallocate: Preallocate::Off,
+    };
     // A child that is no delta, and no child at all.
     for foreign in [&image, &base] {
         let error = import(foreign, &base, &result, target).unwrap_err();

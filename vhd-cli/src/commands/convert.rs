@@ -12,6 +12,7 @@ use vhd_core::ops::{self, ConvertOptions, ConvertReport, OpsError, StreamFormat,
 
 use super::create::PreallocateArg;
 use super::destination::{Destination, StandardOutput};
+use super::sparse;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::input::{Source, SourceArgs, is_dash};
@@ -49,7 +50,7 @@ pub(crate) struct ConvertArgs {
     /// The size of a dynamic image's blocks, a power of two from 512K to 256M [default: 2M]
     #[arg(long, value_name = "SIZE", value_parser = size::parse_block_size)]
     block_size: Option<u64>,
-    /// What is done about the space of zeroes in a fixed image [default: off]
+    /// How to allocate space for zeroes: of the whole disk (fixed), or in the blocks that hold data (dynamic) [default: off]
     #[arg(long, value_name = "MODE", value_enum)]
     preallocate: Option<PreallocateArg>,
     /// Replace an existing destination
@@ -125,13 +126,13 @@ impl ConvertArgs {
 impl TargetArg {
     /// As the library takes it.
     pub(super) fn target(self, block_size: Option<u64>, preallocate: Option<PreallocateArg>) -> Target {
+        let preallocate = preallocate.map_or(Preallocate::Off, Into::into);
         match self {
             Self::Raw => Target::Raw,
-            Self::Fixed => Target::Fixed {
-                preallocate: preallocate.map_or(Preallocate::Off, Into::into),
-            },
+            Self::Fixed => Target::Fixed { preallocate },
             Self::Dynamic => Target::Dynamic {
                 block_size: block_size.unwrap_or(u64::from(DEFAULT_BLOCK_SIZE)),
+                preallocate,
             },
         }
     }
@@ -143,9 +144,9 @@ impl TargetArg {
                 "only dynamic images have blocks: --block-size needs --to dynamic",
             ));
         }
-        if self != Self::Fixed && preallocate.is_some_and(|mode| mode != PreallocateArg::Off) {
+        if self == Self::Raw && preallocate.is_some_and(|mode| mode != PreallocateArg::Off) {
             return Err(Failure::usage(
-                "only fixed images are preallocated: --preallocate needs --to fixed",
+                "only images are preallocated: --preallocate needs --to fixed or --to dynamic",
             ));
         }
         Ok(())
@@ -196,7 +197,10 @@ fn convert(args: &ConvertArgs) -> Result<ConvertJson, Failure> {
     let reporter = args.progress.reporter("converting");
     let done = ops::convert(&opened, destination.path(), &options, &reporter)
         .map_err(|error| explain(error, &source, &opened))?;
-    Ok(report(args, source, &opened, done))
+    drop(reporter);
+    let mut report = report(args, source, &opened, done);
+    report.warnings.extend(sparse::warn_for_windows(destination.path()));
+    Ok(report)
 }
 
 fn stream(args: &ConvertArgs) -> Result<ConvertJson, Failure> {

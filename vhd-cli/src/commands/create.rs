@@ -11,6 +11,7 @@ use vhd_core::format::{DEFAULT_BLOCK_SIZE, DiskType, UniqueId};
 use vhd_core::image::{CreateError, Preallocate, create_dynamic, create_fixed};
 use vhd_core::storage::{StagedFile, StorageError, StorageFile};
 
+use super::sparse;
 use crate::codes::Kind;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -45,7 +46,7 @@ pub(crate) struct CreateArgs {
     /// The size of the blocks, a power of two from 512K to 256M [default: 2M, or the parent's]
     #[arg(long, value_name = "SIZE", value_parser = size::parse_block_size)]
     block_size: Option<u64>,
-    /// What is done about the space of a fixed image [default: off]
+    /// How to allocate the space of a fixed image [default: off]
     #[arg(long, value_name = "MODE", value_enum)]
     preallocate: Option<PreallocateArg>,
     /// Create a differencing image over this disk
@@ -113,6 +114,7 @@ pub(crate) fn run(args: &CreateArgs) -> Result<Exit, Failure> {
         (None, Some(size)) => create_empty(args, size)?,
         (None, None) => return Err(Failure::usage("--size or --parent is needed")),
     };
+    sparse::warn_for_windows(&args.path);
     let report = CreateReport {
         image: output::path_text(&args.path),
         disk_type: disk_type.to_string(),

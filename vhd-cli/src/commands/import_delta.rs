@@ -11,7 +11,7 @@ use vhd_core::ops::delta::{DeltaImport, hex};
 use super::convert::TargetArg;
 use super::create::PreallocateArg;
 use super::destination::Destination;
-use super::pair;
+use super::{pair, sparse};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::input::{SearchArgs, image_path, is_dash};
@@ -47,7 +47,7 @@ pub(crate) struct ImportDeltaArgs {
     /// The size of a dynamic image's blocks, a power of two from 512K to 256M [default: 2M]
     #[arg(long, value_name = "SIZE", value_parser = size::parse_block_size)]
     block_size: Option<u64>,
-    /// What is done about the space of zeroes in a fixed image [default: off]
+    /// How to allocate space for zeroes: of the whole disk (fixed), or in the blocks that hold data (dynamic) [default: off]
     #[arg(long, value_name = "MODE", value_enum)]
     preallocate: Option<PreallocateArg>,
     /// Replace an existing destination
@@ -98,7 +98,7 @@ pub(crate) fn run(args: &ImportDeltaArgs) -> Result<Exit, Failure> {
     for warning in delta.warnings() {
         output::warning(warning);
     }
-    let warnings = pair::warnings(base, delta);
+    let mut warnings = pair::warnings(base, delta);
     let _lock = destination.guard([base, delta])?;
     let options = ConvertOptions {
         target: args.to.target(args.block_size, args.preallocate),
@@ -109,6 +109,7 @@ pub(crate) fn run(args: &ImportDeltaArgs) -> Result<Exit, Failure> {
     let reporter = args.progress.reporter("importing");
     let done = import.write(destination.path(), &options, &reporter)?;
     drop(reporter);
+    warnings.extend(sparse::warn_for_windows(destination.path()));
     let report = ImportJson {
         delta: output::path_text(&args.delta),
         base: output::path_text(&args.onto),

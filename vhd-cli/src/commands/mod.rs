@@ -26,6 +26,7 @@ pub(crate) mod repair;
 pub(crate) mod reparent;
 pub(crate) mod resize;
 pub(crate) mod snapshot;
+mod sparse;
 mod stem;
 pub(crate) mod tour;
 pub(crate) mod tree;

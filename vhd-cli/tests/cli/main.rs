@@ -20,12 +20,14 @@ mod nbd_client;
 mod nbd_kill;
 mod nbd_refusals;
 mod nbd_resize;
+mod odd_places;
 mod pages;
 mod repair;
 mod reparent;
 mod reports;
 mod resize;
 mod snapshot;
+mod sparse;
 mod streams;
 mod support;
 mod tree;
@@ -33,6 +35,9 @@ mod verify;
 
 #[path = "../../../vhd-core/tests/common/kills.rs"]
 mod kills;
+#[allow(dead_code, reason = "these tests use a part of it")]
+#[path = "../../../vhd-core/tests/common/mounts.rs"]
+mod mounts;
 #[allow(dead_code, reason = "these tests use a part of it")]
 #[path = "../../../vhd-core/tests/common/tools.rs"]
 mod tools;

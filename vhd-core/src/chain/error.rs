@@ -84,6 +84,20 @@ pub enum ChainError {
         /// How many layers are followed.
         limit: usize,
     },
+    /// The block tables of the layers take more memory than a chain may have.
+    #[error(
+        "the block tables of the chain down to {} take {bytes} bytes of memory, and {maximum} is the most; convert a layer \
+         further down, or merge some",
+        path.display()
+    )]
+    TablesTooLarge {
+        /// The layer with which it was too much.
+        path: PathBuf,
+        /// Bytes of memory for the tables so far.
+        bytes: u64,
+        /// The most.
+        maximum: u64,
+    },
     /// A fixed image was being resized, and has no footer until that is finished.
     #[error(
         "{} has no footer, because a resize of it was interrupted ({}): finish it with vhd resize {} {}",
@@ -128,6 +142,7 @@ impl ChainError {
             Self::ParentMismatch { .. } => ErrorKind::ParentMismatch,
             Self::Cycle { .. } => ErrorKind::ChainCycle,
             Self::TooDeep { .. } => ErrorKind::ChainTooDeep,
+            Self::TablesTooLarge { .. } => ErrorKind::TablesTooLarge,
             Self::ResizeUnfinished { .. } => ErrorKind::ResizeUnfinished,
             Self::SizeMismatch { .. } => ErrorKind::SizeMismatch,
         }

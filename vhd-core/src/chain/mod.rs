@@ -23,6 +23,6 @@ pub(crate) use create::{link_to, relative_to};
 pub use detect::ImageFormat;
 pub use error::{ChainError, ChainWarning, ParentOutcome, TriedParent};
 pub use locate::{AllowAll, ExplicitOnly, ParentGate};
-pub use open::{ChainLayer, MAX_DEPTH, OpenOptions, OpenedDisk};
+pub use open::{ChainLayer, MAX_DEPTH, MAX_TABLE_BYTES, OpenOptions, OpenedDisk};
 pub use relation::{Fact, RecordedPath, Relation};
 pub(crate) use unfinished::{ResizeRecord, ResizedFile};

@@ -310,12 +310,18 @@ impl OpenedDisk {
     }
 }
 
+/// Bytes that the block tables of a chain may take in memory, all together: enough for 512 layers of 2 TiB in blocks of
+/// 2 MiB. A chain of 4,096 files with a few KiB each could claim 512 GiB otherwise.
+pub const MAX_TABLE_BYTES: u64 = 4 << 30;
+
 /// Follows parents from a leaf down.
 struct ChainBuilder<'a> {
     options: &'a OpenOptions,
     paths: &'a mut Vec<PathBuf>,
     identities: HashSet<FileIdentity>,
     warnings: Vec<ChainWarning>,
+    /// What the block tables of the images opened so far take in memory.
+    table_bytes: u64,
 }
 
 /// An ancestor that was found.
@@ -332,6 +338,7 @@ impl<'a> ChainBuilder<'a> {
             paths,
             identities: HashSet::new(),
             warnings: Vec::new(),
+            table_bytes: 0,
         }
     }
 
@@ -380,6 +387,14 @@ impl<'a> ChainBuilder<'a> {
             source,
         })?;
         self.warnings.extend(footer_warnings(path, image.footers()));
+        self.table_bytes += image.table_memory();
+        if self.table_bytes > MAX_TABLE_BYTES {
+            return Err(ChainError::TablesTooLarge {
+                path: path.to_owned(),
+                bytes: self.table_bytes,
+                maximum: MAX_TABLE_BYTES,
+            });
+        }
         Ok(image)
     }
 
@@ -425,7 +440,11 @@ impl<'a> ChainBuilder<'a> {
 
     fn take_vhd(&mut self, child: &Path, path: PathBuf) -> Result<Found, ChainError> {
         let file = self.open_parent(child, &path)?;
-        let image = self.open_image(&path, Arc::clone(&file), &OpenMode::ancestor())?;
+        let image = self.open_image(
+            &path,
+            Arc::clone(&file),
+            &OpenMode::ancestor().at_depth(self.paths.len()),
+        )?;
         Ok(Found {
             path,
             file,

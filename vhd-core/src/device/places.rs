@@ -12,8 +12,11 @@ use super::{ByteRange, DeviceError, Layer};
 use crate::image::ReadSpan;
 use crate::units::{FileOffset, SECTOR_SIZE, VirtualOffset, u64_from, usize_from};
 
-/// Bytes of run lists that one disk keeps; what is learned beyond that is learned again each time.
+/// Bytes of run lists that all disks of the process keep together; what is learned beyond that is learned again each time.
 const LIST_BYTES: u64 = 256 << 20;
+
+/// Bytes of run lists that are kept now.
+static KEPT: AtomicU64 = AtomicU64::new(0);
 
 /// Blocks per lazily allocated group of run lists.
 const GROUP: usize = 512;
@@ -202,7 +205,14 @@ impl PlaceIndex {
 struct RunLists {
     /// In groups that are allocated when a block of theirs is in pieces.
     groups: Box<[OnceLock<Group>]>,
+    /// Those of this disk.
     bytes: AtomicU64,
+}
+
+impl Drop for RunLists {
+    fn drop(&mut self) {
+        KEPT.fetch_sub(*self.bytes.get_mut(), Ordering::Relaxed);
+    }
 }
 
 impl RunLists {
@@ -221,16 +231,22 @@ impl RunLists {
 
     /// Keeps the pieces of the block that begins at `start` of the disk, if there is room for them.
     fn insert(&self, block: usize, start: u64, pieces: &[Found]) {
-        let bytes = u64_from(pieces.len() * size_of::<Run>());
-        if self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= LIST_BYTES
+        let runs = u64_from(pieces.len() * size_of::<Run>());
+        let group = match self.groups[block / GROUP].get() {
+            Some(_) => 0,
+            None => u64_from(GROUP * size_of::<OnceLock<Runs>>()),
+        };
+        let bytes = runs + group;
+        if KEPT.fetch_add(bytes, Ordering::Relaxed) + bytes <= LIST_BYTES
             && let Some(runs) = pieces.iter().map(|run| Run::new(run.end - start, run.place)).collect()
             && let group = self.groups[block / GROUP].get_or_init(|| (0..GROUP).map(|_| OnceLock::new()).collect())
             && group[block % GROUP].set(runs).is_ok()
         {
+            self.bytes.fetch_add(bytes, Ordering::Relaxed);
             return;
         }
         // No room, or another thread was first.
-        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        KEPT.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 

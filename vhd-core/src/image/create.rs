@@ -17,10 +17,10 @@ pub(crate) const TABLE_OFFSET: u64 = u64_from(FOOTER_SIZE) + u64_from(HEADER_SIZ
 /// Bytes written at once where a range is filled.
 const FILL_CHUNK: usize = 64 << 10;
 
-/// What is done about the space of a fixed image when it is created.
+/// How the space of zeroes in a new image is allocated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Preallocate {
-    /// Nothing: the file is sparse.
+    /// It is not: the file is sparse.
     #[default]
     Off,
     /// The file system reserves it.

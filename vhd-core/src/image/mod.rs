@@ -187,6 +187,12 @@ impl Image {
         Some((sparse, sparse.writer.as_ref()?))
     }
 
+    /// Bytes of memory that the block table takes.
+    #[must_use]
+    pub(crate) fn table_memory(&self) -> u64 {
+        self.sparse().map_or(0, |sparse| sparse.table.memory())
+    }
+
     /// Bytes of block data that have space in the file (of a fixed image: the whole disk).
     #[must_use]
     pub fn allocated_bytes(&self) -> u64 {

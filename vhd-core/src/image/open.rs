@@ -36,7 +36,8 @@ const STRIPES: usize = 1;
 #[derive(Clone, Default)]
 pub struct OpenMode {
     writable: bool,
-    ancestor: bool,
+    /// Layers above this one.
+    depth: u64,
     fence: Option<Arc<dyn PublishFence>>,
 }
 
@@ -52,9 +53,16 @@ impl OpenMode {
     #[must_use]
     pub fn ancestor() -> Self {
         Self {
-            ancestor: true,
+            depth: 1,
             ..Self::default()
         }
+    }
+
+    /// As an ancestor below so many layers: the deeper, the less is kept of it.
+    #[must_use]
+    pub(crate) fn at_depth(mut self, depth: usize) -> Self {
+        self.depth = crate::units::u64_from(depth);
+        self
     }
 
     /// For reading and writing. The file must be writable too.
@@ -150,9 +158,9 @@ fn open_sparse(
         disk_size: footer.current_size,
         table_offset: header.table_offset,
         table: BlockTable::new(entries.into_iter().map(Slot::published)),
-        maps: match mode.ancestor {
-            true => SectorMaps::cached(header.layout.bitmap_bytes()),
-            false => SectorMaps::resident(blocks),
+        maps: match mode.writable {
+            true => SectorMaps::resident(blocks),
+            false => SectorMaps::cached(header.layout.bitmap_bytes(), mode.depth),
         },
         header,
         writer,

@@ -3,16 +3,20 @@
 //! A bit is set after the sector's data is in the file (readers go by the bit) and reaches the file
 //! after that data is durable (INV-02): a flush writes a snapshot that it took before its first sync.
 
+use std::ops::Deref;
+
 use crate::format::{mask, word_from_bytes, word_to_bytes};
 use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use crate::units::usize_from;
+use crate::units::{u64_from, usize_from};
 
 const WORD_BITS: u32 = 64;
 
 /// Which sectors of a block are in this file. Readers take no lock.
 #[derive(Debug)]
 pub(super) struct SectorMap {
-    words: Box<[AtomicU64]>,
+    words: Words,
+    /// Bytes of the whole bitmap in the file.
+    bitmap_bytes: u32,
     /// Sectors of the block that lie on the disk (fewer than the block has in the last one).
     sectors: u32,
     /// How many of them are absent.
@@ -23,16 +27,49 @@ pub(super) struct SectorMap {
     writable: AtomicBool,
 }
 
+/// The words of a bitmap, without zeroes behind the sectors of the block: a block of 512 bytes has one sector and a
+/// bitmap of 512 bytes, and an image may have millions of such blocks.
+#[derive(Debug)]
+enum Words {
+    /// Of a block of at most 32 KiB, which need no allocation of their own.
+    One(AtomicU64),
+    Many(Box<[AtomicU64]>),
+}
+
+impl Deref for Words {
+    type Target = [AtomicU64];
+
+    fn deref(&self) -> &[AtomicU64] {
+        match self {
+            Self::One(word) => std::slice::from_ref(word),
+            Self::Many(words) => words,
+        }
+    }
+}
+
+impl Words {
+    fn new(words: &[u64]) -> Self {
+        match words {
+            [word] => Self::One(AtomicU64::new(*word)),
+            words => Self::Many(words.iter().map(|word| AtomicU64::new(*word)).collect()),
+        }
+    }
+}
+
 impl SectorMap {
     /// The map as the file holds it: `bytes` is a whole bitmap, `sectors` the ones on the disk.
     pub(super) fn from_bytes(bytes: &[u8], sectors: u32) -> Self {
         let (chunks, _) = bytes.as_chunks::<8>();
-        let words: Vec<u64> = chunks.iter().map(|chunk| word_from_bytes(*chunk)).collect();
+        let mut words: Vec<u64> = chunks.iter().map(|chunk| word_from_bytes(*chunk)).collect();
+        // Bits behind the sectors mean nothing, and are written as they were found.
+        let used = words.iter().rposition(|&word| word != 0).map_or(0, |last| last + 1);
+        words.truncate(used.max(usize_from(u64::from(sectors.div_ceil(WORD_BITS)))).max(1));
         let present: u32 = pieces(0, sectors)
             .map(|(word, bits)| (words[word] & bits).count_ones())
             .sum();
         Self {
-            words: words.into_iter().map(AtomicU64::new).collect(),
+            words: Words::new(&words),
+            bitmap_bytes: u32::try_from(bytes.len()).expect("a bitmap has at most 64 KiB"),
             sectors,
             absent: AtomicU32::new(sectors - present),
             dirty: AtomicBool::new(false),
@@ -57,10 +94,26 @@ impl SectorMap {
 
     /// The map as the file is to hold it.
     fn to_bytes(&self) -> Vec<u8> {
-        self.words
-            .iter()
+        let words = self.words.iter();
+        let mut bytes: Vec<u8> = words
             .flat_map(|word| word_to_bytes(word.load(Ordering::Acquire)))
-            .collect()
+            .collect();
+        bytes.resize(usize_from(self.bitmap_bytes.into()), 0);
+        bytes
+    }
+
+    /// Sectors of the block that lie on the disk.
+    pub(super) fn sectors(&self) -> u32 {
+        self.sectors
+    }
+
+    /// Bytes of memory that the map takes.
+    pub(super) fn memory(&self) -> u64 {
+        let outside = match &self.words {
+            Words::One(_) => 0,
+            Words::Many(words) => size_of_val(&**words),
+        };
+        u64_from(size_of::<Self>() + outside)
     }
 
     /// Every sector on the disk is present.
@@ -108,11 +161,6 @@ impl SectorMap {
         self.dirty.swap(false, Ordering::AcqRel);
         self.to_bytes()
     }
-
-    /// Sectors of the block that lie on the disk.
-    pub(super) fn sectors(&self) -> u32 {
-        self.sectors
-    }
 }
 
 /// The words that `count` sectors from `first` touch, each with the mask of the bits in question.
@@ -159,6 +207,17 @@ mod tests {
         map.set(60, 10);
         assert!(map.is_full());
         assert_eq!(map.run(0, 70), (true, 70));
+    }
+
+    #[test]
+    fn small_blocks_have_small_maps_and_lose_no_bits() {
+        let mut bytes = [0; 512];
+        bytes[0] = 0x80;
+        let map = SectorMap::from_bytes(&bytes, 1);
+        assert!(map.memory() <= 40, "{}", map.memory());
+        assert_eq!((map.is_full(), map.to_bytes()), (true, bytes.to_vec()));
+        bytes[100] = 1; // behind the sectors
+        assert_eq!(SectorMap::from_bytes(&bytes, 1).to_bytes(), bytes);
     }
 
     proptest! {

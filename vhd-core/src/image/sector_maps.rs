@@ -1,8 +1,8 @@
 //! The sector maps of an image, loaded when first needed.
 //!
-//! A leaf keeps what it loads (1/4096 of the partly filled blocks it touched: a map that bits are set in
-//! must not be dropped, and every request asks for one). An ancestor, of which a chain may have a
-//! thousand and which is asked once per block, keeps a bounded number.
+//! A leaf that is written keeps what it loads (1/4096 of the partly filled blocks it touched, or 48 bytes for a small block:
+//! a map that bits are set in must not be dropped, and every request asks for one). Any other image keeps a bounded number:
+//! an ancestor, of which a chain may have thousands and which is asked once per block, the fewer the deeper it lies.
 
 use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
@@ -16,8 +16,20 @@ use crate::units::{BlockIndex, u64_from, usize_from};
 /// Blocks per lazily allocated group: an image of a million blocks without maps then costs 32 KiB.
 const GROUP: usize = 512;
 
-/// Bytes of sector maps that one ancestor keeps.
-const CACHE_BYTES: u64 = 1 << 20;
+/// Bytes of sector maps that a leaf keeps that is only read.
+const LEAF_BYTES: u64 = 64 << 20;
+
+/// Bytes of sector maps that the first ancestor keeps. Those of the deepest chain together keep less than 300 times that.
+const ANCESTOR_BYTES: u64 = 1 << 20;
+
+/// Ancestors down to this depth keep about as much.
+const NEAR: u64 = 64;
+
+/// Bytes that the cache itself takes for each map.
+const ENTRY_BYTES: u64 = 64;
+
+/// Maps that a cache is made for; it grows to more.
+const EXPECTED_MAPS: u64 = 16 << 10;
 
 type Group = Box<[OnceLock<SectorMap>]>;
 
@@ -41,7 +53,7 @@ pub(super) struct MapBytes;
 
 impl Weighter<u32, Arc<SectorMap>> for MapBytes {
     fn weight(&self, _: &u32, map: &Arc<SectorMap>) -> u64 {
-        u64::from(map.sectors() / 8).max(64)
+        map.memory() + ENTRY_BYTES
     }
 }
 
@@ -57,16 +69,20 @@ impl Deref for MapRef<'_> {
 }
 
 impl SectorMaps {
-    /// For a leaf of `blocks` blocks.
+    /// For a leaf, to be written, of `blocks` blocks.
     pub(super) fn resident(blocks: u64) -> Self {
         let groups = usize_from(blocks).div_ceil(GROUP);
         Self::Resident((0..groups).map(|_| OnceLock::new()).collect())
     }
 
-    /// For an ancestor whose maps take `map_bytes` each.
-    pub(super) fn cached(map_bytes: u64) -> Self {
-        let items = usize_from(CACHE_BYTES / map_bytes.max(64));
-        Self::Cached(Box::new(Cache::with_weighter(items, CACHE_BYTES, MapBytes)))
+    /// For an image that is only read, so many layers below the leaf; a bitmap of it takes `map_bytes`.
+    pub(super) fn cached(map_bytes: u64, depth: u64) -> Self {
+        let capacity = match depth {
+            0 => LEAF_BYTES,
+            depth => ANCESTOR_BYTES * NEAR / (NEAR + depth),
+        };
+        let items = (capacity / (map_bytes + ENTRY_BYTES)).clamp(1, EXPECTED_MAPS);
+        Self::Cached(Box::new(Cache::with_weighter(usize_from(items), capacity, MapBytes)))
     }
 
     /// The map of `block` if it is here.

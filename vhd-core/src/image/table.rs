@@ -86,6 +86,11 @@ impl BlockTable {
         u64_from(self.slots.len().div_ceil(ENTRIES_PER_SECTOR)) * SECTOR_SIZE
     }
 
+    /// Bytes of memory that the table takes.
+    pub(super) fn memory(&self) -> u64 {
+        u64_from(size_of_val(&*self.slots))
+    }
+
     /// The slot of `block`, which is inside the disk. Acquire: what its publisher wrote before is seen.
     pub(super) fn get(&self, block: BlockIndex) -> Slot {
         Slot(self.slots[block.as_usize()].load(Ordering::Acquire))

@@ -12,7 +12,7 @@ use super::{OpsError, Progress};
 use crate::chain::OpenedDisk;
 use crate::device::{ByteRange, DeviceError, Disk};
 use crate::image::{Image, IoContext, OpenMode, Preallocate, create_dynamic, create_fixed};
-use crate::storage::{StagedFile, StorageFile, UnsyncedFile, is_zero};
+use crate::storage::{StagedFile, StorageFile, UnsyncedFile, is_zero, write_out_holes};
 use crate::units::{FileOffset, VirtualOffset, u64_from, usize_from};
 
 /// Bytes that a thread takes on at once when it copies.
@@ -40,13 +40,15 @@ pub enum Target {
     Raw,
     /// A fixed VHD.
     Fixed {
-        /// What is done about the space of zeroes.
+        /// How the space of zeroes is allocated.
         preallocate: Preallocate,
     },
     /// A dynamic VHD.
     Dynamic {
         /// Bytes in a block.
         block_size: u64,
+        /// How the space of zeroes is allocated in the blocks that hold data, and between them. The others have none.
+        preallocate: Preallocate,
     },
 }
 
@@ -103,7 +105,7 @@ pub(super) fn fill(
 ) -> Result<ConvertReport, OpsError> {
     let disk = source.disk();
     progress.begin(disk.size());
-    let sink = Sink::create(file, destination, &options.target, size)?;
+    let sink = Sink::create(Arc::clone(&file), destination, &options.target, size)?;
     let is_local = source.file_at_depth(0).is_some();
     let copier = Copier {
         source,
@@ -121,7 +123,11 @@ pub(super) fn fill(
     in_parallel(useful_threads(options.threads), || copier.work())?;
     progress.advance(copier.ranges.remaining());
     let (copied_bytes, shared_bytes) = (copier.copied.into_inner(), copier.shared.into_inner());
-    sink.finish().map_err(|source| OpsError::Destination {
+    let finished = sink.finish().and_then(|()| match options.target {
+        Target::Dynamic { preallocate, .. } => fill_holes(&*file, preallocate),
+        Target::Raw | Target::Fixed { .. } => Ok(()), // done when the file was made
+    });
+    finished.map_err(|source| OpsError::Destination {
         path: destination.to_owned(),
         source,
     })?;
@@ -131,6 +137,18 @@ pub(super) fn fill(
         shared_bytes,
         zero_bytes: size - copied_bytes - shared_bytes,
     })
+}
+
+/// Allocates the holes of a finished file.
+fn fill_holes(file: &dyn StorageFile, preallocate: Preallocate) -> Result<(), DeviceError> {
+    match preallocate {
+        Preallocate::Off => Ok(()),
+        Preallocate::Falloc => {
+            let len = file.len().io_context("find the length", 0)?;
+            file.allocate(0, len).io_context("reserve space", 0)
+        }
+        Preallocate::Full => write_out_holes(file).io_context("write zeroes", 0),
+    }
 }
 
 /// Bytes from an offset in the destination's file to the next multiple of a step. Writes that end there let
@@ -165,7 +183,7 @@ impl Sink {
                 create_fixed(&*file, size, preallocate).map_err(create_failed)?;
                 Ok(Self::Flat(file))
             }
-            Target::Dynamic { block_size } => {
+            Target::Dynamic { block_size, .. } => {
                 // No one sees the file before it is complete: the order of its writes does not matter.
                 let file: Arc<dyn StorageFile> = Arc::new(UnsyncedFile(file));
                 create_dynamic(&*file, size, block_size).map_err(create_failed)?;

@@ -20,7 +20,7 @@ pub mod reparent;
 pub mod resize;
 pub mod verify;
 mod workers;
-mod zeroes;
+pub(crate) mod zeroes;
 
 pub use compare::{Comparison, compare};
 pub use convert::{ConvertOptions, ConvertReport, Target, convert};

@@ -3,10 +3,10 @@
 use crate::storage::is_zero;
 
 /// Bytes per unit in which zeroes are left out of a sparse file: the block of common file systems.
-pub(super) const ZERO_UNIT: usize = 4096;
+pub(crate) const ZERO_UNIT: usize = 4096;
 
 /// Calls `action` with the position of each maximal run of units that are not all zero.
-pub(super) fn for_each_data_run<E>(
+pub(crate) fn for_each_data_run<E>(
     bytes: &[u8],
     mut action: impl FnMut(std::ops::Range<usize>) -> Result<(), E>,
 ) -> Result<(), E> {

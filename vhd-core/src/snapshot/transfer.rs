@@ -9,8 +9,9 @@ use super::place::Place;
 use crate::chain::{OpenOptions, create_child, parent_link};
 use crate::image::{Amendment, Image, OpenMode};
 use crate::ops::Progress;
+use crate::ops::zeroes::for_each_data_run;
 use crate::storage::{Access, HostFile, Segment, Sharing, StagedFile, StorageError, StorageFile};
-use crate::units::usize_from;
+use crate::units::{u64_from, usize_from};
 
 /// Bytes that are copied at once.
 const STEP: u64 = 1 << 20;
@@ -209,7 +210,9 @@ fn copy_content(source: &dyn StorageFile, target: &dyn StorageFile) -> std::io::
             while piece < end {
                 let bytes = &mut buffer[..usize_from(STEP.min(end - piece))];
                 source.read_exact_at(bytes, piece)?;
-                target.write_all_at(bytes, piece)?;
+                for_each_data_run(bytes, |run| {
+                    target.write_all_at(&bytes[run.clone()], piece + u64_from(run.start))
+                })?;
                 piece = (piece + STEP).min(end);
             }
             copied += end - at;

@@ -44,6 +44,7 @@ pub use unsynced::UnsyncedFile;
 pub(crate) use watched::WatchedFile;
 pub use zeroing::is_zero;
 pub(crate) use zeroing::reads_zero;
+pub(crate) use zeroing::write_out_holes;
 pub use zeroing::{clear_range, zero_range_kept};
 
 use std::fmt;

@@ -39,6 +39,34 @@ fn write_zeroes(file: &dyn StorageFile, offset: u64, len: u64) -> io::Result<()>
     Ok(())
 }
 
+/// Writes out every zero of the file that may be a hole, so that the file is not sparse afterwards. Content and length
+/// stay.
+pub(crate) fn write_out_holes(file: &dyn StorageFile) -> io::Result<()> {
+    let len = file.len()?;
+    let mut buffer = vec![0; usize_from(LOOK)];
+    let mut at = 0;
+    while at < len {
+        let (segment, end) = file.segment_at(at)?;
+        let stop = end.min(len).max(at + 1);
+        if segment == Segment::Hole {
+            write_zeroes(file, at, stop - at)?;
+            at = stop;
+            continue;
+        }
+        // A file system that does not tell holes calls everything data.
+        let part = LOOK.min(stop - at);
+        let bytes = &mut buffer[..usize_from(part)];
+        file.read_exact_at(bytes, at)?;
+        for (unit, index) in bytes.chunks(usize_from(FIRST_LOOK)).zip(0..) {
+            if is_zero(unit) {
+                file.write_all_at(unit, at + index * FIRST_LOOK)?;
+            }
+        }
+        at += part;
+    }
+    Ok(())
+}
+
 /// Bytes folded at once: wide enough for the compiler to use whole vectors.
 const FOLD: usize = 256;
 

@@ -43,7 +43,7 @@ pub(super) struct PrepareArgs {
     /// Replace an existing destination
     #[arg(long)]
     force: bool,
-    /// What is done about the space of zeroes [default: off]
+    /// How to allocate space for zeroes [default: off]
     #[arg(long, value_name = "MODE", value_enum)]
     preallocate: Option<PreallocateArg>,
     /// Return when the destination is durable, name and all

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use super::layout::Layout;
 use crate::device::{ByteRange, Disk};
 use crate::format::{DeltaRecord, DynamicHeader, Footer};
+use crate::ops::zeroes::{ZERO_UNIT, for_each_data_run};
 use crate::ops::{OpsError, Progress};
 use crate::storage::StorageFile;
-use crate::storage::is_zero;
 use crate::units::{BlockIndex, u64_from, usize_from};
 
 /// Bytes of a block that are read and written at once.
@@ -115,8 +115,14 @@ impl SparseStream {
 
 impl Write for SparseStream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if !is_zero(bytes) {
-            self.file.write_all_at(bytes, self.at)?;
+        // Up to the next unit of the file first: a block's data does not begin where a buffer does.
+        let unit = u64_from(ZERO_UNIT);
+        let head = bytes.len().min(usize_from((unit - self.at % unit) % unit));
+        for (at, part) in [(0, &bytes[..head]), (head, &bytes[head..])] {
+            for_each_data_run(part, |run| {
+                let offset = self.at + u64_from(at + run.start);
+                self.file.write_all_at(&part[run], offset)
+            })?;
         }
         self.at += u64_from(bytes.len());
         Ok(bytes.len())
