@@ -546,8 +546,16 @@ mod tests {
         for block in 0..6 {
             lists.insert(block, 0, &pieces);
             lists.insert(block, 0, &pieces);
-            assert_eq!(lists.get(block).is_some(), block < 4);
+            assert_eq!(lists.get(block).is_some(), block < 3, "the group takes some too");
         }
-        assert_eq!(lists.bytes.load(Ordering::Relaxed), LIST_BYTES);
+        let kept = lists.bytes.load(Ordering::Relaxed);
+        assert!(kept > LIST_BYTES / 4 * 3 && kept < LIST_BYTES, "{kept}");
+        let before = KEPT.load(Ordering::Relaxed);
+        assert!(before >= kept && before <= LIST_BYTES);
+        drop(lists);
+        assert!(
+            KEPT.load(Ordering::Relaxed) <= before - kept + (LIST_BYTES >> 4),
+            "what is dropped is free for others"
+        );
     }
 }

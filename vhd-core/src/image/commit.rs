@@ -54,6 +54,8 @@ pub(super) struct Writer {
 pub(super) struct Pending {
     /// Blocks whose table entry is not in the file.
     pub(super) new_blocks: Vec<BlockIndex>,
+    /// Those of them whose bitmap is not in the file, which has space set aside.
+    pub(super) bare_blocks: Vec<BlockIndex>,
     /// Blocks whose table entry may be in the file or not: there was no space for it.
     pub(super) refused: Vec<BlockIndex>,
     /// Blocks whose map has bits that the file may not have.
@@ -69,6 +71,7 @@ struct BitmapWrite {
 #[derive(Default)]
 struct Batch {
     new_blocks: Vec<BlockIndex>,
+    bare_blocks: Vec<BlockIndex>,
     refused: Vec<BlockIndex>,
     /// Bitmaps of unpublished blocks that changed since the block was written.
     new_bits: Vec<BitmapWrite>,
@@ -116,6 +119,7 @@ impl<'a> Staged<'a> {
     fn stage(sparse: &'a Sparse, writer: &'a Writer, file: &'a dyn StorageFile) -> Result<Self, DeviceError> {
         let Pending {
             new_blocks,
+            bare_blocks,
             refused,
             dirty_maps,
         } = std::mem::take(&mut *lock(&writer.pending));
@@ -125,14 +129,20 @@ impl<'a> Staged<'a> {
             file,
             batch: Batch {
                 new_blocks,
+                bare_blocks,
                 refused,
                 ..Batch::default()
             },
         };
         staged.snapshot_bits(dirty_maps);
         staged.batch.retired_footers = writer.allocator.take_retired();
-        match staged.write_bitmaps(&staged.batch.new_bits) {
-            Ok(()) => Ok(staged),
+        let written = staged.write_bitmaps(&staged.batch.new_bits);
+        match written.and_then(|()| staged.write_bare_bitmaps()) {
+            Ok(()) => {
+                let bare = std::mem::take(&mut staged.batch.bare_blocks);
+                writer.room.settle(bare.len());
+                Ok(staged)
+            }
             Err(error) => {
                 staged.put_back();
                 Err(error)
@@ -160,9 +170,23 @@ impl<'a> Staged<'a> {
         }
     }
 
+    fn write_bare_bitmaps(&self) -> Result<(), DeviceError> {
+        for &block in &self.batch.bare_blocks {
+            let Some(FileOffset(offset)) = self.sparse.table.get(block).bitmap_offset() else {
+                continue;
+            };
+            match self.sparse.maps.resident_map(block) {
+                Some(map) => self.write(&map.snapshot(), offset, "write a sector bitmap")?,
+                None => self.write(&self.writer.full_bitmap, offset, "write a sector bitmap")?,
+            }
+        }
+        Ok(())
+    }
+
     fn put_back(self) {
         let mut pending = lock(&self.writer.pending);
         pending.new_blocks.extend(&self.batch.new_blocks);
+        pending.bare_blocks.extend(&self.batch.bare_blocks);
         pending.refused.extend(&self.batch.refused);
         for write in self.batch.new_bits.iter().chain(&self.batch.bits) {
             if self

@@ -240,13 +240,16 @@ impl NewBlock<'_> {
             map.mark_writable();
             map
         });
-        // INV-40: the bitmap takes its space with the block. No entry refers to it yet.
+        // INV-40: the bitmap has its space with the block, or is written with it. No entry refers to it yet.
         let FileOffset(at) = reservation.bitmap();
-        let written = match &map {
-            Some(map) => file.write_all_at(&map.snapshot(), at),
-            None => file.write_all_at(&writer.full_bitmap, at),
-        };
-        written.io_context("write a sector bitmap", at)?;
+        let waits = writer.room.defer_bitmap();
+        if !waits {
+            let written = match &map {
+                Some(map) => file.write_all_at(&map.snapshot(), at),
+                None => file.write_all_at(&writer.full_bitmap, at),
+            };
+            written.io_context("write a sector bitmap", at)?;
+        }
         if let Some(map) = map {
             sparse.maps.insert_new(piece.block, map);
         }
@@ -255,6 +258,9 @@ impl NewBlock<'_> {
         let mut pending = lock(&writer.pending);
         sparse.table.allocate(piece.block, Slot::unpublished(entry, full));
         pending.new_blocks.push(piece.block);
+        if waits {
+            pending.bare_blocks.push(piece.block);
+        }
         reservation.keep();
         Ok(pending.new_blocks.len())
     }

@@ -300,7 +300,7 @@ impl StorageFile for HostFile {
         let kept = match self.system() {
             // What a copy of the file shares with it is written elsewhere; holes are filled by the same call.
             XFS_MAGIC => self.fallocate(FallocateFlags::UNSHARE_RANGE | FallocateFlags::KEEP_SIZE, offset, len),
-            system if COPY_ON_WRITE_MAGICS.contains(&system) => Ok(()), // nothing helps there
+            _ if self.overwrites_take_space() => Ok(()), // nothing helps there
             _ => self.fill_holes(offset, len),
         };
         match kept {
@@ -309,14 +309,14 @@ impl StorageFile for HostFile {
         }
     }
 
-    fn set_aside(&self, bytes: u64) -> io::Result<Option<SetAside>> {
-        match &self.path {
-            Some(path) if COPY_ON_WRITE_MAGICS.contains(&self.system()) => {
-                let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-                SetAside::in_directory(parent.unwrap_or(Path::new(".")), bytes)
-            }
-            _ => Ok(None),
-        }
+    fn overwrites_take_space(&self) -> bool {
+        COPY_ON_WRITE_MAGICS.contains(&self.system())
+    }
+
+    fn set_aside(&self) -> Option<SetAside> {
+        let path = self.path.as_deref().filter(|_| !self.is_block_device)?;
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        SetAside::in_directory(parent.unwrap_or(Path::new(".")))
     }
 
     fn segment_at(&self, offset: u64) -> io::Result<(Segment, u64)> {

@@ -115,9 +115,14 @@ pub trait StorageFile: Send + Sync + fmt::Debug {
         Ok(())
     }
 
-    /// Sets space aside on a file system where every overwrite takes new space; `None` on others, and where it can't.
-    fn set_aside(&self, _bytes: u64) -> io::Result<Option<SetAside>> {
-        Ok(None)
+    /// Whether every overwrite takes new space, as on copy-on-write file systems.
+    fn overwrites_take_space(&self) -> bool {
+        false
+    }
+
+    /// Sets space of the file system aside, none of it yet; `None` where it can't.
+    fn set_aside(&self) -> Option<SetAside> {
+        None
     }
 
     /// What stands at `offset`, and where that segment ends (exclusive, at most the file's length).

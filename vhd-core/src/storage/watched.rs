@@ -40,7 +40,8 @@ impl StorageFile for WatchedFile {
     delegate_reads_to! { file }
     delegate_to! { file:
         keep_writable(offset: u64, len: u64) -> io::Result<()>,
-        set_aside(bytes: u64) -> io::Result<Option<SetAside>>,
+        overwrites_take_space() -> bool,
+        set_aside() -> Option<SetAside>,
     }
     delegate_changes_to! { file }
 }
