@@ -81,7 +81,7 @@ impl State {
         match self {
             Self::Open(opened) | Self::Poisoned(opened) => Ok(opened),
             Self::Gone { kind, message } => Err(DeviceError::Gone {
-                kind: *kind,
+                kind: (*kind).into(),
                 message: message.clone(),
             }),
         }
@@ -247,7 +247,7 @@ fn finish(path: &Path, options: &OpenOptions) -> Result<(), ResizeError> {
 
 fn not_resized(error: &ResizeError) -> DeviceError {
     DeviceError::NotResized {
-        kind: error.kind(),
+        kind: error.kind().into(),
         message: with_causes(error),
     }
 }
