@@ -2,9 +2,9 @@
 
 use std::io::{IoSlice, IoSliceMut};
 
-use crate::{DeviceError, ExtentVisitor};
 #[cfg(doc)]
 use crate::Disk;
+use crate::{DeviceError, ExtentVisitor};
 
 /// Bytes in a logical block of every device here: a sector.
 pub const LOGICAL_BLOCK: u32 = 512;

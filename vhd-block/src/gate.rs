@@ -79,7 +79,10 @@ mod tests {
                 *gate.close() = 5;
                 closed.store(true, Ordering::Relaxed);
             });
-            assert!(!closed.load(Ordering::Relaxed), "closed while a request is behind the gate");
+            assert!(
+                !closed.load(Ordering::Relaxed),
+                "closed while a request is behind the gate"
+            );
             drop((first, second));
         });
         assert_eq!(*gate.pass(), 5);

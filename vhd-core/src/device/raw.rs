@@ -4,8 +4,8 @@ use std::io::{IoSlice, IoSliceMut};
 use std::sync::Arc;
 
 use vhd_block::{
-    BlockDevice, ByteRange, Capabilities, Coalescer, DeviceError, DeviceInfo, ExtentVisitor, LOGICAL_BLOCK, ZeroOptions,
-    check_range, scatter,
+    BlockDevice, ByteRange, Capabilities, Coalescer, DeviceError, DeviceInfo, ExtentVisitor, LOGICAL_BLOCK,
+    ZeroOptions, check_range, scatter,
 };
 
 use super::stretches::{Stretches, push_stored};

@@ -53,10 +53,10 @@ pub(crate) use zeroing::{discard_file_range, zero_file_range};
 use crate::format::{DiskType, DynamicHeader, Footer, MAX_LOCATOR_LENGTH, PlatformCode, UniqueId, decode_locator};
 use crate::storage::StorageFile;
 use crate::units::{FileOffset, VirtualOffset, usize_from};
-use vhd_block::DeviceError;
 use commit::Writer;
 use flush::FlushCoalescer;
 use sparse::Sparse;
+use vhd_block::DeviceError;
 
 /// Where the bytes at the start of a range are, and how many of them are there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
