@@ -40,7 +40,7 @@ impl PartitionError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Read(source) => source.kind(),
+            Self::Read(source) => source.kind().into(),
             Self::Table(_) => ErrorKind::PartitionTable,
         }
     }
