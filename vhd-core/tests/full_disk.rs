@@ -16,7 +16,7 @@ use common::mounts::{BTRFS, BTRFS_QUOTA, EXT4, Kind, Mount, TMPFS, XFS};
 use common::rng::{Rng, chance};
 use common::tools::run;
 use common::{announce, temp_dir};
-use vhd_core::ErrorKind;
+use vhd_block::ErrorKind;
 use vhd_core::chain::{OpenOptions, OpenedDisk, create_child};
 use vhd_core::check::{Severity, check};
 use vhd_core::image::create_dynamic;

@@ -8,9 +8,10 @@
 use std::io;
 use std::sync::Arc;
 
+use vhd_block::DeviceError;
+
 use super::error::IoContext;
 use crate::ErrorKind;
-use crate::device::DeviceError;
 use crate::format::{BlockLayout, FOOTER_SIZE, TableEntry};
 use crate::storage::{StorageFile, io_kind};
 use crate::sync::{Mutex, lock};

@@ -18,13 +18,14 @@
 
 use std::sync::Arc;
 
+use vhd_block::{DeviceError, ErrorKind};
+
+use super::Poison;
 use super::allocator::Allocator;
 use super::error::IoContext;
 use super::room::Room;
 use super::sparse::Sparse;
 use super::table::table_sector_of;
-use crate::ErrorKind;
-use crate::device::{DeviceError, Poison};
 use crate::format::FOOTER_SIZE;
 use crate::storage::StorageFile;
 use crate::sync::{Mutex, lock};

@@ -111,15 +111,7 @@ impl StorageError {
 /// The kind of a failure of the host file system.
 #[must_use]
 pub fn io_kind(error: &io::Error) -> ErrorKind {
-    match error.kind() {
-        io::ErrorKind::NotFound => ErrorKind::NotFound,
-        // A file that may grow no further (RLIMIT_FSIZE, the limit of a file system) is as full as a disk.
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => ErrorKind::NoSpace,
-        io::ErrorKind::AlreadyExists => ErrorKind::Exists,
-        io::ErrorKind::ReadOnlyFilesystem => ErrorKind::ReadOnly,
-        io::ErrorKind::Unsupported => ErrorKind::Unsupported,
-        _ => ErrorKind::Io,
-    }
+    vhd_block::io_kind(error).into()
 }
 
 fn purpose(access: &Access) -> &'static str {

@@ -8,14 +8,10 @@ use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::TlsError;
-use vhd_core::storage::read_existing;
-
-/// Bytes: no file of certificates is larger.
-const MAX_PEM: u64 = 16 << 20;
 
 /// The certificates in a file; at least one.
 pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let read = || CertificateDer::pem_slice_iter(&content(path)?).collect::<Result<Vec<_>, _>>();
+    let read = || CertificateDer::pem_file_iter(regular(path)?)?.collect::<Result<Vec<_>, _>>();
     let found = read().map_err(|source| TlsError::Read {
         what: "certificates",
         path: path.to_owned(),
@@ -39,21 +35,24 @@ pub(super) fn authorities(path: &Path) -> Result<RootCertStore, TlsError> {
     Ok(roots)
 }
 
-/// What is in a file, which may be of any kind.
-fn content(path: &Path) -> Result<Vec<u8>, pem::Error> {
-    match read_existing(path, MAX_PEM) {
-        Ok(Some(bytes)) => Ok(bytes),
-        Ok(None) => Err(pem::Error::Io(io::ErrorKind::NotFound.into())),
-        Err(error) => Err(pem::Error::Io(io::Error::other(error))),
+/// The path, unless opening it could wait: for the other end of a pipe.
+fn regular(path: &Path) -> Result<&Path, pem::Error> {
+    match path.metadata() {
+        Ok(metadata) if !metadata.is_file() => {
+            let reason = "not a regular file";
+            Err(pem::Error::Io(io::Error::new(io::ErrorKind::InvalidInput, reason)))
+        }
+        _ => Ok(path), // what can't be found is said by the open
     }
 }
 
 /// The private key in a file.
 pub(super) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    let read = content(path).and_then(|text| PrivateKeyDer::from_pem_slice(&text));
-    read.map_err(|source| TlsError::Read {
-        what: "a private key",
-        path: path.to_owned(),
-        source,
-    })
+    regular(path)
+        .and_then(PrivateKeyDer::from_pem_file)
+        .map_err(|source| TlsError::Read {
+            what: "a private key",
+            path: path.to_owned(),
+            source,
+        })
 }
