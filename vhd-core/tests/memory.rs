@@ -11,7 +11,8 @@ use common::disk::open;
 use common::temp_dir;
 use vhd_core::chain::{OpenOptions, create_child};
 use vhd_core::image::{create_dynamic, create_fixed};
-use vhd_core::storage::HostFile;
+use vhd_core::storage::{HostFile, StorageFile as _};
+use vhd_core::units::u64_from;
 
 /// Set in the process that is measured: the file it works on.
 const SUBJECT: &str = "VHD_TEST_MEMORY_SUBJECT";
@@ -163,4 +164,48 @@ fn opening_and_reading_a_chain_of_200() {
         opened.disk().read_at(&mut bytes, 0).unwrap();
     });
     assert_below(peak, 32);
+}
+
+/// Blocks of one sector whose bitmaps say nothing: as many maps as sectors, in a file that takes hardly any space.
+fn read_a_million_maps(test: &str, write: bool) -> Option<u64> {
+    const BLOCKS: usize = 1 << 20;
+    let dir = temp_dir();
+    let path = dir.path().join("hostile.avhd");
+    if std::env::var_os(SUBJECT).is_none() {
+        let (parent, size) = (dir.path().join("parent.vhd"), u64_from(BLOCKS) * 512);
+        let parent_id = create_dynamic(&new_file(&parent), size, BLOCK).unwrap();
+        let mut laid = Sparse::child(size, 512, id(7), Parent::named(parent_id.0, "parent.vhd")).lay();
+        let first = laid.tail.div_ceil(512);
+        for block in 0..BLOCKS {
+            laid.point(block, first + 2 * block);
+        }
+        let file = new_file(&path);
+        let (head, tail) = laid.bytes.split_at(laid.tail);
+        file.write_all_at(head, 0).unwrap();
+        file.write_all_at(tail, u64_from(first + 2 * BLOCKS) * 512).unwrap();
+    }
+    measured(test, &path, |path| {
+        let opened = open(path, write);
+        let mut bytes = vec![0; 1 << 20];
+        for at in (0..opened.disk().size()).step_by(1 << 20) {
+            opened.disk().read_at(&mut bytes, at).unwrap();
+        }
+    })
+}
+
+#[test]
+fn maps_of_a_leaf_that_is_read_are_kept_within_a_bound() {
+    assert_below(
+        read_a_million_maps("maps_of_a_leaf_that_is_read_are_kept_within_a_bound", false),
+        160,
+    );
+}
+
+/// 48 bytes for each, beside the table and what is remembered of the parent.
+#[test]
+fn maps_of_a_leaf_that_is_written_are_small() {
+    assert_below(
+        read_a_million_maps("maps_of_a_leaf_that_is_written_are_small", true),
+        160,
+    );
 }

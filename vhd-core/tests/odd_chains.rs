@@ -614,3 +614,31 @@ fn allow_open_files(wanted: u64) {
         setrlimit(Resource::Nofile, raised).unwrap();
     }
 }
+
+/// Every layer is small and every one may claim a table of 128 MiB of memory: the chain has a budget for all.
+#[test]
+fn tables_of_a_chain_have_a_budget() {
+    let dir = temp_dir();
+    let path = |level: usize| dir.path().join(format!("{level}.vhd"));
+    let file = vhd_core::storage::StagedFile::create_beside(&path(0)).unwrap();
+    vhd_core::image::create_dynamic(&*file.storage(), 64 << 20, 512 << 10).unwrap();
+    file.publish(false, false).unwrap();
+    for level in 1..8 {
+        create_child(&path(level), &path(level - 1), None, &OpenOptions::new()).unwrap();
+    }
+    // 128 blocks of 8 bytes in each of eight layers.
+    let open = |bytes| OpenOptions::new().max_table_bytes(bytes).open(&path(7));
+    open(8 * 1024).unwrap();
+    let error = open(8 * 1024 - 1).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TablesTooLarge);
+    match error {
+        ChainError::TablesTooLarge {
+            path: at,
+            bytes,
+            maximum,
+        } => {
+            assert_eq!((at, bytes, maximum), (path(0), 8 * 1024, 8 * 1024 - 1));
+        }
+        other => panic!("{other:?}"),
+    }
+}

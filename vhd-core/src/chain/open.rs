@@ -30,6 +30,7 @@ pub struct OpenOptions {
     parent_dirs: Vec<PathBuf>,
     gate: Arc<dyn ParentGate>,
     fence: Option<Arc<dyn PublishFence>>,
+    max_table_bytes: u64,
 }
 
 impl Default for OpenOptions {
@@ -42,6 +43,7 @@ impl Default for OpenOptions {
             parent_dirs: Vec::new(),
             gate: Arc::new(AllowAll),
             fence: None,
+            max_table_bytes: MAX_TABLE_BYTES,
         }
     }
 }
@@ -92,6 +94,13 @@ impl OpenOptions {
     #[must_use]
     pub fn gate(mut self, gate: Arc<dyn ParentGate>) -> Self {
         self.gate = gate;
+        self
+    }
+
+    /// The most memory that the block tables of the chain may take, in bytes; [`MAX_TABLE_BYTES`] unless it is said.
+    #[must_use]
+    pub fn max_table_bytes(mut self, bytes: u64) -> Self {
+        self.max_table_bytes = bytes;
         self
     }
 
@@ -388,11 +397,11 @@ impl<'a> ChainBuilder<'a> {
         })?;
         self.warnings.extend(footer_warnings(path, image.footers()));
         self.table_bytes += image.table_memory();
-        if self.table_bytes > MAX_TABLE_BYTES {
+        if self.table_bytes > self.options.max_table_bytes {
             return Err(ChainError::TablesTooLarge {
                 path: path.to_owned(),
                 bytes: self.table_bytes,
-                maximum: MAX_TABLE_BYTES,
+                maximum: self.options.max_table_bytes,
             });
         }
         Ok(image)
