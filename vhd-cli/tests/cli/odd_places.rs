@@ -77,7 +77,7 @@ fn everything_is_made(kind: Kind) {
             "dynamic",
         ],
         &["merge", "c.avhd", "--into", "d.vhd", "--output", "m.vhd"],
-        &["snapshot", "create", "new.vhd", "one"],
+        &["snapshot", "create", "new.vhd", "--name", "one"],
         &["snapshot", "revert", "new.vhd", "--yes"],
         &["resize", "i.vhd", "32M"],
         &["compact", "m.vhd"],

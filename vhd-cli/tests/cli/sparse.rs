@@ -87,7 +87,7 @@ fn zeroes_take_no_space_whatever_writes_them() {
         &["compact", "both-merged.vhd"],
         &["resize", "both-imported.vhd", "128M"],
         &["resize", "new-fixed.vhd", "128M"],
-        &["snapshot", "create", "new.vhd", "one"],
+        &["snapshot", "create", "new.vhd", "--name", "one"],
         &["new-id", "both-converted.vhd"],
         &["repair", "both-converted.vhd"],
     ];

@@ -5,7 +5,6 @@
 //! and what lies between reads zero (INV-04). No block is ever placed over a footer, so the former tail
 //! stays valid until the new one is durable (INV-03); a flush clears it after that.
 
-use std::io;
 use std::sync::Arc;
 
 use vhd_block::DeviceError;
@@ -150,8 +149,9 @@ impl Allocator {
                 }
                 Err(error) => {
                     self.undo_growth(tail, len, limit + FOOTER_BYTES);
-                    // A file that may not become so long (RLIMIT_FSIZE) may still become a little longer.
-                    if error.kind() != io::ErrorKind::FileTooLarge || blocks == 1 {
+                    // A file that may not become so long (RLIMIT_FSIZE), or whose holes take space (exFAT), may still become
+                    // a little longer.
+                    if io_kind(&error) != ErrorKind::NoSpace || blocks == 1 {
                         return Err(error).io_context("write the footer", limit);
                     }
                     blocks /= 2;
