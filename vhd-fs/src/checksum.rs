@@ -43,6 +43,11 @@ pub(crate) fn crc32c_without(bytes: &[u8], at: usize) -> u32 {
     crc32c(sum, behind.get(4..).unwrap_or_default())
 }
 
+/// Whether a checksum is the one that is stored. A fuzzer can't guess them, and looks at what is behind.
+pub(crate) fn matches<T: PartialEq>(computed: T, stored: T) -> bool {
+    cfg!(fuzzing) || computed == stored
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -52,6 +57,6 @@ mod tests {
         assert_eq!(!crc32c(!0, b"123456789"), 0xE306_9283);
         // CRC-16/MODBUS.
         assert_eq!(crc16(0xFFFF, b"123456789"), 0x4B37);
-        assert_eq!(crc32c_without(b"12345678", 2), crc32c(!0, b"12\0\0\0\078"));
+        assert_eq!(crc32c_without(b"12345678", 2), crc32c(!0, b"12\x00\x00\x00\x0078"));
     }
 }

@@ -1,6 +1,7 @@
 //! exFAT: the allocation bitmap, which an entry of the root directory leads to.
 
 use crate::bytes::{byte, count, has, le16, le32, le64};
+use crate::checksum::matches;
 use crate::window::{Window, clear_runs};
 use crate::{FreeMap, Unusable};
 
@@ -63,7 +64,7 @@ fn check_boot_region(window: &Window<'_>, sector: u64) -> Result<(), Unusable> {
     let counted = (0..).zip(&region).filter(|(at, _)| !matches!(*at, 106 | 107 | 112));
     let sum = counted.fold(0, |sum: u32, (_, &byte)| add_to_checksum(sum, byte));
     let stored = window.read(BOOT_SECTORS * sector, sector)?;
-    match stored.chunks_exact(4).all(|word| le32(word, 0) == sum) {
+    match stored.chunks_exact(4).all(|word| matches(le32(word, 0), sum)) {
         true => Ok(()),
         false => Err(window.damaged("the checksum of its boot sectors is wrong")),
     }
@@ -161,7 +162,7 @@ impl<'a> Layout<'a> {
             }
             cluster = self.next(cluster)?;
         }
-        match sum == stored {
+        match matches(sum, stored) {
             true => Ok(()),
             false => Err(self
                 .window

@@ -3,6 +3,9 @@
 
 mod common;
 
+use std::fs;
+use std::path::Path;
+
 use common::{Image, free, have, make, reason};
 
 const MIB: u64 = 1 << 20;
@@ -277,5 +280,101 @@ fn containers_are_left_alone() {
             "0FC63DAF-8483-4772-8E79-3D69D8477DE4"
         };
         free(&image.in_partition(label, plain));
+    }
+}
+
+/// All that a new NTFS has in use belongs to its own files: whichever cluster its bitmap calls free, it is not believed.
+#[test]
+fn inv_45_every_cluster_of_a_new_ntfs_is_in_use() {
+    if let Some(mut ntfs) = make("mkfs.ntfs", &["-q", "-F", "-Q", "-c", "4096"], 16 * MIB)
+        && have("ntfscat", "the bitmap of NTFS")
+    {
+        let bitmap = ntfs.ntfs_bitmap();
+        let place = ntfs.find(&bitmap, 0);
+        let mut cleared = 0;
+        for cluster in 0..4095 {
+            let (at, bit) = (place + cluster / 8, 1 << (cluster % 8));
+            if ntfs.bytes[at] & bit != 0 {
+                ntfs.bytes[at] ^= bit;
+                assert_eq!(reason(&ntfs).0, "damaged", "NTFS: cluster {cluster}");
+                ntfs.bytes[at] ^= bit;
+                cleared += 1;
+            }
+        }
+        println!("NTFS: {cleared} clusters called free");
+        assert!(cleared > 100);
+        free(&ntfs);
+        let mirror = ntfs.find(b"FILE", 5 * MIB);
+        ntfs.bytes[mirror + 16] ^= 1;
+        assert_eq!(reason(&ntfs).0, "damaged", "NTFS: the copy of the file table");
+    }
+}
+
+/// Makes a file of `len` bytes that begins with `start`.
+fn file(name: &'static str, start: &'static [u8], len: usize) -> impl Fn(&Path) {
+    move |dir| {
+        let mut content = vec![0; len];
+        content[..start.len()].copy_from_slice(start);
+        fs::write(dir.join(name), content).unwrap();
+    }
+}
+
+#[test]
+fn a_windows_that_sleeps_is_noticed() {
+    let Some(image) = make("mkfs.ntfs", &["-q", "-F", "-Q"], 24 * MIB) else {
+        return;
+    };
+    if !have("ntfs-3g", "hibernation files") || !common::is_root("hibernation files") {
+        return;
+    }
+    let (yes, no) = ("dirty", "free");
+    type Change = Box<dyn Fn(&Path)>;
+    let cases: Vec<(&str, &str, Change)> = vec![
+        ("asleep", yes, Box::new(file("hiberfil.sys", b"hibr", 9000))),
+        (
+            "asleep, Windows 8",
+            yes,
+            Box::new(file("hiberfil.sys", b"HIBR", 1 << 20)),
+        ),
+        ("waking up", yes, Box::new(file("hiberfil.sys", b"RSTR", 9000))),
+        (
+            "another case of the name",
+            yes,
+            Box::new(file("HiberFil.SYS", b"hibr", 9000)),
+        ),
+        ("too short to tell", yes, Box::new(file("hiberfil.sys", b"", 100))),
+        ("never used", no, Box::new(file("hiberfil.sys", b"", 9000))),
+        ("awake", no, Box::new(file("hiberfil.sys", b"wake", 9000))),
+        ("another name", no, Box::new(file("hiberfil.sys2", b"hibr", 9000))),
+        (
+            "not in the root directory",
+            no,
+            Box::new(|dir| {
+                fs::create_dir(dir.join("d")).unwrap();
+                file("d/hiberfil.sys", b"hibr", 9000)(dir);
+            }),
+        ),
+        (
+            "deleted",
+            no,
+            Box::new(|dir| {
+                file("hiberfil.sys", b"hibr", 9000)(dir);
+                fs::remove_file(dir.join("hiberfil.sys")).unwrap();
+            }),
+        ),
+        (
+            "in a large directory",
+            yes,
+            Box::new(|dir| {
+                for number in 0..400 {
+                    fs::write(dir.join(format!("a-rather-long-name-of-a-file-{number}")), b"").unwrap();
+                }
+                file("hiberfil.sys", b"hibr", 9000)(dir);
+            }),
+        ),
+    ];
+    for (what, expected, change) in cases {
+        let (found, text) = reason(&image.changed("ntfs-3g", &change));
+        assert_eq!(found, expected, "{what}: {text}");
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::Unusable;
 use crate::bytes::{byte, le16, le32};
-use crate::checksum::{crc16, crc32c};
+use crate::checksum::{crc16, crc32c, matches};
 use crate::probe::known_features;
 use crate::window::Window;
 
@@ -163,13 +163,16 @@ impl Superblock {
             Checksums::None => true,
             Checksums::Groups(seed) => {
                 let sum = crc16(crc16(seed, number), &bytes[..GROUP_CHECKSUM_AT]);
-                crc16(sum, bytes.get(GROUP_CHECKSUM_AT + 2..).unwrap_or_default()) == stored
+                matches(
+                    crc16(sum, bytes.get(GROUP_CHECKSUM_AT + 2..).unwrap_or_default()),
+                    stored,
+                )
             }
             Checksums::All(seed) => {
                 let sum = crc32c(crc32c(seed, number), &bytes[..GROUP_CHECKSUM_AT]);
                 let sum = crc32c(sum, &[0; 2]);
                 let sum = crc32c(sum, bytes.get(GROUP_CHECKSUM_AT + 2..).unwrap_or_default());
-                sum & 0xFFFF == u32::from(stored)
+                matches(sum & 0xFFFF, u32::from(stored))
             }
         }
     }
@@ -181,8 +184,8 @@ impl Superblock {
             return true;
         };
         let sum = crc32c(seed, bitmap);
-        let is_low = sum & 0xFFFF == u32::from(le16(descriptor, low));
-        is_low && (descriptor.len() < high + 2 || sum >> 16 == u32::from(le16(descriptor, high)))
+        let is_low = matches(sum & 0xFFFF, u32::from(le16(descriptor, low)));
+        is_low && (descriptor.len() < high + 2 || matches(sum >> 16, u32::from(le16(descriptor, high))))
     }
 }
 
@@ -198,7 +201,7 @@ fn checksums(window: &Window<'_>, sb: &[u8], incompat: u32, ro_compat: u32) -> R
     if byte(sb, 373) != CRC32C {
         return Err(window.unsupported("an unknown kind of checksum"));
     }
-    if crc32c(!0, &sb[..CHECKSUM_AT]) != le32(sb, CHECKSUM_AT) {
+    if !matches(crc32c(!0, &sb[..CHECKSUM_AT]), le32(sb, CHECKSUM_AT)) {
         return Err(window.damaged("the checksum of its superblock is wrong"));
     }
     Ok(Checksums::All(match incompat & INCOMPAT_CHECKSUM_SEED {

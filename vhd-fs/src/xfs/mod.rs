@@ -4,7 +4,7 @@ mod free_extents;
 mod log;
 
 use crate::bytes::{be16, be32, be64, byte, has, le32};
-use crate::checksum::crc32c_without;
+use crate::checksum::{crc32c_without, matches};
 use crate::probe::known_features;
 use crate::window::Window;
 use crate::{FreeMap, Unusable};
@@ -129,6 +129,6 @@ impl<'a> Layout<'a> {
 
     /// Whether a structure has the checksum that it says, at `at`. Before version 5 there are none.
     fn is_sound(&self, bytes: &[u8], at: usize) -> bool {
-        !self.has_checksums || !crc32c_without(bytes, at) == le32(bytes, at)
+        !self.has_checksums || matches(!crc32c_without(bytes, at), le32(bytes, at))
     }
 }

@@ -20,6 +20,22 @@ pub fn have(program: &str, what: &str) -> bool {
     found
 }
 
+/// Whether file systems can be mounted. Where not, says loudly what is not tested; in CI that fails.
+pub fn is_root(what: &str) -> bool {
+    let is_root = command("id")
+        .arg("-u")
+        .output()
+        .is_ok_and(|output| output.stdout == b"0\n");
+    assert!(
+        is_root || std::env::var_os("CI").is_none(),
+        "CI must run as root, to mount file systems"
+    );
+    if !is_root {
+        eprintln!("NOT TESTED: {what}: not root");
+    }
+    is_root
+}
+
 /// A program with the directories of administrators in its path.
 pub fn command(program: &str) -> Command {
     let mut command = Command::new(program);
@@ -81,6 +97,41 @@ impl Image {
             line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()
         };
         number("Free blocks:") * number("Block size:")
+    }
+
+    /// The content of `$Bitmap`.
+    pub fn ntfs_bitmap(&self) -> Vec<u8> {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let path = dir.path().join("image");
+        fs::write(&path, &self.bytes).unwrap();
+        let output = command("ntfscat").arg("-f").arg(&path).arg("$Bitmap").output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    }
+
+    /// The file system after `change` worked on it, mounted by a program in user space.
+    pub fn changed(&self, mount: &str, change: &dyn Fn(&Path)) -> Self {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let (path, mnt) = (dir.path().join("image"), dir.path().join("mnt"));
+        fs::write(&path, &self.bytes).unwrap();
+        fs::create_dir(&mnt).unwrap();
+        let mounted = command(mount).arg(&path).arg(&mnt).output().unwrap();
+        assert!(mounted.status.success(), "{}", String::from_utf8_lossy(&mounted.stderr));
+        change(&mnt);
+        assert!(command("umount").arg(&mnt).status().unwrap().success());
+        // The program ends a moment after its file system is unmounted.
+        let in_use = || {
+            command("fuser")
+                .arg(&path)
+                .output()
+                .is_ok_and(|output| output.status.success())
+        };
+        while in_use() {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        Self {
+            bytes: fs::read(&path).unwrap(),
+        }
     }
 
     /// A disk with it in the only partition, of this type.
