@@ -193,7 +193,6 @@ impl Source {
     pub(crate) fn remote(&self) -> Option<&NbdUri> {
         self.remote.as_ref()
     }
-
 }
 
 /// The file that is read for what the user named: a path, or `DISK@NAME` for a snapshot. A file that is really called

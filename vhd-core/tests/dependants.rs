@@ -86,7 +86,10 @@ fn children_are_found_below_beside_above_and_in_directories_beside() {
         let child = child(&at(place), &base);
         let found = children(&base);
         assert_eq!(found.len(), 1, "{place}");
-        assert!(found[0].canonicalize().unwrap() == child.canonicalize().unwrap(), "{place}");
+        assert!(
+            found[0].canonicalize().unwrap() == child.canonicalize().unwrap(),
+            "{place}"
+        );
         assert!(matches!(refused(&base), DependantsError::Children { .. }), "{place}");
         writable(&child);
         fs::remove_file(child).unwrap();
@@ -99,7 +102,16 @@ fn children_are_found_below_beside_above_and_in_directories_beside() {
 fn names_do_not_matter() {
     let dir = temp_dir();
     let base = base(&dir.path().join("base.vhd"));
-    let names = ["a.vud", "b", "c.VHD.bak", "d.img", "e.avhd", "f.txt", "leaf with \u{fc}", ".hidden"];
+    let names = [
+        "a.vud",
+        "b",
+        "c.VHD.bak",
+        "d.img",
+        "e.avhd",
+        "f.txt",
+        "leaf with \u{fc}",
+        ".hidden",
+    ];
     let mut expected: Vec<PathBuf> = names.iter().map(|name| child(&dir.path().join(name), &base)).collect();
     expected.sort();
     assert_eq!(children(&base), expected);
@@ -114,7 +126,12 @@ fn several_machines_on_one_base_are_all_listed() {
     let dir = temp_dir();
     let base = base(&dir.path().join("base/base.vhd"));
     let machines: Vec<PathBuf> = (0..20)
-        .map(|n| child(&dir.path().join(format!("machine {n:02}/Snapshots/{n}/disk.avhd")), &base))
+        .map(|n| {
+            child(
+                &dir.path().join(format!("machine {n:02}/Snapshots/{n}/disk.avhd")),
+                &base,
+            )
+        })
         .collect();
     assert_eq!(children(&base), machines);
     let text = refused(&base).to_string();

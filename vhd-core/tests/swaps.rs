@@ -152,20 +152,21 @@ fn inv_34_a_resize_changes_the_file_that_it_looked_at() {
     fs::remove_file(&pair.child).unwrap();
     let before = fs::read(&pair.other).unwrap();
     let options = OpenOptions::new();
-    let request = |size| Request {
+    let cancel = AtomicBool::new(false);
+    let request = Request {
         image: &pair.base,
-        size,
+        size: 4 << 20,
         shrink: true,
         tree: false,
         fix_gpt: false,
         options: &options,
-        cancel: &AtomicBool::new(false),
+        cancel: &cancel,
     };
     // A file that is swapped between the look and the lock is refused; afterwards it does not matter any more.
     let mut replaced = 0;
     while_swapping(&pair.base, &pair.other, || {
         for _ in 0..ROUNDS {
-            match Resize::prepare(&request(4 << 20), false) {
+            match Resize::prepare(&request, false) {
                 Ok(_) => {}
                 Err(error) => replaced += usize::from(error.kind() == ErrorKind::Changed),
             }

@@ -15,7 +15,10 @@ fn forest() -> Lab {
     lab.run(&["create", "base.vhd", "--size", "8M"], 0);
     lab.write("base.vhd", 0, &[7; 4096]);
     lab.run(&["create", "one.avhd", "--parent", "base.vhd"], 0);
-    lab.run(&["create", "Snapshots/6B29FC40/one_now.avhd", "--parent", "one.avhd"], 0);
+    lab.run(
+        &["create", "Snapshots/6B29FC40/one_now.avhd", "--parent", "one.avhd"],
+        0,
+    );
     lab.run(&["create", "machine two/disk.vud", "--parent", "base.vhd"], 0);
     lab
 }
@@ -51,11 +54,17 @@ fn every_command_that_changes_what_is_read_refuses_with_one_code() {
         let args = args.to_vec();
         let run = lab.run(&args, 8);
         let text = String::from_utf8(run.get_output().stderr.clone()).unwrap();
-        assert!(text.contains("VHD-E0207") && text.contains("disk.vud"), "{args:?}: {text}");
+        assert!(
+            text.contains("VHD-E0207") && text.contains("disk.vud"),
+            "{args:?}: {text}"
+        );
         assert!(fs::read(lab.path("base.vhd")).unwrap() == content, "{args:?}");
     }
     let text = server_is_refused(&lab, &["base.vhd"]);
-    assert!(text.contains("disk.vud") && text.contains("--ignore-children"), "{text}");
+    assert!(
+        text.contains("disk.vud") && text.contains("--ignore-children"),
+        "{text}"
+    );
     server_is_refused(&lab, &["--resizable", "base.vhd"]);
     assert!(fs::read(lab.path("base.vhd")).unwrap() == content);
 }
@@ -66,7 +75,18 @@ fn the_option_does_it_nevertheless() {
     lab.run(&["compact", "base.vhd", "--free-space", "--ignore-children"], 0);
     lab.run(&["resize", "base.vhd", "16M", "--ignore-children"], 0);
     lab.run(&["new-id", "base.vhd", "--ignore-children"], 0);
-    lab.run(&["convert", "other.raw", "base.vhd", "--to", "raw", "--force", "--ignore-children"], 0);
+    lab.run(
+        &[
+            "convert",
+            "other.raw",
+            "base.vhd",
+            "--to",
+            "raw",
+            "--force",
+            "--ignore-children",
+        ],
+        0,
+    );
 }
 
 #[test]
@@ -132,7 +152,16 @@ fn frozen_files_are_not_written_whatever_leads_to_them() {
     symlink(lab.path(old), lab.path("other/old.vhd")).unwrap();
     fs::hard_link(lab.path(old), lab.path("other/hard.vhd")).unwrap();
     fs::hard_link(lab.path("vm.vhd"), lab.path("base.img")).unwrap();
-    for image in ["vm.vhd", old, "link.vhd", "other/old.vhd", "other/hard.vhd", "base.img", "vm.vhd@one", "vm.vhd@two"] {
+    for image in [
+        "vm.vhd",
+        old,
+        "link.vhd",
+        "other/old.vhd",
+        "other/hard.vhd",
+        "base.img",
+        "vm.vhd@one",
+        "vm.vhd@two",
+    ] {
         let before = fs::read(lab.path(old)).unwrap();
         let text = server_is_refused(&lab, &[image]);
         assert!(text.contains("snapshot") || text.contains("based on"), "{text}");

@@ -511,13 +511,7 @@ impl<'a> ChainBuilder<'a> {
     }
 
     /// Compares what a child recorded of its parent with the parent found.
-    fn compare(
-        &mut self,
-        child_path: &Path,
-        child: &Image,
-        parent: &Found,
-        is_leaf: bool,
-    ) -> Result<(), ChainError> {
+    fn compare(&mut self, child_path: &Path, child: &Image, parent: &Found, is_leaf: bool) -> Result<(), ChainError> {
         let (child_size, parent_size) = (child.disk_size(), parent.layer.disk_size());
         // Guests and other software disagree about such a child: it is shown, but not written.
         if child_size != parent_size && is_leaf && self.options.is_writing() {

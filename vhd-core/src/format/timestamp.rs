@@ -53,7 +53,11 @@ impl fmt::Display for Timestamp {
             month += 1;
         }
         let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-        write!(f, "{year:04}-{month:02}-{:02}T{hour:02}:{minute:02}:{second:02}Z", day + 1)
+        write!(
+            f,
+            "{year:04}-{month:02}-{:02}T{hour:02}:{minute:02}:{second:02}Z",
+            day + 1
+        )
     }
 }
 

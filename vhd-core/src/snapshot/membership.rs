@@ -40,7 +40,9 @@ pub(crate) fn manifest_of(base: &Path) -> PathBuf {
 
 /// Whether a file has the name of a leaf that a snapshot made.
 pub(crate) fn is_leaf(path: &Path) -> bool {
-    path.file_name().and_then(|name| name.to_str()).is_some_and(is_leaf_name)
+    path.file_name()
+        .and_then(|name| name.to_str())
+        .is_some_and(is_leaf_name)
 }
 
 fn base_of(manifest: &Path) -> Option<&str> {
@@ -67,7 +69,9 @@ pub(crate) fn of(
     let mut found = Members::default();
     for file in manifest.files() {
         let at = place.path(&file.name);
-        let Some(number) = recognise(&at, file.id) else { continue };
+        let Some(number) = recognise(&at, file.id) else {
+            continue;
+        };
         // A merge that was complete but for the manifest: the surviving file is the active leaf.
         let is_active = *file == manifest.active.file || at == active;
         let mut listed = manifest.listed();

@@ -9,10 +9,10 @@ use vhd_core::image::Preallocate;
 use vhd_core::ops::azure::{self, AzureError};
 use vhd_core::ops::{ConvertOptions, Target};
 
+use crate::children::ChildrenArgs;
 use crate::commands::convert::explain;
 use crate::commands::create::PreallocateArg;
 use crate::commands::destination::Destination;
-use crate::children::ChildrenArgs;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::human;

@@ -115,7 +115,10 @@ impl Marks {
 
     /// Whether the file is a differencing image; `None` where its footers do not tell.
     fn is_differencing(&self) -> Option<bool> {
-        let mut types: Vec<(DiskType, bool)> = self.decoded().map(|(footer, sound)| (footer.disk_type, sound)).collect();
+        let mut types: Vec<(DiskType, bool)> = self
+            .decoded()
+            .map(|(footer, sound)| (footer.disk_type, sound))
+            .collect();
         if types.iter().any(|(_, sound)| *sound) {
             types.retain(|(_, sound)| *sound);
         }

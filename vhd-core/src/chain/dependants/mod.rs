@@ -101,7 +101,9 @@ impl Search {
             path: path.to_owned(),
             id,
             file: metadata.as_ref().map(FileIdentity::of),
-            names: metadata.filter(Metadata::is_file).map_or(1, |metadata| metadata.nlink()),
+            names: metadata
+                .filter(Metadata::is_file)
+                .map_or(1, |metadata| metadata.nlink()),
         });
         self
     }
@@ -291,6 +293,10 @@ fn may_list(manifest: &Path, subject: &Subject) -> bool {
 }
 
 fn real_directory(dir: &Path) -> Option<FileIdentity> {
-    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+    let dir = if dir.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        dir
+    };
     FileIdentity::of_path(dir).ok()
 }

@@ -40,10 +40,7 @@ pub(super) struct Scope {
 
 impl Scope {
     /// For the images at `subjects`, with the directories of `beside`.
-    pub(super) fn of<'a>(
-        subjects: impl Iterator<Item = &'a Path>,
-        beside: impl Iterator<Item = &'a Path>,
-    ) -> Self {
+    pub(super) fn of<'a>(subjects: impl Iterator<Item = &'a Path>, beside: impl Iterator<Item = &'a Path>) -> Self {
         let mut scope = Self::default();
         let own: Vec<PathBuf> = subjects.flat_map(directories_of).collect();
         for dir in &own {
@@ -137,7 +134,10 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     fn dirs(roots: &[Root], top: &Path) -> Vec<(String, Option<usize>)> {
-        let name = |dir: &Path| dir.strip_prefix(top).map_or("outside".to_owned(), |dir| dir.display().to_string());
+        let name = |dir: &Path| {
+            dir.strip_prefix(top)
+                .map_or("outside".to_owned(), |dir| dir.display().to_string())
+        };
         roots.iter().map(|root| (name(&root.dir), root.depth)).collect()
     }
 
@@ -150,7 +150,10 @@ mod tests {
         let of = |name: &str| Scope::of([top.join(name).as_path()].into_iter(), [].into_iter());
         let deep = of("a/b/c/x.vhd");
         assert_eq!(dirs(&deep.complete, &top), [("a/b/c".to_owned(), None)]);
-        assert_eq!(dirs(&deep.around, &top), [("a/b".to_owned(), Some(3)), ("a".to_owned(), Some(1))]);
+        assert_eq!(
+            dirs(&deep.around, &top),
+            [("a/b".to_owned(), Some(3)), ("a".to_owned(), Some(1))]
+        );
         assert_eq!(dirs(&of("a/b/x.vhd").around, &top), [("a".to_owned(), Some(3))]);
         assert_eq!(dirs(&of("a/x.vhd").around, &top), []);
         let shared = of("x.vhd");
@@ -161,7 +164,13 @@ mod tests {
     #[test]
     fn the_root_is_never_gone_through() {
         let scope = Scope::of([Path::new("/no-such-image.vhd")].into_iter(), [].into_iter());
-        assert_eq!(scope.complete, [Root { dir: "/".into(), depth: Some(0) }]);
+        assert_eq!(
+            scope.complete,
+            [Root {
+                dir: "/".into(),
+                depth: Some(0)
+            }]
+        );
         let scope = Scope::of([Path::new("/etc/no-such-image.vhd")].into_iter(), [].into_iter());
         assert!(scope.around.iter().all(|root| root.dir != Path::new("/")), "{scope:?}");
     }

@@ -161,7 +161,11 @@ impl<'a> Walk<'a> {
         } else if kind.is_file() || kind.is_symlink() {
             let path = entry.path();
             // A name that is gone by now, or a link to nowhere, leads to no image.
-            let metadata = if kind.is_symlink() { fs::metadata(&path) } else { entry.metadata() };
+            let metadata = if kind.is_symlink() {
+                fs::metadata(&path)
+            } else {
+                entry.metadata()
+            };
             let Ok(metadata) = metadata else { return Ok(true) };
             if metadata.is_dir() {
                 // A link to a directory may lead anywhere.

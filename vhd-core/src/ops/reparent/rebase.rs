@@ -135,7 +135,10 @@ impl Rebase {
         present.require_leaf(self.file)?;
         check(&self.child, &present, &self.parent, &self.opened)?;
         if write && !self.options.ignores_children() {
-            let id = present.layers().next().map_or(UniqueId::NIL, |leaf| leaf.layer.unique_id());
+            let id = present
+                .layers()
+                .next()
+                .map_or(UniqueId::NIL, |leaf| leaf.layer.unique_id());
             Search::new().image(&self.child, id).run().refuse_frozen()?;
         }
         present.into_device().ok_or_else(|| not_differencing(&self.child))
