@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::error::DependantsError;
+use super::error::{DependantsError, Frozen};
 use crate::snapshot::SnapshotError;
 use crate::snapshot::membership::Member;
 
@@ -173,12 +173,12 @@ impl Dependants {
     pub fn refuse_frozen(&self) -> Result<(), DependantsError> {
         match self.listed.iter().find(|listed| listed.is_frozen()) {
             None => Ok(()),
-            Some(listed) => Err(DependantsError::Frozen {
+            Some(listed) => Err(DependantsError::Frozen(Box::new(Frozen {
                 image: self.images[listed.image].clone(),
                 snapshot: listed.snapshot().map(str::to_owned),
                 manifest: listed.manifest.clone(),
                 active: listed.active().to_owned(),
-            }),
+            }))),
         }
     }
 

@@ -22,20 +22,8 @@ pub enum DependantsError {
         children: Vec<PathBuf>,
     },
     /// A snapshot keeps what it reads.
-    #[error(
-        "{} is frozen by {} ({}); the present state of the disk is {}",
-        image.display(), SnapshotName(snapshot.as_deref()), manifest.display(), active.display()
-    )]
-    Frozen {
-        /// The image.
-        image: PathBuf,
-        /// The snapshot's name; `None` for one that was deleted and whose file others need.
-        snapshot: Option<String>,
-        /// The manifest that says so.
-        manifest: PathBuf,
-        /// The file that is written to.
-        active: PathBuf,
-    },
+    #[error("{0}")]
+    Frozen(Box<Frozen>),
     /// A manifest of snapshots refers to it as the present state of a disk, by its identity.
     #[error(
         "{} is the present state of a disk with snapshots, and {} refers to it by its identity",
@@ -73,14 +61,28 @@ impl DependantsError {
     }
 }
 
-struct SnapshotName<'a>(Option<&'a str>);
+/// An image that a snapshot keeps as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frozen {
+    /// The image.
+    pub image: PathBuf,
+    /// The snapshot's name; `None` for one that was deleted and whose file others need.
+    pub snapshot: Option<String>,
+    /// The manifest that says so.
+    pub manifest: PathBuf,
+    /// The file that is written to.
+    pub active: PathBuf,
+}
 
-impl fmt::Display for SnapshotName<'_> {
+impl fmt::Display for Frozen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Some(name) => write!(f, "snapshot \"{name}\""),
-            None => f.write_str("a deleted snapshot that others need"),
+        write!(f, "{} is frozen by ", self.image.display())?;
+        match &self.snapshot {
+            Some(name) => write!(f, "snapshot \"{name}\"")?,
+            None => f.write_str("a deleted snapshot that others need")?,
         }
+        let (manifest, active) = (self.manifest.display(), self.active.display());
+        write!(f, " ({manifest}); the present state of the disk is {active}")
     }
 }
 

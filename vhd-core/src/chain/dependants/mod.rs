@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use answer::{Child, Dependants, Doubt, Listed};
-pub use error::DependantsError;
+pub use error::{DependantsError, Frozen};
 
 use self::claim::{Claim, MIN_BYTES};
 use self::scope::Scope;
