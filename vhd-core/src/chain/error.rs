@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use super::dependants::DependantsError;
+use super::dependants::{DependantsError, Doubt};
 use crate::ErrorKind;
 use crate::format::{FormatError, Timestamp, UniqueId};
 use crate::image::OpenError;
@@ -242,6 +242,14 @@ pub enum ChainWarning {
         path: PathBuf,
         /// What is wrong with it.
         reason: FormatError,
+    },
+    /// The leaf is open for writing, and not all that is around its directory was looked at for images based on it.
+    #[error("the search for images that are based on {} was cut short around its directory: {limit}", path.display())]
+    SearchCutShort {
+        /// The leaf.
+        path: PathBuf,
+        /// The limit.
+        limit: Doubt,
     },
     /// The copy at the start is not usable; the footer is in use.
     #[error("the footer copy at the start of {} is not usable ({reason})", path.display())]

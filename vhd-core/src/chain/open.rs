@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::ImageFormat;
-use super::dependants::Search;
+use super::dependants::{Limits, Search};
 use super::disagree::{Actual, Recorded, disagreements};
 use super::error::{ChainError, ChainWarning, ParentOutcome, TriedParent};
 use super::examine::{Examined, examine, identify};
@@ -157,9 +157,10 @@ impl OpenOptions {
         match format {
             ImageFormat::Raw => {
                 let writable = self.is_writing();
-                if writable {
-                    self.refuse_dependants(path, UniqueId::NIL, &[])?;
-                }
+                let warning = match writable {
+                    true => self.refuse_dependants(path, UniqueId::NIL, &[])?,
+                    false => None,
+                };
                 let device = RawDevice::new(file, writable).map_err(|source| ChainError::Read {
                     path: path.to_owned(),
                     source,
@@ -168,7 +169,7 @@ impl OpenOptions {
                 Ok(OpenedDisk::new(
                     Device::Raw(Arc::new(device)),
                     found.clone(),
-                    Vec::new(),
+                    warning.into_iter().collect(),
                 ))
             }
             ImageFormat::Vhd => ChainBuilder::new(self, found).build(path, file),
@@ -180,12 +181,22 @@ impl OpenOptions {
     }
 
     /// Refuses to write to a leaf that others rely on. It is locked: nobody makes a child of it meanwhile.
-    fn refuse_dependants(&self, leaf: &Path, id: UniqueId, parents: &[PathBuf]) -> Result<(), ChainError> {
+    fn refuse_dependants(
+        &self,
+        leaf: &Path,
+        id: UniqueId,
+        parents: &[PathBuf],
+    ) -> Result<Option<ChainWarning>, ChainError> {
         if self.ignore_children {
-            return Ok(());
+            return Ok(None);
         }
         let search = Search::new().image(leaf, id).beside(parents.iter().cloned());
-        Ok(search.run().refuse()?)
+        let found = search.limits(Limits::for_opening()).run();
+        found.refuse()?;
+        Ok(found.cut_short().map(|limit| ChainWarning::SearchCutShort {
+            path: leaf.to_owned(),
+            limit: limit.clone(),
+        }))
     }
 
     fn leaf_mode(&self) -> OpenMode {
@@ -392,8 +403,11 @@ impl<'a> ChainBuilder<'a> {
         self.paths.push(path.to_owned());
         let ancestors = self.ancestors(path, &leaf)?;
         let leaf = if self.options.is_writing() {
-            self.options
+            // INV-35: under the lock, and before anything in the file changes.
+            let warning = self
+                .options
                 .refuse_dependants(path, leaf.unique_id(), &self.paths[1..])?;
+            self.warnings.extend(warning);
             drop(leaf);
             image_at(path, file, &self.options.leaf_mode())?
         } else {

@@ -12,10 +12,11 @@ use crate::snapshot::membership::Member;
 /// Who relies on the images that a search was about: nobody, these, or that can't be known.
 #[derive(Debug)]
 pub struct Dependants {
-    images: Vec<PathBuf>,
-    children: Vec<Child>,
-    listed: Vec<Listed>,
-    doubts: Vec<Doubt>,
+    pub(super) images: Vec<PathBuf>,
+    pub(super) children: Vec<Child>,
+    pub(super) listed: Vec<Listed>,
+    pub(super) doubts: Vec<Doubt>,
+    pub(super) cut_short: Option<Doubt>,
 }
 
 /// A differencing image that names one of the images as its parent.
@@ -123,15 +124,6 @@ impl Doubt {
 }
 
 impl Dependants {
-    pub(super) fn new(images: Vec<PathBuf>, children: Vec<Child>, listed: Vec<Listed>, doubts: Vec<Doubt>) -> Self {
-        Self {
-            images,
-            children,
-            listed,
-            doubts,
-        }
-    }
-
     /// The children that were found, by path.
     #[must_use]
     pub fn children(&self) -> &[Child] {
@@ -154,6 +146,12 @@ impl Dependants {
     #[must_use]
     pub fn doubts(&self) -> &[Doubt] {
         &self.doubts
+    }
+
+    /// The limit at which the search around the directories of the images ended, which refuses nothing.
+    #[must_use]
+    pub fn cut_short(&self) -> Option<&Doubt> {
+        self.cut_short.as_ref()
     }
 
     /// Refuses if anything relies on the images, or that can't be known.

@@ -30,7 +30,7 @@ pub use error::{DependantsError, Frozen};
 
 use self::claim::{Claim, MIN_BYTES};
 use self::scope::Scope;
-use self::walk::{Seen, Walk};
+use self::walk::{Seen, Walk, Walked};
 use super::ChainError;
 use super::examine::leads_to;
 use crate::format::UniqueId;
@@ -59,8 +59,20 @@ impl Default for Limits {
             files: 1 << 17,
             depth: 16,
             time: Duration::from_secs(30),
-            files_around: 1 << 11,
+            files_around: 1 << 16,
+            time_around: Duration::from_secs(5),
+        }
+    }
+}
+
+impl Limits {
+    /// For an image that is opened for writing, which is done often: less is looked at around it.
+    #[must_use]
+    pub fn for_opening() -> Self {
+        Self {
+            files_around: 1 << 13,
             time_around: Duration::from_millis(250),
+            ..Self::default()
         }
     }
 }
@@ -83,6 +95,8 @@ struct Subject {
     file: Option<FileIdentity>,
     /// How many names the file has.
     names: u64,
+    /// The directories that it is in: that of the name, and that of the file it leads to.
+    dirs: Vec<FileIdentity>,
 }
 
 impl Search {
@@ -104,6 +118,10 @@ impl Search {
             names: metadata
                 .filter(Metadata::is_file)
                 .map_or(1, |metadata| metadata.nlink()),
+            dirs: scope::directories_of(path)
+                .iter()
+                .filter_map(|dir| FileIdentity::of_path(dir).ok())
+                .collect(),
         });
         self
     }
@@ -128,8 +146,8 @@ impl Search {
         let paths = self.subjects.iter().map(|subject| subject.path.as_path());
         let scope = Scope::of(paths, self.beside.iter().map(PathBuf::as_path));
         let mut finding = Finding::new(self);
-        let doubts = Walk::new(&self.limits, &mut |seen| finding.look(seen)).run(scope);
-        finding.finish(doubts)
+        let walked = Walk::new(&self.limits, &mut |seen| finding.look(seen)).run(scope);
+        finding.finish(walked)
     }
 }
 
@@ -215,7 +233,7 @@ impl<'a> Finding<'a> {
         let subject = &self.subjects[parent];
         let found = leads_to(seen.path, subject.id);
         let leads_there = found.is_some() && found == subject.file;
-        let is_beside = subject.path.parent().map(real_directory) == seen.path.parent().map(real_directory);
+        let is_beside = directory_of(seen.path).is_some_and(|dir| subject.dirs.contains(&dir));
         let counts = if subject.id.is_nil() {
             leads_there
         } else {
@@ -264,8 +282,8 @@ impl<'a> Finding<'a> {
         }
     }
 
-    fn finish(mut self, limits: Vec<Doubt>) -> Dependants {
-        self.doubts.extend(limits);
+    fn finish(mut self, walked: Walked) -> Dependants {
+        self.doubts.extend(walked.doubts);
         for (subject, seen) in self.subjects.iter().zip(&self.names) {
             if subject.names > *seen.max(&1) && !subject.id.is_nil() {
                 self.doubts
@@ -277,26 +295,28 @@ impl<'a> Finding<'a> {
             .retain(|child| !unused.contains(&child.path) || !claim::is_empty(&child.path));
         self.children.sort_by(|a, b| a.path.cmp(&b.path));
         let images = self.subjects.iter().map(|subject| subject.path.clone());
-        Dependants::new(images.collect(), self.children, self.listed, self.doubts)
+        Dependants {
+            images: images.collect(),
+            children: self.children,
+            listed: self.listed,
+            doubts: self.doubts,
+            cut_short: walked.cut_short,
+        }
     }
 }
 
 /// Whether a manifest that can't be read may list an image: one of its name, or any in the directory of a file that is
 /// named like a leaf.
 fn may_list(manifest: &Path, subject: &Subject) -> bool {
-    let real = subject.path.canonicalize();
-    let real = real.as_deref().unwrap_or(&subject.path);
-    if manifest.parent().map(real_directory) != real.parent().map(real_directory) {
+    if !directory_of(manifest).is_some_and(|dir| subject.dirs.contains(&dir)) {
         return false;
     }
+    let real = subject.path.canonicalize();
+    let real = real.as_deref().unwrap_or(&subject.path);
     subject.names > 1 || membership::is_leaf(real) || membership::manifest_of(real).file_name() == manifest.file_name()
 }
 
-fn real_directory(dir: &Path) -> Option<FileIdentity> {
-    let dir = if dir.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        dir
-    };
-    FileIdentity::of_path(dir).ok()
+/// The directory that a file was found in.
+fn directory_of(path: &Path) -> Option<FileIdentity> {
+    FileIdentity::of_path(path.parent()?).ok()
 }

@@ -11,6 +11,7 @@
 //! belongs to others (the home directories of a machine, the programs of a system). For the same reason the way up ends
 //! at the root, at another file system and at a directory that everybody may write to (sticky, like /tmp).
 
+use std::collections::HashSet;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -42,11 +43,16 @@ impl Scope {
     /// For the images at `subjects`, with the directories of `beside`.
     pub(super) fn of<'a>(subjects: impl Iterator<Item = &'a Path>, beside: impl Iterator<Item = &'a Path>) -> Self {
         let mut scope = Self::default();
-        let own: Vec<PathBuf> = subjects.flat_map(directories_of).collect();
+        let own = directories(subjects);
         for dir in &own {
-            scope.enter(dir);
+            // Below a directory that everybody shares, most belongs to others.
+            scope.complete.push(Root {
+                dir: dir.clone(),
+                depth: is_shared(dir).then_some(0),
+            });
         }
-        let others: Vec<PathBuf> = beside.flat_map(directories_of).collect();
+        let mut others = directories(beside);
+        others.retain(|dir| !own.contains(dir));
         scope.around.extend(others.iter().map(|dir| Root {
             dir: dir.clone(),
             depth: Some(DEPTHS_ABOVE[0]),
@@ -57,27 +63,6 @@ impl Scope {
             }
         }
         scope
-    }
-
-    /// The directory of an image. Below a directory that everybody shares, most belongs to others.
-    fn enter(&mut self, dir: &Path) {
-        let shared = is_shared(dir);
-        self.push_complete(Root {
-            dir: dir.to_owned(),
-            depth: shared.then_some(0),
-        });
-        if shared {
-            self.around.push(Root {
-                dir: dir.to_owned(),
-                depth: Some(DEPTHS_ABOVE[1]),
-            });
-        }
-    }
-
-    fn push_complete(&mut self, root: Root) {
-        if !self.complete.contains(&root) {
-            self.complete.push(root);
-        }
     }
 
     /// The directory `level` + 1 levels above `dir`.
@@ -97,8 +82,23 @@ impl Scope {
     }
 }
 
+/// The directories of files, each once. A chain may have thousands of files in one.
+fn directories<'a>(paths: impl Iterator<Item = &'a Path>) -> Vec<PathBuf> {
+    let mut named = HashSet::new();
+    let mut dirs = Vec::new();
+    for path in paths {
+        let is_link = path.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink());
+        if named.insert(path.parent()) || is_link {
+            dirs.extend(directories_of(path));
+        }
+    }
+    let mut seen = HashSet::new();
+    dirs.retain(|dir| seen.insert(dir.clone()));
+    dirs
+}
+
 /// The directory of the name that was given, and that of the file it leads to.
-fn directories_of(path: &Path) -> Vec<PathBuf> {
+pub(super) fn directories_of(path: &Path) -> Vec<PathBuf> {
     let given = match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir.canonicalize(),
         _ => Path::new(".").canonicalize(),
@@ -158,7 +158,7 @@ mod tests {
         assert_eq!(dirs(&of("a/x.vhd").around, &top), []);
         let shared = of("x.vhd");
         assert_eq!(dirs(&shared.complete, &top), [(String::new(), Some(0))]);
-        assert_eq!(dirs(&shared.around, &top), [(String::new(), Some(1))]);
+        assert_eq!(dirs(&shared.around, &top), []);
     }
 
     #[test]

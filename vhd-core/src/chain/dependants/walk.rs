@@ -64,11 +64,22 @@ pub(super) struct Walk<'a> {
     /// No directory is read twice, whatever is mounted or linked where.
     read: HashSet<FileIdentity>,
     waiting: VecDeque<Waiting>,
-    /// Directories behind links, and hidden ones.
+    /// Directories behind links, and those below one that everybody shares.
     aside: Vec<Root>,
-    doubts: Vec<Doubt>,
+    /// Directories whose names begin with a dot.
+    hidden: Vec<Root>,
+    walked: Walked,
     budget: Budget,
     must_be_known: bool,
+}
+
+/// What a walk did not see.
+#[derive(Debug, Default)]
+pub(super) struct Walked {
+    /// Where everything must be known.
+    pub(super) doubts: Vec<Doubt>,
+    /// The limit that was reached around that.
+    pub(super) cut_short: Option<Doubt>,
 }
 
 impl<'a> Walk<'a> {
@@ -79,14 +90,15 @@ impl<'a> Walk<'a> {
             read: HashSet::new(),
             waiting: VecDeque::new(),
             aside: Vec::new(),
-            doubts: Vec::new(),
+            hidden: Vec::new(),
+            walked: Walked::default(),
             budget: Budget::new(limits.files, limits.time),
             must_be_known: true,
         }
     }
 
     /// Shows every regular file, and answers why there may be others where everything must be known.
-    pub(super) fn run(mut self, scope: Scope) -> Vec<Doubt> {
+    pub(super) fn run(mut self, scope: Scope) -> Walked {
         for Root { dir, depth } in scope.complete {
             self.waiting.push_back(Waiting {
                 dir,
@@ -99,7 +111,15 @@ impl<'a> Walk<'a> {
         self.must_be_known = false;
         self.budget = Budget::new(self.limits.files_around, self.limits.time_around);
         let aside = std::mem::take(&mut self.aside);
-        for Root { dir, depth } in aside.into_iter().chain(scope.around) {
+        self.around(aside.into_iter().chain(scope.around));
+        // Last: caches of programs are here, and seldom images.
+        let hidden = std::mem::take(&mut self.hidden);
+        self.around(hidden.into_iter());
+        self.walked
+    }
+
+    fn around(&mut self, roots: impl Iterator<Item = Root>) {
+        for Root { dir, depth } in roots {
             self.waiting.push_back(Waiting {
                 device: dir.metadata().ok().map(|metadata| metadata.dev()),
                 depth: depth.unwrap_or(0),
@@ -108,7 +128,6 @@ impl<'a> Walk<'a> {
             });
         }
         self.drain();
-        self.doubts
     }
 
     /// Reads what waits, the nearest first, until a limit is reached.
@@ -128,15 +147,27 @@ impl<'a> Walk<'a> {
 
     fn doubt(&mut self, doubt: Doubt) {
         if self.must_be_known {
-            self.doubts.push(doubt);
+            self.walked.doubts.push(doubt);
+        }
+    }
+
+    /// A limit is reached.
+    fn stop(&mut self, doubt: Doubt) {
+        if self.must_be_known {
+            self.walked.doubts.push(doubt);
+        } else {
+            self.walked.cut_short.get_or_insert(doubt);
         }
     }
 
     /// Goes through a directory. `false` when a limit is reached.
     fn enter(&mut self, waiting: &Waiting) -> io::Result<bool> {
         let metadata = waiting.dir.metadata()?;
-        if waiting.device.is_some_and(|device| device != metadata.dev()) || self.budget.is_late() {
-            return Ok(!self.budget.is_late() || self.late(&waiting.dir));
+        if waiting.device.is_some_and(|device| device != metadata.dev()) {
+            return Ok(true);
+        }
+        if self.budget.is_late() {
+            return Ok(self.late(&waiting.dir));
         }
         if !self.read.insert(FileIdentity::of(&metadata)) {
             return Ok(true);
@@ -150,7 +181,12 @@ impl<'a> Walk<'a> {
     }
 
     fn late(&mut self, dir: &Path) -> bool {
-        self.doubt(Doubt::time(dir, self.limits.time));
+        let limit = if self.must_be_known {
+            self.limits.time
+        } else {
+            self.limits.time_around
+        };
+        self.stop(Doubt::time(dir, limit));
         false
     }
 
@@ -169,7 +205,9 @@ impl<'a> Walk<'a> {
             let Ok(metadata) = metadata else { return Ok(true) };
             if metadata.is_dir() {
                 // A link to a directory may lead anywhere.
-                self.put_aside(path);
+                if self.must_be_known {
+                    self.aside.push(aside(path));
+                }
             } else if metadata.is_file() {
                 return Ok(self.show(&path, &metadata, kind.is_symlink(), waiting));
             }
@@ -179,7 +217,7 @@ impl<'a> Walk<'a> {
 
     fn note_directory(&mut self, dir: PathBuf, waiting: &Waiting, hidden: bool) {
         match (hidden, self.must_be_known) {
-            (true, true) => self.put_aside(dir),
+            (true, true) => self.hidden.push(aside(dir)),
             (true, false) => {}
             (false, _) if waiting.depth > 0 => self.waiting.push_back(Waiting {
                 dir,
@@ -187,19 +225,19 @@ impl<'a> Walk<'a> {
                 ..*waiting
             }),
             (false, _) if waiting.is_limited => self.doubt(Doubt::depth(&dir, self.limits.depth)),
-            (false, _) => {}
-        }
-    }
-
-    fn put_aside(&mut self, dir: PathBuf) {
-        if self.must_be_known {
-            self.aside.push(Root { dir, depth: Some(1) });
+            (false, true) => self.aside.push(aside(dir)),
+            (false, false) => {}
         }
     }
 
     fn show(&mut self, path: &Path, metadata: &Metadata, is_link: bool, waiting: &Waiting) -> bool {
         if self.budget.files == 0 {
-            self.doubt(Doubt::files(&waiting.dir, self.limits.files));
+            let limit = if self.must_be_known {
+                self.limits.files
+            } else {
+                self.limits.files_around
+            };
+            self.stop(Doubt::files(&waiting.dir, limit));
             return false;
         }
         self.budget.files -= 1;
@@ -214,6 +252,11 @@ impl<'a> Walk<'a> {
         });
         true
     }
+}
+
+/// A directory that is looked at as far as it goes, with those in it.
+fn aside(dir: PathBuf) -> Root {
+    Root { dir, depth: Some(1) }
 }
 
 fn is_hidden(entry: &DirEntry) -> bool {
