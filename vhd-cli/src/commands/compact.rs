@@ -9,6 +9,7 @@ use serde::Serialize;
 use vhd_core::ErrorKind;
 use vhd_core::chain::{OpenedDisk, children_beside};
 use vhd_core::device::LayeredDevice;
+use vhd_core::job::require_no_job;
 use vhd_core::ops::compact::{CompactError, CompactOptions, CompactPlan, CompactReport, FreeSpace, Survey, compact};
 
 use super::measure::{PartitionSpace, partition_spaces};
@@ -106,6 +107,7 @@ pub(crate) fn run(args: &CompactArgs) -> Result<Exit, Failure> {
         return Err(Failure::usage("DISK@NAME is for reading: name the file to compact it"));
     }
     let opened = open(args, &source)?;
+    require_no_job([&source.path])?;
     let warnings = opened.warnings().iter().map(ToString::to_string).collect();
     let children = children_of(args, &opened)?;
     let space = args.free_space.then(|| DiskSpace::of(&opened.disk()));
@@ -165,7 +167,7 @@ fn children_of(args: &CompactArgs, opened: &OpenedDisk) -> Result<Vec<PathBuf>, 
     };
     let footer = chain.leaf().footer();
     let children = children_beside(&args.image, footer.unique_id);
-    if !args.free_space || args.force || args.dry_run || children.is_empty() && footer.hidden == 0 {
+    if !args.free_space || args.force || children.is_empty() && footer.hidden == 0 {
         return Ok(children);
     }
     let who = match children.first() {

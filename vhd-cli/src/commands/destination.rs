@@ -9,6 +9,7 @@ use rustix::fs::{Stat, fstat};
 use vhd_core::ErrorKind;
 use vhd_core::chain::{OpenedDisk, children_beside};
 use vhd_core::image::Footers;
+use vhd_core::job::require_no_job;
 use vhd_core::storage::{Access, HostFile, Sharing, StorageError};
 
 use crate::codes::Kind;
@@ -69,6 +70,7 @@ impl<'a> Destination<'a> {
             refuse_source(source, rustix::fs::stat(self.path), &self.path.display().to_string())?;
         }
         self.refuse_parent()?;
+        require_no_job([self.path])?;
         match HostFile::open(self.path, Access::ReadWrite, Sharing::Exclusive) {
             Ok(file) => Ok(Some(file)),
             Err(error @ StorageError::Locked { .. }) => Err(error.into()),

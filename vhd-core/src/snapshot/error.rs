@@ -6,6 +6,7 @@ use crate::ErrorKind;
 use crate::chain::{ChainError, CreateChildError};
 use crate::device::DeviceError;
 use crate::image::{AmendError, OpenError};
+use crate::job::JobError;
 use crate::ops::merge::MergeError;
 use crate::record::RecordError;
 use crate::storage::StorageError;
@@ -112,6 +113,9 @@ pub enum SnapshotError {
         #[source]
         source: AmendError,
     },
+    /// A job outside the snapshots is open on a file that would go or change.
+    #[error(transparent)]
+    Job(#[from] JobError),
     /// The manifest can't be read or written.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -170,6 +174,7 @@ impl SnapshotError {
             Self::Verification { .. } => ErrorKind::Verification,
             Self::Relink { source, .. } => source.kind(),
             Self::Record(error) => error.kind(),
+            Self::Job(error) => error.kind(),
             Self::Storage(error) => error.kind(),
             Self::Create(error) => error.kind(),
             Self::Interrupted { .. } => ErrorKind::Cancelled,

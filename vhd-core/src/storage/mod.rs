@@ -27,7 +27,7 @@ pub use holder::LockHolder;
 pub use host_file::{Access, FileIdentity, HostFile, Sharing};
 pub use lock::ImageLock;
 pub use memory::MemoryFile;
-pub(crate) use names::put_back_modified;
+pub(crate) use names::{full_name, put_back_modified, relative_to, resolved};
 pub use names::{beside, remove_file, sync_directory_of};
 pub use overlay::{OverlayChange, OverlayFile, OverlaySource};
 pub use padded::PaddedFile;

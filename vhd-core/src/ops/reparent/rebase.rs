@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::runs::differing_runs;
 use super::wanted::{MissingBlocks, Wanted, files_below};
-use super::{ReparentError, check_differencing, check_no_circle, check_same_size, relink};
+use super::{ReparentError, check_differencing, check_jobs, check_no_circle, check_same_size, relink};
 use crate::chain::{OpenOptions, OpenedDisk, Relation, parent_link};
 use crate::device::{ByteRange, DeviceError, Disk, LayeredDevice};
 use crate::image::{Image, ParentLink};
@@ -77,6 +77,7 @@ impl Rebase {
     ) -> Result<Self, ReparentError> {
         let opened = parent_options.clone().write(false).open(parent)?;
         check_no_circle(child, &opened)?;
+        check_jobs(child, parent)?;
         let present = child_options.clone().write(false).open(child)?;
         let relation = check(child, &present, parent, &opened)?;
         Ok(Self {
@@ -124,6 +125,7 @@ impl Rebase {
     /// The child over its present parents. Nobody had it locked since the look.
     fn open(&self, write: bool) -> Result<LayeredDevice, ReparentError> {
         let present = self.options.clone().write(write).open(&self.child)?;
+        check_jobs(&self.child, &self.parent)?;
         check(&self.child, &present, &self.parent, &self.opened)?;
         present.into_device().ok_or_else(|| not_differencing(&self.child))
     }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{ReparentError, check_differencing, check_no_circle, check_same_size};
+use super::{ReparentError, check_differencing, check_jobs, check_no_circle, check_same_size};
 use crate::chain::{OpenOptions, OpenedDisk, Relation, parent_link};
 use crate::image::{Amendment, Image, ParentLink};
 use crate::ops::alone::Alone;
@@ -27,6 +27,7 @@ impl Relink {
     pub fn examine(child: &Path, parent: &Path, options: &OpenOptions) -> Result<Self, ReparentError> {
         let opened = options.clone().write(false).open(parent)?;
         check_no_circle(child, &opened)?;
+        check_jobs(child, parent)?;
         let image = Alone::open(child, Access::ReadOnly)?.image;
         check_differencing(child, &image)?;
         Ok(Self {
@@ -83,6 +84,7 @@ impl Relink {
             self.check()?;
         }
         let image = Alone::open(&self.child, Access::ReadWrite)?.image;
+        check_jobs(&self.child, &self.parent)?;
         // The file was not locked between the look and now.
         check_differencing(&self.child, &image)?;
         self.relation = Relation::of(&self.child, &image, &self.parent, &self.opened)?;
