@@ -141,7 +141,8 @@ fn inv_37_no_second_merge_touches_an_image_of_an_open_one() {
         let first = lab.carrying(child, into);
         begin(&first);
         for (other, below) in [(4, 0), (5, 1), (5, 0), (6, 3), (6, 0), (3, 2), (2, 1), (1, 0), (3, 0)] {
-            if (other, below) == (child, into) {
+            // The same one; and one that has no image in common with a merge far below it.
+            if (other, below) == (child, into) || child == 1 && below == 3 {
                 continue;
             }
             let error = plan(&lab.carrying(other, below)).map(drop).unwrap_err();
@@ -171,7 +172,12 @@ fn inv_37_no_other_job_and_no_writer_touches_the_images_of_an_open_merge() {
         assert_eq!(open_job(path).unwrap().unwrap().kind, JobKind::Merge);
         pending(NewId::plan(path, &all_children()).unwrap_err().kind(), &what);
         pending(require_no_job([path]).unwrap_err().kind(), &what);
-        pending(Relink::examine(path, &lab.paths[0], &OpenOptions::new()).unwrap_err().kind(), &what);
+        pending(
+            Relink::examine(path, &lab.paths[0], &OpenOptions::new())
+                .unwrap_err()
+                .kind(),
+            &what,
+        );
         let size = resize(path, SIZE + BLOCK, true).unwrap_err();
         pending(size.kind(), &what);
         // A machine may run on the child, and on nothing that is half one thing and half another.
@@ -185,7 +191,10 @@ fn inv_37_no_other_job_and_no_writer_touches_the_images_of_an_open_merge() {
             3 => fs::remove_file(lab.path("new.avhd")).unwrap(),
             _ => pending(child.unwrap_err().kind(), &what),
         }
-        let warned = open(path, false).warnings().iter().any(|warning| matches!(warning, ChainWarning::JobOpen { .. }));
+        let warned = open(path, false)
+            .warnings()
+            .iter()
+            .any(|warning| matches!(warning, ChainWarning::JobOpen { .. }));
         assert_eq!(warned, index != 3, "{what}");
     }
     // What is not of the merge is free: an image that it only reads below its target, and another child of that.
@@ -239,9 +248,9 @@ fn inv_37_a_marker_that_leads_nowhere_stops_nobody() {
 /// What the merge of 2 into 0 has written when the child is gone, with something else in it.
 fn forged(lab: &Lab, layers: &[(&str, usize)], carried: &[&str]) {
     let id = |index: usize| open_alone(&lab.paths[index]).unique_id().to_string();
-    let layers = layers.iter().map(|(path, index)| {
-        serde_json::json!({ "path": path, "id": id(*index), "fingerprint": null })
-    });
+    let layers = layers
+        .iter()
+        .map(|(path, index)| serde_json::json!({ "path": path, "id": id(*index), "fingerprint": null }));
     let record = serde_json::json!({
         "target": { "path": "0.vhd", "id": id(0) },
         "layers": layers.collect::<Vec<_>>(),
@@ -250,7 +259,10 @@ fn forged(lab: &Lab, layers: &[(&str, usize)], carried: &[&str]) {
         "phase": "finishing",
         "boot": null,
     });
-    let kind = RecordKind { name: "merge", version: 1 };
+    let kind = RecordKind {
+        name: "merge",
+        version: 1,
+    };
     kind.write(&lab.path("gone.avhd.merge"), &record).unwrap();
 }
 
@@ -267,7 +279,14 @@ fn inv_38_a_record_can_not_name_a_file_elsewhere() {
     std::os::unix::fs::symlink(elsewhere.path(), lab.path("dir")).unwrap();
     let absolute = precious.display().to_string();
     let relative = format!("../{}/precious.avhd", elsewhere.path().file_name().unwrap().display());
-    let names = ["1.avhd", "precious.avhd", "link.avhd", "dir/precious.avhd", &absolute, &relative];
+    let names = [
+        "1.avhd",
+        "precious.avhd",
+        "link.avhd",
+        "dir/precious.avhd",
+        &absolute,
+        &relative,
+    ];
     let before = fs::read(&precious).unwrap();
     for name in names {
         let id = open_alone(&precious).unique_id();
@@ -283,9 +302,16 @@ fn inv_38_a_record_can_not_name_a_file_elsewhere() {
             }
             let text = fs::read_to_string(lab.path("gone.avhd.merge")).unwrap();
             let body: serde_json::Value = serde_json::from_str(text.split_once('\n').unwrap().1).unwrap();
-            let body = body.to_string().replace(&open_alone(&lab.paths[1]).unique_id().to_string(), &id.to_string());
+            let body = body
+                .to_string()
+                .replace(&open_alone(&lab.paths[1]).unique_id().to_string(), &id.to_string());
             let body: serde_json::Value = serde_json::from_str(&body).unwrap();
-            RecordKind { name: "merge", version: 1 }.write(&lab.path("gone.avhd.merge"), &body).unwrap();
+            RecordKind {
+                name: "merge",
+                version: 1,
+            }
+            .write(&lab.path("gone.avhd.merge"), &body)
+            .unwrap();
             let error = finish(&request).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::RecordDamaged, "{name}: {error}");
             assert!(error.to_string().contains("gone.avhd.merge"), "{error}");
@@ -305,14 +331,20 @@ fn inv_38_records_of_resize_and_new_id_can_not_name_a_file_elsewhere() {
     let before = fs::read(&child).unwrap();
     let footer = |path: &Path| {
         let bytes = fs::read(path).unwrap();
-        bytes[bytes.len() - 512..].iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+        bytes[bytes.len() - 512..]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect::<String>()
     };
-    let file = |path: &Path, parent: Option<u64>| {
-        serde_json::json!({ "path": path, "parent": parent, "footer": footer(path), "modified": 0 })
-    };
+    let file = |path: &Path, parent: Option<u64>| serde_json::json!({ "path": path, "parent": parent, "footer": footer(path), "modified": 0 });
     let files = [file(&lab.paths[0], None), file(&child, Some(0))];
     let record = serde_json::json!({ "size": SIZE + BLOCK, "tree": true, "files": files });
-    RecordKind { name: "resize", version: 1 }.write(&lab.path("0.vhd.resize"), &record).unwrap();
+    RecordKind {
+        name: "resize",
+        version: 1,
+    }
+    .write(&lab.path("0.vhd.resize"), &record)
+    .unwrap();
     let error = resize(&lab.paths[0], SIZE + BLOCK, true).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::RecordDamaged, "{error}");
     fs::remove_file(lab.path("0.vhd.resize")).unwrap();
@@ -325,7 +357,12 @@ fn inv_38_records_of_resize_and_new_id_can_not_name_a_file_elsewhere() {
         "modified": 1_000_000_000,
         "children": [child],
     });
-    RecordKind { name: "new-id", version: 1 }.write(&lab.path("0.vhd.new-id"), &record).unwrap();
+    RecordKind {
+        name: "new-id",
+        version: 1,
+    }
+    .write(&lab.path("0.vhd.new-id"), &record)
+    .unwrap();
     let error = NewId::plan(&lab.paths[0], &NewIdOptions::default()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::RecordDamaged, "{error}");
     assert_eq!(fs::read(&child).unwrap(), before);
@@ -361,10 +398,18 @@ fn inv_37_39_an_open_resize_keeps_writers_away_and_its_undo_loses_nothing() {
     let mut lab = Lab::new(0x55, 3);
     half_grown(&lab);
     for path in &lab.paths {
-        assert_eq!(open_job(path).unwrap().unwrap().kind, JobKind::Resize, "{}", path.display());
+        assert_eq!(
+            open_job(path).unwrap().unwrap().kind,
+            JobKind::Resize,
+            "{}",
+            path.display()
+        );
         let error = OpenOptions::new().write(true).open(path).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::JobPending, "{error}");
-        assert_eq!(plan(&MergeRequest::new(&lab.paths[2])).map(drop).unwrap_err().kind(), ErrorKind::JobPending);
+        assert_eq!(
+            plan(&MergeRequest::new(&lab.paths[2])).map(drop).unwrap_err().kind(),
+            ErrorKind::JobPending
+        );
     }
     // A program that knows nothing of markers writes to the new part of the base.
     {
@@ -374,7 +419,10 @@ fn inv_37_39_an_open_resize_keeps_writers_away_and_its_undo_loses_nothing() {
         let opened = open(&lab.paths[0], true);
         opened.disk().write_at(&[7; 512], SIZE + 1024).unwrap();
         opened.close().unwrap();
-        markers.iter().zip(kept).for_each(|(path, bytes)| fs::write(path, bytes).unwrap());
+        markers
+            .iter()
+            .zip(kept)
+            .for_each(|(path, bytes)| fs::write(path, bytes).unwrap());
     }
     // The child can't be resized: its table is cut off. The resize goes back, and may not.
     let whole = fs::read(&lab.paths[2]).unwrap();
@@ -384,7 +432,10 @@ fn inv_37_39_an_open_resize_keeps_writers_away_and_its_undo_loses_nothing() {
     let error = resize(&lab.paths[1], SIZE + BLOCK, true).unwrap_err();
     assert!(lab.path("0.vhd.resize").exists(), "{error}");
     let mut sector = [0; 512];
-    open(&lab.paths[0], false).disk().read_at(&mut sector, SIZE + 1024).unwrap();
+    open(&lab.paths[0], false)
+        .disk()
+        .read_at(&mut sector, SIZE + 1024)
+        .unwrap();
     assert_eq!(sector, [7; 512]);
     fs::write(&lab.paths[2], whole).unwrap();
     resize(&lab.paths[1], SIZE + BLOCK, true).unwrap();
@@ -403,7 +454,9 @@ fn inv_28_a_fixed_image_is_not_read_with_the_footer_of_another_size_in_it() {
     for (from, to) in [(SIZE, SIZE + BLOCK), (SIZE + BLOCK, SIZE)] {
         let dir = temp_dir();
         let path = dir.path().join("f.vhd");
-        create(&path, |file| create_fixed(file, from, vhd_core::image::Preallocate::Off));
+        create(&path, |file| {
+            create_fixed(file, from, vhd_core::image::Preallocate::Off)
+        });
         let footer = |path: &Path| {
             let bytes = fs::read(path).unwrap();
             bytes[bytes.len() - 512..].to_vec()
@@ -422,7 +475,12 @@ fn inv_28_a_fixed_image_is_not_read_with_the_footer_of_another_size_in_it() {
             "size": to, "tree": false,
             "files": [{ "path": "f.vhd", "parent": null, "footer": hex, "modified": 1_000_000_000 }],
         });
-        RecordKind { name: "resize", version: 1 }.write(&dir.path().join("f.vhd.resize"), &record).unwrap();
+        RecordKind {
+            name: "resize",
+            version: 1,
+        }
+        .write(&dir.path().join("f.vhd.resize"), &record)
+        .unwrap();
         let error = OpenOptions::new().open(&path).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ResizeUnfinished, "{error}");
         resize(&path, to, false).unwrap();
@@ -435,7 +493,9 @@ fn inv_28_a_fixed_image_is_not_read_with_the_footer_of_another_size_in_it() {
 fn inv_36_a_fixed_image_that_shrinks_leaves_a_record() {
     let dir = temp_dir();
     let path = dir.path().join("f.vhd");
-    create(&path, |file| create_fixed(file, SIZE, vhd_core::image::Preallocate::Off));
+    create(&path, |file| {
+        create_fixed(file, SIZE, vhd_core::image::Preallocate::Off)
+    });
     let options = OpenOptions::new();
     let request = Request {
         image: &path,
@@ -463,21 +523,21 @@ fn inv_28_the_same_resize_again_restores_the_footer_that_a_crash_left() {
     assert_eq!(after[..512], after[after.len() - 512..]);
     let file = HostFile::open(&lab.paths[0], Access::ReadOnly, Sharing::Exclusive).unwrap();
     let findings = vhd_core::check::check(&file).unwrap().findings;
-    assert!(findings.iter().all(|finding| finding.code.as_str() != "footers-differ"), "{findings:?}");
+    assert!(
+        findings.iter().all(|finding| finding.code.as_str() != "footers-differ"),
+        "{findings:?}"
+    );
 }
 
 #[test]
 fn inv_21_a_merge_that_was_complete_but_for_its_record_ends_when_it_is_run_again() {
     let lab = Lab::new(0x57, 3);
     let first = lab.request(2, 0);
-    // As if killed after the record said that all is done, with some of the markers gone.
+    // As if killed when the record was done, and its markers gone.
     begin(&first);
     let record = fs::read_to_string(lab.path("2.avhd.merge")).unwrap();
     finish(&first).unwrap();
-    let mut body: serde_json::Value = serde_json::from_str(record.split_once('\n').unwrap().1).unwrap();
-    body["phase"] = "finishing".into();
-    body["done"] = true.into();
-    RecordKind { name: "merge", version: 1 }.write(&lab.path("2.avhd.merge"), &body).unwrap();
+    fs::write(lab.path("2.avhd.merge.done"), record).unwrap();
     finish(&first).unwrap();
     assert_eq!(lab.documents(), Vec::<String>::new());
     assert_reads(&lab.paths[0], &lab.contents[2]);

@@ -18,8 +18,8 @@ mod relation;
 mod unfinished;
 
 pub use children::children_beside;
-pub use create::{CreateChildError, create_child, parent_link};
 pub(crate) use create::link_to;
+pub use create::{CreateChildError, create_child, parent_link};
 pub use detect::ImageFormat;
 pub use error::{ChainError, ChainWarning, ParentOutcome, TriedParent};
 pub use locate::{AllowAll, ExplicitOnly, ParentGate};

@@ -68,10 +68,9 @@ impl ResizeRecord {
         JobKind::Resize.record_path(real.as_deref().unwrap_or(image))
     }
 
-    /// The record at `path` of a resize that is not done, if there is one.
+    /// The record at `path`, if there is one.
     pub(crate) fn read(path: &Path) -> Result<Option<Self>, RecordError> {
-        let record: Option<Self> = KIND.read(path)?;
-        Ok(record.filter(|record| !record.head.done))
+        KIND.read(path)
     }
 
     /// Puts the record at `path`, durably.
@@ -89,7 +88,9 @@ pub(super) fn unfinished_resize(path: &Path, file: &dyn StorageFile) -> Option<C
     let read = ResizeRecord::read(&record).ok().flatten();
     let is_between = match Footers::read(file) {
         Err(OpenError::NoFooter { .. }) => true,
-        Ok(found) => read.as_ref().is_some_and(|read| has_other_footer(&found.footer, read, file)),
+        Ok(found) => read
+            .as_ref()
+            .is_some_and(|read| has_other_footer(&found.footer, read, file)),
         Err(_) => false,
     };
     is_between.then(|| ChainError::ResizeUnfinished {
@@ -110,7 +111,10 @@ fn has_other_footer(footer: &Footer, record: &ResizeRecord, file: &dyn StorageFi
     let mut inside = sizes.filter(|size| *size < footer.current_size);
     inside.any(|at| {
         let mut sector = [0; FOOTER_SIZE];
-        let found = file.read_exact_at(&mut sector, at).ok().map(|()| Footer::decode(&sector));
+        let found = file
+            .read_exact_at(&mut sector, at)
+            .ok()
+            .map(|()| Footer::decode(&sector));
         found.is_some_and(|found| {
             found.is_ok_and(|found| found.unique_id == footer.unique_id && found.current_size == at)
         })
@@ -132,7 +136,11 @@ mod tests {
 
     #[test]
     fn footers_survive_as_digits() {
-        let digits: String = (0..=255_u8).cycle().take(FOOTER_SIZE).map(|byte| format!("{byte:02x}")).collect();
+        let digits: String = (0..=255_u8)
+            .cycle()
+            .take(FOOTER_SIZE)
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         let raw = file(&digits).former_raw().unwrap();
         assert!(raw.iter().zip((0..=255_u8).cycle()).all(|(found, byte)| *found == byte));
         for bad in ["", "00", &"0g".repeat(512), &"00".repeat(511), &"\u{e9}".repeat(512)] {

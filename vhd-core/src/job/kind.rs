@@ -62,7 +62,6 @@ impl JobKind {
             source,
         })?;
         let dir = record.parent().unwrap_or(Path::new("/"));
-        let head = head.filter(|head| !head.done);
         let mut images = head.map(|head| head.images).unwrap_or_default().into_iter();
         Ok(images.find(|named| is_same_file(&resolved(&named.path, dir), image)))
     }

@@ -4,11 +4,11 @@
 //! `IMAGE.job`, which leads to the record. So whoever holds any of the images sees the job:
 //!
 //! ```text
-//!   markers, durable | record, durable | the job ... | record says "done" | markers go | record goes
+//!   markers, durable | record, durable | the job ... | the record is renamed | markers go | it goes
 //! ```
 //!
-//! A marker is a signpost and nothing else: it counts if the record that it leads to exists, is not done and names the
-//! image (INV-37). A record is input, not truth: a job touches a file that only its record names if the marker of that
+//! A marker is a signpost and nothing else: it counts if the record that it leads to exists and names the image
+//! (INV-37). A record is input, not truth: a job touches a file that only its record names if the marker of that
 //! file leads back to the record (INV-38). docs/jobs.md has the order of the writes, what a crash leaves at each step,
 //! and what each command does about it.
 
@@ -18,13 +18,16 @@ mod marker;
 mod turn;
 
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
 
 pub use error::JobError;
 pub use kind::JobKind;
 
-use crate::storage::{FileIdentity, StorageError, full_name, relative_to, remove_file, resolved, sync_directory_of};
+use crate::storage::{
+    FileIdentity, StorageError, beside, full_name, relative_to, remove_file, resolved, sync_directory_of,
+};
 use marker::Marker;
 use turn::Turn;
 
@@ -62,9 +65,6 @@ pub(crate) struct Head {
     /// The images that have a marker.
     #[serde(default)]
     pub(crate) images: Vec<JobImage>,
-    /// Nothing is left to be done but to remove markers and record.
-    #[serde(default)]
-    pub(crate) done: bool,
 }
 
 /// A job that is open on an image.
@@ -147,16 +147,21 @@ pub(crate) fn require_only<P: AsRef<Path>>(
 
 /// Removes what a job with this record has left that was killed when it was done; nothing, if it is not done.
 pub(crate) fn sweep(kind: JobKind, record: &Path) -> Result<(), JobError> {
-    let Some(head) = kind.record().read::<Head>(record)?.filter(|head| head.done) else {
+    let record = canonical(record);
+    let Some(head) = kind.record().read::<Head>(&done_path(&record))? else {
         return Ok(());
     };
-    let record = canonical(record);
     let dir = record.parent().unwrap_or(Path::new("/")).to_owned();
     let images = head.images.into_iter().map(|image| JobImage {
         path: resolved(&image.path, &dir),
         ..image
     });
-    Job::new(kind, &record, images).close()
+    Job::new(kind, &record, images).remove_done()
+}
+
+/// The name of the record of a job that is done. A record is renamed to it, which needs no space and is one step.
+pub(crate) fn done_path(record: &Path) -> PathBuf {
+    beside(record, ".done")
 }
 
 /// A job of which this process makes itself the holder.
@@ -192,15 +197,6 @@ impl Job {
         });
         Head {
             images: images.collect(),
-            done: false,
-        }
-    }
-
-    /// The same when nothing is left to be done.
-    pub(crate) fn done(&self) -> Head {
-        Head {
-            done: true,
-            ..self.head()
         }
     }
 
@@ -243,18 +239,30 @@ impl Job {
         Ok(())
     }
 
-    /// Ends the job, whose record says that it is done: the markers go, and then the record.
+    /// Ends the job, of which nothing is left to be done.
+    ///
+    /// INV-36: no marker leads to the record any more, durably, before the first one goes.
     ///
     /// # Errors
-    /// The record can't be removed; the same job ends again then.
+    /// The record can't be renamed: the job is open. It can't be removed: [`sweep`] does that.
     pub(crate) fn close(&self) -> Result<(), JobError> {
+        match fs::rename(&self.record, done_path(&self.record)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(StorageError::at(&self.record, "rename", error).into());
+            }
+            _ => sync_directory_of(&self.record)?,
+        }
+        self.remove_done()
+    }
+
+    fn remove_done(&self) -> Result<(), JobError> {
         let _turn = Turn::take(&self.directories())?;
         self.remove_markers();
-        remove_file(&self.record)?;
+        remove_file(&done_path(&self.record))?;
         Ok(())
     }
 
-    /// A marker that stays is not trusted by anybody: its record is gone or done.
+    /// A marker that stays is not trusted by anybody: its record is gone.
     fn remove_markers(&self) {
         for image in &self.images {
             if let Err(error) = self.remove_marker(&image.path) {
@@ -266,7 +274,7 @@ impl Job {
     fn remove_marker(&self, image: &Path) -> Result<(), JobError> {
         if self.is_marked(image) {
             let marker = Marker::path(image);
-            std::fs::remove_file(&marker).map_err(|source| StorageError::at(&marker, "remove", source))?;
+            fs::remove_file(&marker).map_err(|source| StorageError::at(&marker, "remove", source))?;
         }
         Ok(())
     }
@@ -291,6 +299,19 @@ impl Job {
             record: self.record.clone(),
             image: image.to_owned(),
         })
+    }
+
+    /// The same for a file that is changed and not removed, and shows in another way that it belongs to the job: one in
+    /// the record's own directory needs no marker. Who may write a record there may write a marker too.
+    ///
+    /// # Errors
+    /// [`JobError::Unproven`].
+    pub(crate) fn prove_related(&self, image: &Path) -> Result<(), JobError> {
+        let is_link = image.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink());
+        match !is_link && canonical(image).parent() == self.record.parent() {
+            true => Ok(()),
+            false => self.prove(image),
+        }
     }
 
     fn directories(&self) -> Vec<PathBuf> {

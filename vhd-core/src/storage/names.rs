@@ -113,6 +113,9 @@ mod tests {
             let (path, dir) = (Path::new(path), Path::new(dir));
             assert_eq!(resolved(&relative_to(path, dir), dir), path);
         }
-        assert_eq!(resolved(Path::new("../a.vhd"), Path::new("/copy/x")), Path::new("/copy/a.vhd"));
+        assert_eq!(
+            resolved(Path::new("../a.vhd"), Path::new("/copy/x")),
+            Path::new("/copy/a.vhd")
+        );
     }
 }

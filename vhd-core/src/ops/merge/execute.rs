@@ -25,8 +25,12 @@ pub fn merge(plan: &MergePlan, options: &MergeOptions<'_>, progress: &dyn Progre
         resumed: plan.resumed.is_some(),
         ..MergeReport::default()
     };
+    sweep(JobKind::Merge, &Journal::path(plan.child()))?;
     if plan.child_gone {
-        let journal = Journal::read(plan.child())?.ok_or_else(|| gone(plan))?;
+        let Some(journal) = Journal::read(plan.child())? else {
+            // It was done, but for what has been swept up now.
+            return Ok(report);
+        };
         Finish::new(plan, journal, Vec::new(), Vec::new()).run(&mut report)?;
         return Ok(report);
     }
@@ -62,13 +66,6 @@ pub fn merge(plan: &MergePlan, options: &MergeOptions<'_>, progress: &dyn Progre
     // The locks of the layers are held up to here and until they are gone: nobody writes to one that goes.
     Finish::new(plan, run.journal, carried, sources).run(&mut report)?;
     Ok(report)
-}
-
-fn gone(plan: &MergePlan) -> MergeError {
-    MergeError::Changed {
-        path: plan.child().to_owned(),
-        what: "the record of the unfinished merge is gone: somebody finished it meanwhile".to_owned(),
-    }
 }
 
 /// The image that goes, over its whole chain, under the locks.
@@ -121,7 +118,6 @@ impl<'a> Run<'a> {
             start: 0,
             mode: CopyMode::Write,
         };
-        sweep(JobKind::Merge, &Journal::path(plan.child()))?;
         if let Some(mut recorded) = Journal::read(plan.child())? {
             if plan.resumed.is_none() || recorded.target.id != plan.target_known().id {
                 return Err(recorded.unfinished());

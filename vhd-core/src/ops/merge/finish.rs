@@ -36,9 +36,6 @@ impl<'a> Finish<'a> {
     }
 
     pub(super) fn run(mut self, report: &mut MergeReport) -> Result<(), MergeError> {
-        if self.journal.head.done {
-            return self.journal.close();
-        }
         match self.plan.child_gone {
             // All children were pointed before it went (INV-21). INV-38: nothing proves the rest but their markers.
             true => {

@@ -14,7 +14,7 @@ use super::MergeError;
 use super::dependants::Recorded;
 use crate::format::UniqueId;
 use crate::image::Footers;
-use crate::job::{Head, Job, JobImage, JobKind};
+use crate::job::{Head, Job, JobImage, JobKind, done_path};
 use crate::record::RecordKind;
 use crate::storage::{Access, HostFile, Sharing, StorageError, relative_to, resolved};
 
@@ -127,7 +127,16 @@ impl Journal {
     }
 
     pub(super) fn read(child: &Path) -> Result<Option<Self>, MergeError> {
-        let mut journal: Option<Self> = KIND.read(&Self::path(child))?;
+        Self::read_at(&Self::path(child), child)
+    }
+
+    /// The record of a merge that is done, and was killed before that had gone.
+    pub(super) fn read_done(child: &Path) -> Result<Option<Self>, MergeError> {
+        Self::read_at(&done_path(&Self::path(child)), child)
+    }
+
+    fn read_at(path: &Path, child: &Path) -> Result<Option<Self>, MergeError> {
+        let mut journal: Option<Self> = KIND.read(path)?;
         if let (Some(journal), Some(dir)) = (&mut journal, child.parent()) {
             journal.each_path(|path| *path = resolved(path, dir));
         }
@@ -161,9 +170,17 @@ impl Journal {
     pub(super) fn job(&self) -> Job {
         let middle = self.layers.iter().skip(1).map(|layer| &layer.known.path);
         let held = middle.chain([&self.target.path]).map(|path| JobImage::held(path));
-        let in_use = self.children.iter().chain(&self.carried).map(|path| JobImage::in_use(path));
+        let in_use = self
+            .children
+            .iter()
+            .chain(&self.carried)
+            .map(|path| JobImage::in_use(path));
         let child = [JobImage::in_use(self.child())];
-        Job::new(JobKind::Merge, &Self::path(self.child()), child.into_iter().chain(held).chain(in_use))
+        Job::new(
+            JobKind::Merge,
+            &Self::path(self.child()),
+            child.into_iter().chain(held).chain(in_use),
+        )
     }
 
     /// Makes the merge visible from all its images, and puts the record in its place.
@@ -173,18 +190,23 @@ impl Journal {
         job.announce(|| self.write())
     }
 
-    /// Everything is done: says so, and removes the markers and the record.
-    pub(super) fn close(mut self) -> Result<(), MergeError> {
-        let job = self.job();
-        if !self.head.done {
-            self.head = job.done();
-            // INV-36: the record says so, durably, before the first marker goes.
-            self.write()?;
-        }
-        Ok(job.close()?)
+    /// Everything is done: the markers and the record go.
+    pub(super) fn close(&self) -> Result<(), MergeError> {
+        Ok(self.job().close()?)
     }
 
-    /// INV-38: what only the record names belongs to the merge.
+    /// INV-38: the children belong to the merge. That they are children, their headers say.
+    pub(super) fn prove_children(&self) -> Result<(), MergeError> {
+        let job = self.job();
+        for path in self.children.iter().chain(&self.carried) {
+            if path.symlink_metadata().is_ok() {
+                job.prove_related(path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// INV-38: what only the record names, and is removed, belongs to the merge.
     pub(super) fn prove<'a>(&self, paths: impl IntoIterator<Item = &'a PathBuf>) -> Result<(), MergeError> {
         let job = self.job();
         for path in paths {

@@ -20,15 +20,16 @@ use crate::units::VirtualOffset;
 /// [`MergeError`]: the chain can't be opened, or something that the merge needs is not so.
 pub fn plan(request: &MergeRequest) -> Result<MergePlan, MergeError> {
     let child = full_name(&request.child)?;
-    let mut journal = Journal::read(&child)?;
-    if let Some(recorded) = &journal
-        && recorded.child_is_gone()
-        && !(recorded.head.done && child.exists())
-    {
+    let journal = Journal::read(&child)?;
+    if let Some(recorded) = journal.as_ref().filter(|recorded| recorded.child_is_gone()) {
         return plan_of_record(request, recorded);
     }
-    // One that is done has nothing to say of another image that has the child's name by now.
-    journal = journal.filter(|journal| !journal.head.done);
+    if journal.is_none()
+        && !child.exists()
+        && let Some(done) = Journal::read_done(&child)?
+    {
+        return plan_of_record(request, &done);
+    }
     let opened = request.open.clone().write(false).open(&child)?;
     let range = Range::of(&opened, request)?;
     range.check_sizes()?;
@@ -36,7 +37,7 @@ pub fn plan(request: &MergeRequest) -> Result<MergePlan, MergeError> {
     if let Some(journal) = &journal {
         range.check_same(journal)?;
         // The layers are proven by the chain itself.
-        journal.prove(journal.children.iter().chain(&journal.carried))?;
+        journal.prove_children()?;
     }
     let recorded = journal.as_ref().map_or(Recorded::default(), Journal::dependants);
     let found = dependants::find(&range.layers, &request.extra_children, &recorded)?;

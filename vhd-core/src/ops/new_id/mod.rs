@@ -141,28 +141,29 @@ impl NewId {
             true => Ok(()),
             false => Ok::<_, NewIdError>(RECORD.write(&path, &self.record(job.head())?)?),
         })?;
-        let done = self.record(job.done())?;
         // INV-30: children first. Until the image follows, no file has the identity that they look for, and they are
         // refused; the other way round they could be read over the original, which may have changed.
         for (path, child) in children {
             self.repoint(path, child)?;
         }
         self.rename(image)?;
-        RECORD.write(&path, &done)?;
         Ok(job.close()?)
     }
 
     /// The change as a job that all its files show. In between a child leads to an identity that no file has: nobody
     /// writes to one.
     fn job(&self) -> Job {
-        let images = self.children.iter().chain([&self.image]).map(|path| JobImage::held(path));
+        let images = self
+            .children
+            .iter()
+            .chain([&self.image])
+            .map(|path| JobImage::held(path));
         Job::new(JobKind::NewId, &record_path(&self.image), images)
     }
 
     fn unfinished(image: &Path) -> Result<Option<Self>, NewIdError> {
         let path = record_path(image);
-        let record = RECORD.read::<Record>(&path)?.filter(|record| !record.head.done);
-        let Some(record) = record else {
+        let Some(record) = RECORD.read::<Record>(&path)? else {
             return Ok(None);
         };
         let id = |text: &str| {
@@ -185,7 +186,7 @@ impl NewId {
     /// INV-38: what only the record names follows the image if it leads to the record.
     fn prove_children(&self) -> Result<(), NewIdError> {
         let job = self.job();
-        Ok(self.children.iter().try_for_each(|child| job.prove(child))?)
+        Ok(self.children.iter().try_for_each(|child| job.prove_related(child))?)
     }
 
     /// What is named now must have been named then: a second choice can't be mixed with the first.

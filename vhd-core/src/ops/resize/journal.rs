@@ -16,7 +16,7 @@ use crate::units::u64_from;
 
 /// The files, where their record belongs, and whether there is one already.
 pub(super) fn find(request: &Request<'_>, write: bool) -> Result<(Family, PathBuf, bool), ResizeError> {
-    let opened = match request.options.open(request.image) {
+    let opened = match request.options.clone().write(false).for_job().open(request.image) {
         Ok(opened) => opened,
         Err(error) => {
             let Some(path) = record_of(&error) else {
@@ -71,7 +71,7 @@ fn resume(request: &Request<'_>, path: &Path, record: &ResizeRecord, write: bool
     }
     let job = Job::new(JobKind::Resize, path, []);
     for file in record.files.iter().skip(1) {
-        job.prove(&image_path(file))?;
+        job.prove_related(&image_path(file))?;
     }
     if record.size != request.size {
         return Err(unfinished(path, base, record));
@@ -184,11 +184,8 @@ pub(super) fn announce(family: &Family, path: &Path, plan: &ResizePlan) -> Resul
 }
 
 /// All images have the new size, or all have the former one: nothing is left to be done.
-pub(super) fn close(family: &Family, path: &Path, plan: &ResizePlan) -> Result<(), ResizeError> {
-    let job = job(family, path);
-    // INV-36: the record says so, durably, before the first marker goes.
-    write(family, path, plan, job.done())?;
-    Ok(job.close()?)
+pub(super) fn close(family: &Family, path: &Path) -> Result<(), ResizeError> {
+    Ok(job(family, path).close()?)
 }
 
 fn write(family: &Family, path: &Path, plan: &ResizePlan, head: Head) -> Result<(), ResizeError> {

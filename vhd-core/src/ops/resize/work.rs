@@ -32,7 +32,7 @@ pub(super) fn run(
     }
     if plan.needs_record() {
         // INV-28: all images are durable; from here on there is nothing to finish.
-        journal::close(family, record, plan)?;
+        journal::close(family, record)?;
     }
     Ok(())
 }
@@ -66,7 +66,7 @@ fn all(members: &[&Member], progress: &dyn Progress) -> Result<(), ResizeError> 
 /// report. While the record is there the same resize goes on.
 fn undo(family: &Family, members: &[&Member], error: ResizeError, record: &Path, plan: &ResizePlan) -> ResizeError {
     let undone = match plan.needs_record() {
-        true => undo_all(family, members).and_then(|()| journal::close(family, record, plan)),
+        true => undo_all(family, members).and_then(|()| journal::close(family, record)),
         // One image of blocks has the old or the new size.
         false => undo_each(members).or(Ok(())),
     };
