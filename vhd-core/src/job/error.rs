@@ -43,7 +43,7 @@ pub enum JobError {
         image: PathBuf,
         /// The cause.
         #[source]
-        source: RecordError,
+        source: Box<RecordError>,
     },
     /// A marker can't be written, or a record not be removed.
     #[error(transparent)]
@@ -60,7 +60,8 @@ impl JobError {
         match self {
             Self::Pending { .. } => ErrorKind::JobPending,
             Self::Unproven { .. } => ErrorKind::RecordDamaged,
-            Self::Unreadable { source, .. } | Self::Record(source) => source.kind(),
+            Self::Unreadable { source, .. } => source.kind(),
+            Self::Record(source) => source.kind(),
             Self::Storage(error) => error.kind(),
         }
     }

@@ -59,7 +59,7 @@ impl JobKind {
         let read = self.record().read::<Head>(record);
         let head = read.map_err(|source| JobError::Unreadable {
             image: image.to_owned(),
-            source,
+            source: Box::new(source),
         })?;
         let dir = record.parent().unwrap_or(Path::new("/"));
         let mut images = head.map(|head| head.images).unwrap_or_default().into_iter();

@@ -37,7 +37,7 @@ impl Marker {
         let read = KIND.read::<Self>(&Self::path(image));
         let marker = read.map_err(|source| JobError::Unreadable {
             image: image.to_owned(),
-            source,
+            source: Box::new(source),
         })?;
         let dir = image.parent().unwrap_or(Path::new("/"));
         Ok(marker.map(|marker| Self {

@@ -192,7 +192,7 @@ impl Job {
     /// What the record says of the images: a directory that is copied as a whole is a job on the copies.
     pub(crate) fn head(&self) -> Head {
         let images = self.images.iter().map(|image| JobImage {
-            path: self.from_record(&image.path),
+            path: self.relative(&image.path),
             guest: image.guest,
         });
         Head {
@@ -200,7 +200,7 @@ impl Job {
         }
     }
 
-    fn from_record(&self, path: &Path) -> PathBuf {
+    fn relative(&self, path: &Path) -> PathBuf {
         relative_to(path, self.record.parent().unwrap_or(Path::new("/")))
     }
 
