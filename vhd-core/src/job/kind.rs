@@ -62,8 +62,21 @@ impl JobKind {
             source: Box::new(source),
         })?;
         let dir = record.parent().unwrap_or(Path::new("/"));
-        let mut images = head.map(|head| head.images).unwrap_or_default().into_iter();
-        Ok(images.find(|named| is_same_file(&resolved(&named.path, dir), image)))
+        let images = head.map(|head| head.images).unwrap_or_default();
+        let is_image = |named: &&JobImage| resolved(&named.path, dir) == image;
+        let is_linked = |named: &&JobImage| is_same_file(&resolved(&named.path, dir), image);
+        let named = images.iter().find(is_image).or_else(|| images.iter().find(is_linked));
+        Ok(named.map(|named| JobImage {
+            guest: named.guest || self.is_complete(record),
+            ..named.clone()
+        }))
+    }
+
+    /// Whether what is left of the job changes nothing that anybody reads: a merge whose child is gone has everything in
+    /// its target (INV-21).
+    fn is_complete(self, record: &Path) -> bool {
+        let name = record.to_str().and_then(|name| name.strip_suffix(self.suffix()));
+        self == Self::Merge && name.is_some_and(|child| !Path::new(child).exists())
     }
 
     /// The command that ends the job of this record.

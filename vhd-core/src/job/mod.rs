@@ -93,10 +93,15 @@ impl OpenJob {
 /// # Errors
 /// [`JobError::Record`] when a marker or the record that it leads to can't be read: then nobody knows.
 pub fn open_job(path: &Path) -> Result<Option<OpenJob>, JobError> {
+    other_job(path, None)
+}
+
+/// The same for the holder of the job with the record `own`.
+fn other_job(path: &Path, own: Option<&Path>) -> Result<Option<OpenJob>, JobError> {
     let Some(image) = real_path(path) else {
         return Ok(None);
     };
-    let Some(marker) = Marker::read(&image)? else {
+    let Some(marker) = Marker::read(&image)?.filter(|marker| Some(&*marker.record) != own) else {
         return Ok(None);
     };
     let named = marker.kind.head_naming(&marker.record, &image)?;
@@ -137,9 +142,8 @@ pub(crate) fn require_only<P: AsRef<Path>>(
 ) -> Result<(), JobError> {
     let own = own.map(canonical);
     for image in images {
-        match open_job(image.as_ref())? {
-            Some(job) if own.as_ref() != Some(&job.record) => return Err(job.pending()),
-            _ => {}
+        if let Some(job) = other_job(image.as_ref(), own.as_deref())? {
+            return Err(job.pending());
         }
     }
     Ok(())

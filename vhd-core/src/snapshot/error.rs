@@ -48,11 +48,14 @@ pub enum SnapshotError {
         name: String,
     },
     /// Writes would be lost that no snapshot holds.
-    #[error("{} holds {bytes} bytes that no snapshot has: discard them, or take a snapshot first", leaf.display())]
+    #[error(
+        "the present state ({}) has {bytes} bytes that no snapshot has: discard them, or take a snapshot first",
+        leaf.display()
+    )]
     Unsaved {
         /// The active leaf.
         leaf: PathBuf,
-        /// Bytes written since it was made.
+        /// Bytes written since the nearest snapshot that is listed.
         bytes: u64,
     },
     /// The manifest does not describe the files.
