@@ -74,7 +74,9 @@ class TreeLab:
             return self.at_once(args, complete)
         code = self.runner.faulty(*args)
         for _ in range(self.rng.choice([0, 0, 1, 2])):
-            other = None if code == 0 else self.rng.choice(self.jobs)()
+            if code == 0 or not all(os.path.exists(self.path(name)) for name in self.disks):
+                break
+            other = self.another()
             if other and other[0] != args:
                 self.interfere(*other)
         self.settle(args, complete, code)
@@ -100,11 +102,16 @@ class TreeLab:
     def is_done(self, args):
         return args[0] != "merge" or not os.path.exists(self.path(args[1]))
 
+    def another(self):
+        """A job, unless the tree can't be read as it is: a change of identity is open."""
+        try:
+            return self.rng.choice(self.jobs)()
+        except plain_vhd.Unreadable:
+            return None
+
     def interfere(self, args, complete):
         """Another job while one may be open: it is refused, or done as a whole."""
         self.runner.count("in between")
-        if not all(os.path.exists(self.path(name)) for name in self.disks):
-            return
         code, _ = self.runner.run(*args)
         if code == 0:
             complete()
@@ -118,7 +125,7 @@ class TreeLab:
         elif is_open or self.rng.random() < 0.7 or not self.is_here(args):
             code, said = self.runner.run(*args)
             killed_at_the_end = "VHD-E0302" in said and args[0] == "merge" and self.is_done(args)
-            exported = args[0] == "export-delta" and os.path.exists(self.path(args[-1]))
+            exported = args[0] == "export-delta" and os.path.exists(self.path(args[2]))
             if code == 0 or killed_at_the_end or exported:
                 complete()
             elif is_open and args[0] in ("merge", "resize", "new-id"):
@@ -220,4 +227,4 @@ class TreeLab:
         def complete():
             self.disks[name] = self.disks[image]
 
-        return ["export-delta", image, "--base", base, "--output", name], complete
+        return ["export-delta", image, name, "--since", base], complete
