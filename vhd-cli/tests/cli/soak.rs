@@ -22,7 +22,11 @@ fn soak_of_random_jobs_on_whole_trees() {
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     crate::announce(said.trim_end());
-    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 fn installed(program: &str) -> bool {

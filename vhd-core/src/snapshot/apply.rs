@@ -74,7 +74,7 @@ impl SnapshotTree<'_> {
         match unsaved {
             Unsaved::Refuse if bytes > 0 => return Err(SnapshotError::Unsaved { leaf, bytes }),
             Unsaved::Refuse | Unsaved::Discard => {
-                self.place.refuse_children(&former.file, &[])?;
+                self.place.refuse_children(&former.file)?;
                 // INV-37: the file goes, and an open job on it could not be finished any more.
                 require_no_job([&leaf])?;
             }

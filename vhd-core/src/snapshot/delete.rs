@@ -119,7 +119,7 @@ impl SnapshotTree<'_> {
             return Err(self.stale(format!("nothing is based on the base, {}", self.place.base())));
         }
         let _held = self.place.hold(&snapshot.file.name)?;
-        self.place.refuse_children(&snapshot.file, &[])?;
+        self.place.refuse_children(&snapshot.file)?;
         // INV-37: an open job on the file could not be finished any more.
         require_no_job([self.path(&snapshot.file)])?;
         let mut next = self.manifest.clone();
