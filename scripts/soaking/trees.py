@@ -135,6 +135,9 @@ class TreeLab:
         if code == 0:
             complete()
         elif is_open or self.rng.random() < 0.7 or not self.is_here(args):
+            if args[0] == "merge" and not is_open and self.is_here(args):
+                # It had not begun, and another job may have changed what lies between.
+                args, complete = self.merge_into(args[1], args[3])
             code, said = self.runner.run(*args)
             killed_at_the_end = "VHD-E0302" in said and args[0] == "merge" and self.is_done(args)
             exported = args[0] == "export-delta" and os.path.exists(self.path(args[2]))
@@ -180,8 +183,13 @@ class TreeLab:
         while at in parents:
             at = parents[at]
             line.append(at)
-        into = self.rng.choice(line)
-        gone = [name, *line[:line.index(into)]]
+        return self.merge_into(name, self.rng.choice(line))
+
+    def merge_into(self, name, into):
+        """The merge of what lies between them as the tree is now."""
+        parents, gone = self.parents(), [name]
+        while parents.get(gone[-1]) not in (into, None):
+            gone.append(parents[gone[-1]])
 
         def complete():
             if name not in self.disks:
