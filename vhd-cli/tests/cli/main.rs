@@ -28,7 +28,11 @@ mod reparent;
 mod reports;
 mod resize;
 mod snapshot;
+<<<<<<< HEAD
 mod sparse;
+=======
+mod soak;
+>>>>>>> main
 mod streams;
 mod support;
 mod tree;
