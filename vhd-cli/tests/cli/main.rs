@@ -28,11 +28,8 @@ mod reparent;
 mod reports;
 mod resize;
 mod snapshot;
-<<<<<<< HEAD
-mod sparse;
-=======
 mod soak;
->>>>>>> main
+mod sparse;
 mod streams;
 mod support;
 mod tree;

@@ -32,12 +32,9 @@ pub struct OpenOptions {
     parent_dirs: Vec<PathBuf>,
     gate: Arc<dyn ParentGate>,
     fence: Option<Arc<dyn PublishFence>>,
-<<<<<<< HEAD
     max_table_bytes: u64,
-=======
     /// The caller is a job, and has seen that no other is open on the image.
     for_job: bool,
->>>>>>> main
     ignore_children: bool,
 }
 
@@ -51,11 +48,8 @@ impl Default for OpenOptions {
             parent_dirs: Vec::new(),
             gate: Arc::new(AllowAll),
             fence: None,
-<<<<<<< HEAD
             max_table_bytes: MAX_TABLE_BYTES,
-=======
             for_job: false,
->>>>>>> main
             ignore_children: false,
         }
     }

@@ -2,12 +2,8 @@
 
 use std::fs::{self, File};
 use std::io;
-<<<<<<< HEAD
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
-=======
 use std::path::{Component, Path, PathBuf};
->>>>>>> main
 use std::time::SystemTime;
 
 use rustix::fs::OFlags;
