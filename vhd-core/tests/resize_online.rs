@@ -80,6 +80,7 @@ fn is_sound(path: &Path) {
     let bad =
         |finding: &&vhd_core::check::Finding| matches!(finding.severity, Severity::Corrupt | Severity::Repairable);
     assert_eq!(report.findings.iter().find(bad), None, "{}", path.display());
+    assert_eq!(report.leaked_bytes, 0, "{}: {:?}", path.display(), report.findings);
     assert!(!path.with_extension("vhd.resize").exists());
 }
 

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod client;
+mod keepalive;
 pub mod protocol;
 pub mod server;
 mod spin;

@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 
 use support::{Running, SIZE, certificates, chain, create, exports, has, open};
-use vhd_nbd::server::{Export, ExportSet, Listener, Server, ServerOptions};
+use vhd_nbd::server::{Export, ExportSet, Listener, Server, ServerOptions, TcpPolicy};
 use vhd_nbd::tls::TlsServer;
 
 fn run(program: &str, arguments: &[&str]) -> Output {
@@ -329,7 +329,7 @@ fn tls_server(dir: &Path, pki: &Path, client_ca: bool) -> (Arc<Server>, SocketAd
     };
     let opened = chain(dir);
     let server = Server::new(exports(&opened), options).unwrap();
-    let listener = Listener::tcp("127.0.0.1:0".parse().unwrap(), Vec::new()).unwrap();
+    let listener = Listener::tcp("127.0.0.1:0".parse().unwrap(), TcpPolicy::default()).unwrap();
     let address = listener.to_string().parse().unwrap();
     let serving = Arc::clone(&server);
     let thread = std::thread::spawn(move || {

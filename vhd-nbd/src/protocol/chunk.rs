@@ -172,6 +172,12 @@ impl<'a> Chunk<'a> {
         }
     }
 
+    /// Bytes of the chunk with its header, at most.
+    #[must_use]
+    pub fn size(&self, style: HeaderStyle) -> usize {
+        ChunkHeader::MAX_SIZE + self.payload_size(style)
+    }
+
     fn payload_size(&self, style: HeaderStyle) -> usize {
         match self {
             Self::None => 0,

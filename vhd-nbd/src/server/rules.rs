@@ -5,6 +5,7 @@ use vhd_core::device::DeviceError;
 use vhd_core::error::with_causes;
 
 use super::Export;
+use super::budget::NoMemory;
 use crate::protocol::{Command, CommandFlags, DEFAULT_MAX_PAYLOAD, Errno, HeaderStyle, ReplyStyle, RequestHeader};
 
 /// A request that is refused: with what, and a text for people.
@@ -20,6 +21,11 @@ impl Refusal {
             errno,
             message: message.into(),
         }
+    }
+
+    /// The server is about to stop.
+    pub(super) fn stopping() -> Self {
+        Self::new(Errno::Shutdown, "the server is about to stop")
     }
 
     fn invalid(message: impl Into<String>) -> Self {
@@ -44,6 +50,12 @@ impl Refusal {
             _ => Errno::Io,
         };
         Self::new(errno, with_causes(error))
+    }
+}
+
+impl From<NoMemory> for Refusal {
+    fn from(error: NoMemory) -> Self {
+        Self::new(Errno::NoMem, error.to_string())
     }
 }
 
