@@ -106,7 +106,7 @@ fn nbdcopy_both_ways_over_several_connections() {
     create(&image, size.try_into().unwrap());
     let opened = open(&image, true);
     let mut exports = ExportSet::new();
-    assert!(exports.add(Export::new("", opened.disk())));
+    exports.add(Export::new("", opened.disk())).unwrap();
     let running = Running::start(dir.path(), exports, ServerOptions::default());
     let (source, copy) = (dir.path().join("source.raw"), dir.path().join("copy.raw"));
     let mut bytes = vec![0; size];
@@ -280,7 +280,7 @@ fn fio_finds_what_it_wrote() {
     create(&image, 128 << 20);
     let opened = open(&image, true);
     let mut exports = ExportSet::new();
-    assert!(exports.add(Export::new("", opened.disk())));
+    exports.add(Export::new("", opened.disk())).unwrap();
     let running = Running::start(dir.path(), exports, ServerOptions::default());
     let uri = format!("--uri={}", running.uri(""));
     let said = output(

@@ -137,7 +137,12 @@ fn negotiate(stream: &mut UnixStream) -> io::Result<ExportNameReply> {
 fn reply(stream: &mut UnixStream) -> io::Result<u64> {
     let mut bytes = [0; 16];
     stream.read_exact(&mut bytes)?;
-    assert_eq!(bytes[4..8], [0; 4], "a request failed");
+    let error = u32::from_be_bytes(bytes[4..8].try_into().unwrap());
+    if error == Errno::Shutdown.number() {
+        // It was told to stop in order, and not killed yet.
+        return Err(io::ErrorKind::ConnectionAborted.into());
+    }
+    assert_eq!(error, 0, "a request failed");
     Ok(u64::from_be_bytes(bytes[8..].try_into().unwrap()))
 }
 

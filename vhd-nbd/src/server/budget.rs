@@ -21,7 +21,7 @@ pub const MIN_MEMORY: u64 = 64 << 20;
 const CONNECTION: usize = 128 << 10;
 
 /// Bytes more that TLS takes.
-const CONNECTION_TLS: usize = 256 << 10;
+const CONNECTION_TLS: usize = 128 << 10;
 
 /// Bytes that are left to requests, whatever connections keep: at least, and at most.
 const FOR_REQUESTS: (usize, usize) = (32 << 20, 64 << 20);
@@ -314,7 +314,8 @@ mod tests {
         let (budget, connections) = Budget::new(MIN_MEMORY, 1024, false);
         assert_eq!(connections, 256);
         assert_eq!(budget.limit, 32 << 20);
-        assert_eq!(Budget::new(0, 1024, true).1, 85);
+        assert_eq!(Budget::new(0, 1024, true).1, 128);
+        assert_eq!(Budget::new(512 << 20, 1024, true).1, 1024);
         let (budget, connections) = Budget::new(512 << 20, 1024, false);
         assert_eq!((connections, budget.limit), (1024, 384 << 20));
     }

@@ -40,7 +40,7 @@ mod workers;
 
 pub use budget::MIN_MEMORY;
 pub use export::{ChangeVisitor, ChangedAboveLayer, ChangedRanges, Export};
-pub use export_set::ExportSet;
+pub use export_set::{ExportNameError, ExportSet};
 pub use listener::{ListenError, ListenFailure, Listener};
 pub use policy::{OpenToAll, TcpPolicy};
 pub use server::{Server, ServerOptions};

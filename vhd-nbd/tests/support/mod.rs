@@ -47,8 +47,10 @@ pub fn resizable(path: &Path) -> Arc<ResizableDisk> {
 pub fn resizable_exports(disk: &Arc<ResizableDisk>) -> ExportSet {
     let disk = Disk::new(Arc::clone(disk) as _);
     let mut exports = ExportSet::new();
-    assert!(exports.add(Export::new("disk", disk.clone()).resizable()));
-    assert!(exports.add(Export::new("frozen", disk).resizable().read_only()));
+    exports.add(Export::new("disk", disk.clone()).resizable()).unwrap();
+    exports
+        .add(Export::new("frozen", disk).resizable().read_only())
+        .unwrap();
     exports
 }
 
@@ -71,8 +73,8 @@ pub fn exports(opened: &OpenedDisk) -> ExportSet {
     let mut exports = ExportSet::new();
     let export = Export::new("disk", opened.disk()).with_description("a test");
     let export = export.with_changes("base.vhd", Box::new(ChangedAboveLayer { depth: 1 }));
-    assert!(exports.add(export));
-    assert!(exports.add(Export::new("frozen", opened.disk()).read_only()));
+    exports.add(export).unwrap();
+    exports.add(Export::new("frozen", opened.disk()).read_only()).unwrap();
     exports
 }
 
