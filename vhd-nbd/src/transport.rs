@@ -12,7 +12,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, sendmsg, shutdown};
 
 use crate::spin::Spin;
-use crate::tls::TlsState;
+use crate::tls::{Connection, TlsState};
 
 /// Bytes of a message that the peer must take within the time for sending: a longer message has that time for each of
 /// them.
@@ -86,7 +86,7 @@ impl Transport {
     ///
     /// # Errors
     /// The peer fails to negotiate or to prove who it is; failures of the socket; TLS is in use already.
-    pub fn start_tls(&self, connection: rustls::Connection, deadline: Option<Instant>) -> io::Result<()> {
+    pub fn start_tls(&self, connection: Connection, deadline: Option<Instant>) -> io::Result<()> {
         let mut state = TlsState::new(connection);
         let in_time = || deadline.map_or(Ok(()), |deadline| self.set_deadline(deadline));
         let receive = |buf: &mut [u8]| {

@@ -15,7 +15,8 @@ use fastrand::Rng;
 use rustix::process::Signal;
 use vhd_core::chain::OpenOptions;
 use vhd_nbd::protocol::{
-    Command, CommandFlags, ExportNameReply, Greeting, HeaderStyle, OptionRequest, RequestHeader, TransmissionFlags,
+    Command, CommandFlags, Errno, ExportNameReply, Greeting, HeaderStyle, OptionRequest, RequestHeader,
+    TransmissionFlags,
 };
 
 use crate::announce;

@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
 
-use vhd_core::device::{ByteRange, DeviceError, Disk, ExtentKind, ZeroOptions};
-use vhd_core::units::u64_from;
+use vhd_block::units::u64_from;
+use vhd_block::{ByteRange, DeviceError, Disk, ExtentKind, ZeroOptions};
 
 use super::budget::PIECE;
 use super::control::Verdict;

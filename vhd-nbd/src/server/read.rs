@@ -2,9 +2,8 @@
 
 use std::io::{self, IoSliceMut};
 
-use vhd_core::device::DeviceError;
-use vhd_core::storage::is_zero;
-use vhd_core::units::{u64_from, usize_from};
+use vhd_block::units::{u64_from, usize_from};
+use vhd_block::{DeviceError, is_zero};
 
 use super::budget::{PIECE, Piece};
 use super::outbox::Outbox;

@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
-use vhd_core::device::DeviceError;
-use vhd_core::units::{u64_from, usize_from};
+use vhd_block::DeviceError;
+use vhd_block::units::{u64_from, usize_from};
 
 use super::budget::{Budget, Charge, Piece};
 use super::control::{Control, Ending, Verdict};
@@ -431,7 +431,7 @@ fn is_timeout(error: &io::Error) -> bool {
 /// Bytes of a payload of which `left` are to come and `there` are there that are written at once: all but the last
 /// piece end on a border of blocks.
 fn piece_len(offset: u64, left: usize, there: usize) -> usize {
-    const BORDER: u64 = vhd_core::device::PHYSICAL_BLOCK as u64;
+    const BORDER: u64 = vhd_block::PHYSICAL_BLOCK as u64;
     if left <= there {
         return left;
     }
