@@ -1,6 +1,8 @@
 //! Disks, a server in this process, and a client that says whatever it is told to.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
+pub mod probe;
+
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
