@@ -168,7 +168,7 @@ fn what_a_client_asked_for_ends_with_it() {
     let (_dir, probe, running) = start(ServerOptions::default());
     for good_bye in [false, true] {
         let before = probe.reads.load(Ordering::SeqCst);
-        let mut gone = client(&running);
+        let gone = client(&running);
         // Something that keeps a worker, and shows when the others have begun.
         let mut bytes = requests(Command::Cache, NONE, 20_000, 8 << 20);
         if good_bye {
