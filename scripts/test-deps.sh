@@ -10,6 +10,7 @@ needed=(
     mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs cc:gcc sgdisk:gdisk sfdisk:fdisk
     mkfs.ntfs:ntfs-3g mkfs.vfat:dosfstools mcopy:mtools mkfs.exfat:exfatprogs mount.exfat-fuse:exfat-fuse
     mkswap:util-linux nbdkit:nbdkit nbdinfo:libnbd-bin nbdsh:python3-libnbd fio:fio openssl:openssl
+    python3:python3
 )
 
 missing=()

@@ -196,7 +196,7 @@ fn a_flush_is_executed_after_good_bye() {
     let mut gone = client(&running);
     gone.send(Command::Flush, NONE, 0, 0, &[]);
     probe.await_flushes(1);
-    gone.write(CommandFlags::FUA, 0, &[9; 512]);
+    gone.send(Command::Write, CommandFlags::FUA, 0, 512, &[9; 512]);
     gone.send(Command::Disconnect, NONE, 0, 0, &[]);
     drop(gone);
     probe.release();

@@ -20,6 +20,7 @@ mod nbd_client;
 mod nbd_kill;
 mod nbd_refusals;
 mod nbd_resize;
+mod nbd_sockets;
 mod pages;
 mod repair;
 mod reparent;
