@@ -21,6 +21,7 @@ mod nbd_kill;
 mod nbd_refusals;
 mod nbd_resize;
 mod nbd_sockets;
+mod nbd_space;
 mod pages;
 mod repair;
 mod reparent;
