@@ -64,7 +64,7 @@ fn greedy(style: ReplyStyle, number: u64) -> Vec<u8> {
 
 #[test]
 fn hostile_clients_share_one_budget() {
-    const CLIENTS: u64 = 120;
+    const CLIENTS: u64 = 80;
     let dir = tempfile::tempdir().unwrap();
     let probe = Probe::new(SIZE);
     probe.fragment();

@@ -23,9 +23,10 @@ else:
 if not address.startswith("udp:") and pid != "deaf":
     listening.listen()
 print(listening.getsockname()[1] if not address.startswith("unix:") else 0, flush=True)
-os.dup2(listening.fileno(), 3, inheritable=True)
-if listening.fileno() != 3:
-    listening.close()
+if listening.fileno() == 3:
+    os.set_inheritable(3, True)
+else:
+    os.dup2(listening.fileno(), 3)
 os.environ["LISTEN_FDS"] = "many" if pid == "many" else "1"
 os.environ["LISTEN_FDNAMES"] = "disk"
 os.environ["LISTEN_PID"] = "1" if pid == "other" else str(os.getpid())
