@@ -249,7 +249,9 @@ fn serve_and_kill(lab: &Lab, subject: Subject, cells: &Cells, sizes: &Sizes, rng
                 let _ = writer.run();
             });
         }
-        thread::sleep(Duration::from_millis(rng.u64(3..60)));
+        // A resize takes its time, on a busy machine above all.
+        let longest = if subject.resizing { 250 } else { 60 };
+        thread::sleep(Duration::from_millis(rng.u64(3..longest)));
         if rng.u8(..4) == 0 {
             serving.signal(Signal::TERM);
             thread::sleep(Duration::from_micros(rng.u64(..8000)));

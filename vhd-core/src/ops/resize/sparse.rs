@@ -54,7 +54,8 @@ pub(super) fn grow(file: &Arc<dyn StorageFile>, footer: &Footer) -> Result<(), R
     if let Some(arrangement) = image.arrangement()? {
         image.cut(arrangement.needed_end())?;
     }
-    Ok(())
+    // Not dropped: what fails at the very end is a failure too.
+    Ok(image.close()?)
 }
 
 /// Drops the blocks behind the new end, which read zero, ends the file behind what is left, and switches.
