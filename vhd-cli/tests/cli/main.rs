@@ -29,6 +29,7 @@ mod reparent;
 mod reports;
 mod resize;
 mod snapshot;
+mod soak;
 mod streams;
 mod support;
 mod tree;
