@@ -21,6 +21,8 @@ mod nbd_client;
 mod nbd_kill;
 mod nbd_refusals;
 mod nbd_resize;
+mod nbd_sockets;
+mod nbd_space;
 mod odd_places;
 mod pages;
 mod repair;
