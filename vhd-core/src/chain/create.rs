@@ -4,6 +4,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::{ChainError, OpenOptions, OpenedDisk};
 use crate::ErrorKind;
+use crate::device::Layer;
 use crate::format::{DEFAULT_BLOCK_SIZE, MAX_BLOCK_SIZE, MIN_CREATE_BLOCK_SIZE, Timestamp, UniqueId};
 use crate::image::{CreateError, Image, ParentLink, create_differencing};
 use crate::storage::{StagedFile, StorageError};
@@ -51,7 +52,26 @@ pub fn create_child(
     options: &OpenOptions,
 ) -> Result<UniqueId, CreateChildError> {
     let opened = options.clone().write(false).open(parent)?;
-    let image = opened.layers().next().and_then(|leaf| leaf.layer.image());
+    let leaf = opened.layers().next();
+    create_over(
+        child,
+        parent,
+        leaf.map(|leaf| leaf.layer),
+        opened.disk().size(),
+        block_size,
+    )
+}
+
+/// [`create_child`] over a file that is open already: the layer that it is, if it is one of a chain, and the bytes of its
+/// disk.
+pub(crate) fn create_over(
+    child: &Path,
+    parent: &Path,
+    layer: Option<&Layer>,
+    disk_size: u64,
+    block_size: Option<u64>,
+) -> Result<UniqueId, CreateChildError> {
+    let image = layer.and_then(Layer::image);
     let parent_blocks = image
         .and_then(|image| image.header())
         .map(|header| header.layout.block_size());
@@ -62,9 +82,10 @@ pub fn create_child(
         path: child.to_owned(),
         source,
     };
-    let link = parent_link(child, parent, &opened)?;
+    let id = image.map_or(UniqueId::NIL, Image::unique_id);
+    let link = link_to(child, parent, id, modified(parent)?)?;
     let staged = StagedFile::create_beside(child)?;
-    let id = create_differencing(&*staged.storage(), opened.disk().size(), block_size, &link).map_err(failed)?;
+    let id = create_differencing(&*staged.storage(), disk_size, block_size, &link).map_err(failed)?;
     staged.publish(false, true)?;
     Ok(id)
 }

@@ -19,7 +19,7 @@ mod unfinished;
 
 pub use children::children_beside;
 pub use create::{CreateChildError, create_child, parent_link};
-pub(crate) use create::{link_to, relative_to};
+pub(crate) use create::{create_over, link_to, relative_to};
 pub use detect::ImageFormat;
 pub use error::{ChainError, ChainWarning, ParentOutcome, TriedParent};
 pub use locate::{AllowAll, ExplicitOnly, ParentGate};

@@ -26,6 +26,7 @@ pub use error::{StorageError, io_kind};
 pub use holder::LockHolder;
 pub use host_file::{Access, FileIdentity, HostFile, Sharing};
 pub use lock::ImageLock;
+pub(crate) use lock::share_with_readers;
 pub use memory::MemoryFile;
 pub(crate) use names::put_back_modified;
 pub use names::{beside, remove_file, sync_directory_of};
