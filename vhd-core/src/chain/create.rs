@@ -4,10 +4,9 @@ use std::path::{Component, Path, PathBuf};
 
 use super::{ChainError, OpenOptions, OpenedDisk};
 use crate::ErrorKind;
-use crate::device::Layer;
 use crate::format::{DEFAULT_BLOCK_SIZE, MAX_BLOCK_SIZE, MIN_CREATE_BLOCK_SIZE, Timestamp, UniqueId};
 use crate::image::{CreateError, Image, ParentLink, create_differencing};
-use crate::storage::{StagedFile, StorageError};
+use crate::storage::{StagedFile, StorageError, StorageFile};
 
 /// Why a child can't be created.
 #[derive(Debug, thiserror::Error)]
@@ -51,27 +50,29 @@ pub fn create_child(
     block_size: Option<u64>,
     options: &OpenOptions,
 ) -> Result<UniqueId, CreateChildError> {
-    let opened = options.clone().write(false).open(parent)?;
-    let leaf = opened.layers().next();
-    create_over(
-        child,
-        parent,
-        leaf.map(|leaf| leaf.layer),
-        opened.disk().size(),
-        block_size,
-    )
+    create_child_of(child, parent, block_size, &options.clone().write(false).open(parent)?)
 }
 
-/// [`create_child`] over a file that is open already: the layer that it is, if it is one of a chain, and the bytes of its
-/// disk.
-pub(crate) fn create_over(
+/// The same over a disk that is open already as `opened`, from `parent`.
+pub(crate) fn create_child_of(
     child: &Path,
     parent: &Path,
-    layer: Option<&Layer>,
+    block_size: Option<u64>,
+    opened: &OpenedDisk,
+) -> Result<UniqueId, CreateChildError> {
+    let image = opened.layers().next().and_then(|leaf| leaf.layer.image());
+    let link = parent_link(child, parent, opened)?;
+    create_over(child, image, opened.disk().size(), &link, block_size)
+}
+
+/// The same over a disk of `disk_size` bytes in an image, or in a raw file.
+pub(crate) fn create_over(
+    child: &Path,
+    image: Option<&Image>,
     disk_size: u64,
+    link: &ParentLink,
     block_size: Option<u64>,
 ) -> Result<UniqueId, CreateChildError> {
-    let image = layer.and_then(Layer::image);
     let parent_blocks = image
         .and_then(|image| image.header())
         .map(|header| header.layout.block_size());
@@ -82,10 +83,8 @@ pub(crate) fn create_over(
         path: child.to_owned(),
         source,
     };
-    let id = image.map_or(UniqueId::NIL, Image::unique_id);
-    let link = link_to(child, parent, id, modified(parent)?)?;
     let staged = StagedFile::create_beside(child)?;
-    let id = create_differencing(&*staged.storage(), disk_size, block_size, &link).map_err(failed)?;
+    let id = create_differencing(&*staged.storage(), disk_size, block_size, link).map_err(failed)?;
     staged.publish(false, true)?;
     Ok(id)
 }
@@ -93,8 +92,22 @@ pub(crate) fn create_over(
 /// What an image at `child` has to say of the disk at `parent`, which is open as `opened`.
 pub fn parent_link(child: &Path, parent: &Path, opened: &OpenedDisk) -> Result<ParentLink, CreateChildError> {
     let image = opened.layers().next().and_then(|leaf| leaf.layer.image());
+    link_to_open(child, parent, image, opened.file_at_depth(0))
+}
+
+/// The same of an image, or a raw file, that is open.
+pub(crate) fn link_to_open(
+    child: &Path,
+    parent: &Path,
+    image: Option<&Image>,
+    file: Option<&dyn StorageFile>,
+) -> Result<ParentLink, CreateChildError> {
     let id = image.map_or(UniqueId::NIL, Image::unique_id);
-    link_to(child, parent, id, modified(parent)?)
+    // INV-34: of the file that is open, whatever has its name now.
+    let modified = file.and_then(StorageFile::host_file);
+    let modified = modified.and_then(|file| file.metadata().ok()?.modified().ok());
+    let modified = modified.map_or_else(|| self::modified(parent), |time| Ok(Timestamp::from_system_time(time)))?;
+    link_to(child, parent, id, modified)
 }
 
 /// What an image at `child` has to say of the file at `parent` when that has this identity and this time stamp.
