@@ -17,7 +17,7 @@ use crate::format::{
     BlockLayout, DiskType, DynamicHeader, FOOTER_SIZE, Footer, HEADER_SIZE, LEGACY_FOOTER_SIZE, TABLE_ENTRY_SIZE,
     TableEntry, check_table_covers,
 };
-use crate::storage::StorageFile;
+use crate::storage::{LeastLen, StorageFile};
 use crate::sync::{AtomicBool, Mutex};
 use crate::units::{FileOffset, SECTOR_SIZE, u64_from, usize_from};
 
@@ -106,6 +106,7 @@ impl Image {
             coalescer: FlushCoalescer::new(),
             frozen: AtomicBool::new(false),
             clean: AtomicBool::new(false),
+            least_len: LeastLen::new(file_len),
             closed: false,
         })
     }
