@@ -365,7 +365,7 @@ fn a_disk_in_use_keeps_other_commands_away_and_lets_readers_to_what_is_frozen() 
 
 #[test]
 fn a_live_disk_keeps_the_contract() {
-    vhd_testkit::conformance::conformance(&mut |size, content| {
+    vhd_testkit::conformance::conformance(&|size, content| {
         let file = MemoryFile::new();
         create_dynamic(&file, size, 512 << 10).unwrap();
         let image = Image::open(Arc::new(file), &OpenMode::read_write()).unwrap();
