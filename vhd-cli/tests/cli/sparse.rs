@@ -87,6 +87,9 @@ fn zeroes_take_no_space_whatever_writes_them() {
         &["compact", "both-merged.vhd"],
         &["resize", "both-imported.vhd", "128M"],
         &["resize", "new-fixed.vhd", "128M"],
+        &["snapshot", "create", "new.vhd", "--name", "one"],
+        &["new-id", "both-converted.vhd"],
+        &["repair", "both-converted.vhd"],
     ];
     for step in steps {
         lab.run(step, 0);

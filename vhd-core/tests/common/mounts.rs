@@ -58,7 +58,7 @@ pub(crate) const EXFAT: Kind = Kind {
     name: "exfat",
     make: &["mkfs.exfat"],
     mount: &["mount.exfat-fuse"],
-    mib: 448,
+    mib: 96,
 };
 pub(crate) const NTFS: Kind = Kind {
     name: "ntfs",
