@@ -50,6 +50,16 @@ pub enum ErrorKind {
     ForeignMetadata,
     /// The file's content does not tell whether it is a VHD or raw.
     Ambiguous,
+    /// The file is in another program's format.
+    ForeignFormat,
+    /// The file is named like a VHD and has no footer, nor any other trace of one.
+    FooterLost,
+    /// The file is empty, or smaller than the smallest disk.
+    TooSmall,
+    /// A raw disk would be written that was not said to be one.
+    RawWrite,
+    /// A file that could be a raw disk, where only a VHD will do.
+    NotVhd,
     /// Damage that leaves nothing to repair the image by.
     NotRepairable,
     /// An undo file that is damaged, or not one of the image as it is now.
@@ -151,6 +161,8 @@ pub enum ErrorKind {
     ServerTrust,
     /// The server of a remote disk does not give it the size that was asked for.
     ResizeRefused,
+    /// The disk of a server holds a VHD image, and nothing says whether that or its bytes are meant.
+    ExportHoldsVhd,
 }
 
 impl ErrorKind {
@@ -178,6 +190,11 @@ impl ErrorKind {
         Self::SavedState,
         Self::ForeignMetadata,
         Self::Ambiguous,
+        Self::ForeignFormat,
+        Self::FooterLost,
+        Self::TooSmall,
+        Self::RawWrite,
+        Self::NotVhd,
         Self::NotRepairable,
         Self::UndoMismatch,
         Self::PartitionTable,
@@ -225,6 +242,7 @@ impl ErrorKind {
         Self::WritesLost,
         Self::ServerTrust,
         Self::ResizeRefused,
+        Self::ExportHoldsVhd,
     ];
 
     /// The stable name, for scripts and reports.
@@ -253,6 +271,11 @@ impl ErrorKind {
             Self::SavedState => "saved-state",
             Self::ForeignMetadata => "foreign-metadata",
             Self::Ambiguous => "format-ambiguous",
+            Self::ForeignFormat => "foreign-format",
+            Self::FooterLost => "footer-lost",
+            Self::TooSmall => "too-small",
+            Self::RawWrite => "raw-write",
+            Self::NotVhd => "not-vhd",
             Self::NotRepairable => "not-repairable",
             Self::UndoMismatch => "undo-mismatch",
             Self::PartitionTable => "partition-table",
@@ -300,6 +323,7 @@ impl ErrorKind {
             Self::WritesLost => "writes-lost",
             Self::ServerTrust => "server-trust",
             Self::ResizeRefused => "resize-refused",
+            Self::ExportHoldsVhd => "export-holds-vhd",
         }
     }
 }

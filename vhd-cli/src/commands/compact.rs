@@ -16,6 +16,7 @@ use super::parent_time::ParentTime;
 use crate::codes::Kind;
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::format_arg::FormatArg;
 use crate::input::{ChainArgs, Source, SourceArgs, require_file};
 use crate::output::{self, ReportArgs, path_text};
 use crate::progress::ProgressArgs;
@@ -150,7 +151,9 @@ pub(crate) fn run(args: &CompactArgs) -> Result<Exit, Failure> {
 /// Opens the image with its ancestors. A dry run needs no right to write.
 fn open(args: &CompactArgs, source: &Source) -> Result<OpenedDisk, Failure> {
     let chain = args.chain.clone();
-    let options = SourceArgs { from: None, chain }.options(source).write(!args.dry_run);
+    // What has no blocks is told apart from what is no VHD.
+    let from = Some(FormatArg::Vhd);
+    let options = SourceArgs { from, chain }.options(source).write(!args.dry_run);
     let opened = options.open(&source.path)?;
     for warning in opened.warnings() {
         output::warning(warning);

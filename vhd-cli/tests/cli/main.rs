@@ -11,6 +11,7 @@ mod delta;
 mod diff;
 mod failures;
 mod file_systems;
+mod foreign;
 mod kill;
 mod merge;
 mod merge_carry;

@@ -4,7 +4,9 @@ use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
-use super::error::ParentOutcome;
+use super::ImageFormat;
+use super::detect::foreign_format;
+use super::error::{ChainError, ParentOutcome};
 use super::locate::{Candidate, ParentGate};
 use super::unfinished::unfinished_resize;
 use crate::format::UniqueId;
@@ -17,12 +19,14 @@ pub(super) enum Examined {
     Raw,
 }
 
-/// Whether the file at a candidate's path is the parent. No lock is taken for a look.
+/// Whether the file at a candidate's path is the parent; `as_raw` says that it is a raw disk whatever it looks like. No
+/// lock is taken for a look.
 pub(super) fn examine(
     child: &Path,
     candidate: &Candidate,
     wanted: UniqueId,
     gate: &dyn ParentGate,
+    as_raw: bool,
 ) -> Result<Examined, ParentOutcome> {
     let path = &candidate.path;
     if !candidate.explicit && !gate.allows(child, path) {
@@ -37,14 +41,26 @@ pub(super) fn examine(
     }
     let unreadable = |error: &dyn std::error::Error| ParentOutcome::Unreadable(error.to_string());
     let file = HostFile::open(path, Access::ReadOnly, Sharing::Unlocked).map_err(|error| unreadable(&error))?;
+    if as_raw && wanted.is_nil() {
+        return Ok(Examined::Raw);
+    }
     if let Some(error) = unfinished_resize(path, &file) {
         return Err(unreadable(&error));
     }
     match Footers::read(&file) {
         Ok(footers) if footers.footer.unique_id == wanted && !wanted.is_nil() => Ok(Examined::Vhd),
         Ok(footers) => Err(ParentOutcome::OtherDisk(footers.footer.unique_id)),
-        Err(OpenError::NoFooter { .. }) if candidate.named && wanted.is_nil() => Ok(Examined::Raw),
-        Err(OpenError::NoFooter { .. }) => Err(ParentOutcome::NotVhd),
+        Err(OpenError::NoFooter { .. }) if candidate.named && wanted.is_nil() => match ImageFormat::detect(&file, path)
+        {
+            Ok(ImageFormat::Raw) => Ok(Examined::Raw),
+            Ok(ImageFormat::Vhd) => Err(ParentOutcome::NotVhd),
+            Err(ChainError::Foreign { format, .. }) => Err(ParentOutcome::Foreign(format)),
+            Err(error) => Err(unreadable(&error)),
+        },
+        Err(OpenError::NoFooter { .. }) => Err(match foreign_format(&file) {
+            Ok(Some(format)) => ParentOutcome::Foreign(format),
+            _ => ParentOutcome::NotVhd,
+        }),
         Err(error) => Err(unreadable(&error)),
     }
 }

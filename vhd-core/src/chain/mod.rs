@@ -8,6 +8,7 @@
 mod children;
 mod create;
 mod detect;
+mod device_file;
 mod disagree;
 mod error;
 mod examine;
@@ -20,7 +21,8 @@ mod unfinished;
 pub use children::children_beside;
 pub use create::{CreateChildError, create_child, parent_link};
 pub(crate) use create::{link_to, relative_to};
-pub use detect::ImageFormat;
+pub(crate) use detect::image_error;
+pub use detect::{ForeignClass, ForeignFormat, ImageFormat, require_vhd};
 pub use error::{ChainError, ChainWarning, ParentOutcome, TriedParent};
 pub use locate::{AllowAll, ExplicitOnly, ParentGate};
 pub use open::{ChainLayer, MAX_DEPTH, OpenOptions, OpenedDisk};
