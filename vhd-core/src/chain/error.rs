@@ -52,7 +52,7 @@ pub enum ChainError {
     },
     /// The file is in another program's format.
     #[error(
-        "{} is {format}, not a VHD: {}; `--from raw` takes its bytes as a disk",
+        "{} is {format}, not a VHD: {}; where a disk is read, `--from raw` takes the bytes as one",
         path.display(), format.next_step()
     )]
     Foreign {

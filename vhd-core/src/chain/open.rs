@@ -194,7 +194,7 @@ impl OpenOptions {
         };
         let file_len = file.len().map_err(read)?;
         let device = RawDevice::new(file, writable).map_err(read)?;
-        let odd = (file_len % SECTOR_SIZE != 0).then(|| ChainWarning::OddLength {
+        let odd = (!file_len.is_multiple_of(SECTOR_SIZE)).then(|| ChainWarning::OddLength {
             path: path.to_owned(),
             file_len,
         });

@@ -61,7 +61,7 @@ pub(super) fn is_lzma(sample: &Sample<'_>) -> io::Result<bool> {
     let dictionary = sample.number::<4>(1).unwrap_or(0);
     let size = sample.number::<8>(5).unwrap_or(0);
     let usual = dictionary >= 4096
-        && (dictionary.is_power_of_two() || dictionary % 3 == 0 && (dictionary / 3).is_power_of_two());
+        && (dictionary.is_power_of_two() || dictionary.is_multiple_of(3) && (dictionary / 3).is_power_of_two());
     Ok(sample.has(0, b"\x5D\0") && usual && (size == u64::MAX || (1..1 << 40).contains(&size)))
 }
 
