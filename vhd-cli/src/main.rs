@@ -9,6 +9,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod children;
 mod cli;
 mod codes;
 mod commands;

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use vhd_core::chain::{children_beside, require_vhd};
-use vhd_core::image::Footers;
+use vhd_core::chain::dependants::dependants_of;
+use vhd_core::chain::require_vhd;
 use vhd_core::storage::{Access, HostFile, Sharing};
 
 use crate::failure::Failure;
@@ -25,13 +25,11 @@ impl ParentTime {
         })
     }
 
-    /// For a file that other images beside it are known to be based on.
+    /// For a file that other images are known to be based on.
     pub(crate) fn if_parent(path: &Path) -> Result<Option<Self>, Failure> {
-        let file = HostFile::open(path, Access::ReadOnly, Sharing::Unlocked)?;
-        require_vhd(&file, path)?;
-        let id = Footers::read(&file)?.footer.unique_id;
-        let children = children_beside(path, id);
-        (!children.is_empty()).then(|| Self::of(path)).transpose()
+        require_vhd(&HostFile::open(path, Access::ReadOnly, Sharing::Unlocked)?, path)?;
+        let found = dependants_of(path)?;
+        (!found.children().is_empty()).then(|| Self::of(path)).transpose()
     }
 
     /// Gives the file its former time.

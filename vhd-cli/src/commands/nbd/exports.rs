@@ -13,6 +13,7 @@ use vhd_core::snapshot;
 use vhd_nbd::server::{ChangedAboveLayer, Export, ExportSet};
 
 use super::NbdArgs;
+use crate::children;
 use crate::failure::Failure;
 use crate::format_arg::{FormatArg, TypedPath};
 use crate::input::{Source, SourceArgs};
@@ -163,13 +164,11 @@ fn open(args: &NbdArgs, input: &SourceArgs, source: &Source) -> Result<Open, Fai
     if args.snapshot {
         return open_snapshot(input, source).map(Open::Plain);
     }
-    if !args.read_only {
-        source.refuse_frozen()?;
-    }
     let options = input.options(source).write(!args.read_only);
+    let options = options.ignore_children(args.children.ignore_children);
     let opened = match args.resizable {
         true => open_resizable(source, &options)?,
-        false => Open::Plain(options.open(&source.path)?),
+        false => Open::Plain(options.open(&source.path).map_err(children::explain)?),
     };
     let warnings = match &opened {
         Open::Plain(opened) => opened.warnings(),
@@ -181,7 +180,7 @@ fn open(args: &NbdArgs, input: &SourceArgs, source: &Source) -> Result<Open, Fai
 
 /// Opens a disk whose size clients may change, if it is one that can have another.
 fn open_resizable(source: &Source, options: &OpenOptions) -> Result<Open, Failure> {
-    match ResizableDisk::open(&source.path, options)? {
+    match ResizableDisk::open(&source.path, options).map_err(children::explain)? {
         Opening::Resizable(disk) => Ok(Open::Resizable(disk)),
         Opening::Plain { disk, reason } => {
             let reason = with_causes(&reason);
@@ -210,7 +209,9 @@ fn open_snapshot(input: &SourceArgs, source: &Source) -> Result<OpenedDisk, Fail
         Some(FormatArg::Raw) => options.raw_parents([source.path.clone()]),
         _ => options.parents([source.path.clone()]),
     };
-    Ok(input.chain.add_parents(options).write(true).open(&layer)?)
+    // Nobody knows the layer: no child can rely on it.
+    let options = input.chain.add_parents(options).write(true).ignore_children(true);
+    Ok(options.open(&layer)?)
 }
 
 /// The export of a disk. The throw-away layer that may be on it is no image that anyone knows.

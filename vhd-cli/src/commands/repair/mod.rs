@@ -7,11 +7,14 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use vhd_core::ErrorKind;
+use vhd_core::chain::dependants::Search;
 use vhd_core::chain::{ChainError, require_vhd};
-use vhd_core::format::DiskType;
+use vhd_core::format::{DiskType, UniqueId};
+use vhd_core::image::Footers;
 use vhd_core::ops::repair::{Facts, JournalState, RepairError, RepairPlan, UndoFile};
 use vhd_core::storage::{Access, HostFile, Sharing, StorageFile};
 
+use crate::children::{self, ChildrenArgs};
 use crate::codes::Kind;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -45,7 +48,7 @@ pub(crate) struct RepairArgs {
     #[arg(long)]
     yes: bool,
     /// Take an earlier repair back, byte by byte, and remove IMAGE.undo
-    #[arg(long, conflicts_with_all = ["yes", "size", "disk_type"])]
+    #[arg(long, conflicts_with_all = ["yes", "size", "disk_type", "ignore_children"])]
     undo: bool,
     /// The size of the disk, where both footers are lost
     #[arg(long, value_parser = size::parse_disk_size)]
@@ -53,6 +56,8 @@ pub(crate) struct RepairArgs {
     /// The type of the image, where both footers and the header are lost
     #[arg(long = "type", value_name = "TYPE", value_enum)]
     disk_type: Option<LostType>,
+    #[command(flatten)]
+    children: ChildrenArgs,
     #[command(flatten)]
     pub(crate) report: ReportArgs,
 }
@@ -163,6 +168,9 @@ impl Job<'_> {
 
     /// INV-16: the undo file is there before the image is touched, and never replaced.
     fn apply(&self, plan: &RepairPlan) -> Result<Verdict, Failure> {
+        if !plan.doubts().is_empty() && !self.args.children.ignore_children {
+            self.refuse_dependants(plan)?;
+        }
         let created = UndoFile::create(self.image, plan.journal());
         let undo = created.map_err(|error| match error.kind() {
             ErrorKind::Exists => Failure::from(error).about(format_args!(
@@ -172,6 +180,16 @@ impl Job<'_> {
             _ => self.failure(error),
         })?;
         self.make(&undo)
+    }
+
+    /// What is in doubt may read differently afterwards, in all that is based on the image too.
+    fn refuse_dependants(&self, plan: &RepairPlan) -> Result<(), Failure> {
+        let footers = Footers::read(&*plan.repaired());
+        let id = footers.map_or(UniqueId::NIL, |footers| footers.footer.unique_id);
+        let found = Search::new().image(self.image, id).run();
+        found
+            .refuse()
+            .map_err(|error| children::explain(error).about(&self.name))
     }
 
     fn make(&self, undo: &UndoFile) -> Result<Verdict, Failure> {

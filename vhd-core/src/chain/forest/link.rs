@@ -52,7 +52,7 @@ pub(super) fn resolve(child: &Member) -> Resolved {
     };
     let mut tried = Vec::new();
     for candidate in candidates(&child.path, &parent.paths, &[], &[]) {
-        match examine(&child.path, &candidate, parent.id, &AllowAll, false) {
+        match examine(&child.path, &candidate, parent.id, &AllowAll) {
             Ok(_) => {
                 return Resolved::At {
                     path: candidate.path,
