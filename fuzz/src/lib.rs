@@ -2,5 +2,7 @@
 
 pub mod file_system;
 pub mod nbd;
+pub mod nbd_client;
+pub mod nbd_uri;
 pub mod open_image;
 pub mod partition_table;
