@@ -229,7 +229,9 @@ class TreeLab:
         """One of the two footers is lost."""
         name = self.rng.choice(sorted(self.disks))
         path = self.path(name)
-        if plain_vhd.Image(path).kind != 2 and not os.path.exists(path + ".job"):
+        image = plain_vhd.Image(path)
+        is_whole = image.kind != 2 and image.data[:512] == image.data[-512:]
+        if is_whole and not os.path.exists(path + ".job"):
             times = os.stat(path)
             with open(path, "r+b") as file:
                 file.seek(*self.rng.choice([(0, 0), (-512, 2)]))
