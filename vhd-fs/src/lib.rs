@@ -17,6 +17,7 @@ mod bytes;
 mod exfat;
 mod ext;
 mod fat;
+pub mod files;
 mod free_map;
 mod ntfs;
 mod partitions;
