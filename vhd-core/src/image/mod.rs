@@ -20,6 +20,7 @@ mod error;
 mod flush;
 mod footers;
 mod open;
+mod poison;
 mod rearrange;
 mod sector_map;
 mod sector_maps;
@@ -27,6 +28,7 @@ mod sparse;
 mod table;
 mod validate;
 mod write_span;
+mod zeroing;
 
 use std::fmt;
 use std::sync::Arc;
@@ -43,16 +45,18 @@ pub(crate) use check::absent_runs;
 pub(crate) use create::{LocatorData, TABLE_OFFSET, check_size, differencing_header};
 pub(crate) use error::IoContext;
 pub(crate) use open::{read_header, read_table};
+pub(crate) use poison::Poison;
 pub(crate) use rearrange::{Arrangement, BATMAP_COOKIE, PlacedBlock};
 pub(crate) use validate::{Region, Space, metadata_regions};
+pub(crate) use zeroing::{discard_file_range, zero_file_range};
 
-use crate::device::{DeviceError, Poison};
 use crate::format::{DiskType, DynamicHeader, Footer, MAX_LOCATOR_LENGTH, PlatformCode, UniqueId, decode_locator};
 use crate::storage::StorageFile;
 use crate::units::{FileOffset, VirtualOffset, usize_from};
 use commit::Writer;
 use flush::FlushCoalescer;
 use sparse::Sparse;
+use vhd_block::DeviceError;
 
 /// Where the bytes at the start of a range are, and how many of them are there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
