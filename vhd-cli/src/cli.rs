@@ -3,7 +3,7 @@
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::commands::{
-    azure, check, compact, compare, completions, convert, create, diff, export_delta, hash, import_delta, info, man,
+    azure, cat, check, compact, compare, completions, convert, cp, create, diff, export_delta, hash, import_delta, info, ls, man,
     map, measure, merge, nbd, new_id, repair, reparent, resize, snapshot, tour, tree, verify,
 };
 use crate::exit;
@@ -80,6 +80,12 @@ pub(crate) enum Command {
     Tree(tree::TreeArgs),
     /// Take, list, apply and delete snapshots of a disk
     Snapshot(snapshot::SnapshotArgs),
+    /// List a directory inside a disk, without mounting it
+    Ls(ls::LsArgs),
+    /// Print a file inside a disk
+    Cat(cat::CatArgs),
+    /// Copy files and directories out of a disk
+    Cp(cp::CpArgs),
     /// Prepare or check an image for Azure
     Azure(azure::AzureArgs),
     /// Make an image's file shorter in place; its content stays

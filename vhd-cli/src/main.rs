@@ -4,6 +4,7 @@
 //!   cli.rs        the one definition of the grammar        commands/   one file per command
 //!   input.rs      opening a source, standard input too     output.rs   what goes to standard output
 //!   progress.rs   what goes to standard error meanwhile    failure.rs  why a command stopped
+//!   inside/       files inside a disk
 //!   space.rs      free space of file systems               interrupt.rs  ending in order
 //!   codes.rs      kind of failure -> stable code, exit     exit.rs     the exit codes
 //! ```
@@ -17,6 +18,7 @@ mod failure;
 mod format_arg;
 mod human;
 mod input;
+mod inside;
 mod interrupt;
 mod limits;
 mod output;
