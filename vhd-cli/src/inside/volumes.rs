@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use vhd_block::Disk;
+use vhd_core::ErrorKind;
 use vhd_core::chain::OpenedDisk;
 use vhd_fs::files::{FileError, FileErrorKind, Files, OpenFiles, SharedDisk};
 use vhd_partition::Table;
@@ -78,16 +79,6 @@ impl vhd_fs::ReadAt for Reader {
     }
 }
 
-impl vhd_partition::ReadAt for Reader {
-    fn size(&self) -> u64 {
-        self.0.size()
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        self.0.read_at(buf, offset).map_err(io::Error::other)
-    }
-}
-
 impl InsideArgs {
     /// Opens a disk for reading and the file systems in it. Remarks go to standard error.
     pub(crate) fn open(&self, image: &Path) -> Result<Inside, Failure> {
@@ -116,7 +107,8 @@ impl InsideArgs {
             len,
             files: OpenFiles::new().replay(self.replay).open(&shared, start, len),
         };
-        let table = Table::read(&Reader(disk.clone()))?;
+        let table = Table::read(&Reader(disk.clone()))
+            .map_err(|error| Failure::library(ErrorKind::PartitionTable, &error))?;
         let mut volumes: Vec<Volume> = match (table, self.partition) {
             (None, None) => vec![open(None, 0, disk.size())],
             (None, Some(_)) => Vec::new(),
