@@ -6,6 +6,7 @@ mod build;
 use build::{Entries, GptDisk, mbr_entry, mbr_signature};
 use vhd_partition::{Oddity, ReadAt, Scheme, Table};
 
+#[allow(clippy::ptr_arg, reason = "the trait is implemented for vectors")]
 fn read(disk: &Vec<u8>) -> Table {
     Table::read(disk).unwrap().unwrap()
 }

@@ -42,7 +42,7 @@ fn first_table(disk: &[u8]) -> Option<Vec<u8>> {
     (crc32fast::hash(array) == word(&header, 88)).then(|| array.to_vec())
 }
 
-fn apply(disk: &mut Vec<u8>, patch: &Patch) {
+fn apply(disk: &mut [u8], patch: &Patch) {
     let start = usize::try_from(patch.offset).unwrap();
     disk[start..start + patch.bytes.len()].copy_from_slice(&patch.bytes);
 }
