@@ -3,8 +3,8 @@
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::commands::{
-    azure, cat, check, compact, compare, completions, convert, cp, create, diff, export_delta, hash, import_delta, info, ls, man,
-    map, measure, merge, nbd, new_id, repair, reparent, resize, snapshot, tour, tree, verify,
+    azure, cat, check, compact, compare, completions, convert, cp, create, diff, export_delta, hash, import_delta,
+    info, ls, man, map, measure, merge, mount, nbd, new_id, repair, reparent, resize, snapshot, tour, tree, verify,
 };
 use crate::exit;
 
@@ -96,6 +96,10 @@ pub(crate) enum Command {
     Merge(merge::MergeArgs),
     /// Serve disks over NBD, to virtual machines and backup programs
     Nbd(nbd::NbdArgs),
+    /// Mount a disk: its content, snapshots, partitions and files as a directory
+    Mount(mount::MountArgs),
+    /// Unmount what `vhd mount` has mounted
+    Umount(mount::UmountArgs),
     /// Give a disk another size, alone or with all images of its tree
     Resize(resize::ResizeArgs),
     /// Give a differencing image another parent: a moved one, or with --rebase any disk

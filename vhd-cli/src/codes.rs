@@ -35,6 +35,12 @@ pub(crate) enum Kind {
     Files(FileErrorKind),
     /// A path inside a disk does not say which partition it is in.
     WhichPartition,
+    /// A disk can't be mounted or unmounted.
+    Mount,
+    /// A mount is in use.
+    MountBusy,
+    /// Nothing of ours is mounted there.
+    NotMounted,
 }
 
 /// What scripts see of a kind of failure. Codes and names never change their meaning; new ones are added.
@@ -42,7 +48,7 @@ pub(crate) enum Kind {
 pub(crate) struct Code {
     pub(crate) kind: Kind,
     /// `VHD-E` and four digits: 01 the image, 02 the chain, 03 the host's files, 04 requests, 05 the command, 06 NBD,
-    /// 07 files inside a disk.
+    /// 07 files inside a disk and mounts.
     pub(crate) code: &'static str,
     pub(crate) name: &'static str,
     pub(crate) exit: Exit,
@@ -155,6 +161,9 @@ const TABLE: &[Code] = &[
     own(Kind::Files(FileErrorKind::TooManyLinks), "VHD-E0705", "files-link-loop",   Exit::Failed),
     own(Kind::Files(FileErrorKind::Io),           "VHD-E0706", "files-io",          Exit::Failed),
     own(Kind::WhichPartition,                     "VHD-E0707", "which-partition",   Exit::Refused),
+    own(Kind::Mount,                              "VHD-E0708", "mount",             Exit::Failed),
+    own(Kind::MountBusy,                          "VHD-E0709", "mount-busy",        Exit::Locked),
+    own(Kind::NotMounted,                         "VHD-E0710", "not-mounted",       Exit::Failed),
 ];
 
 /// What a kind that is newer than the table gets: the table's test fails then.

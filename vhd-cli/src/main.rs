@@ -10,6 +10,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod background;
 mod cli;
 mod codes;
 mod commands;
@@ -33,7 +34,11 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 fn main() -> ExitCode {
-    let cli = cli::Cli::parse();
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let cli = match commands::mount::helper_arguments(&arguments) {
+        Some(arguments) => cli::Cli::parse_from(arguments),
+        None => cli::Cli::parse_from(arguments),
+    };
     start_log();
     limits::raise_open_files();
     commands::run(&cli.command).into()

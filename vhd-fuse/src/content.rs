@@ -178,7 +178,9 @@ impl DiskPart {
             may_unmap,
             ..ZeroOptions::default()
         };
-        Ok(self.disk.write_zeroes(ByteRange::new(self.start + offset, len), options)?)
+        Ok(self
+            .disk
+            .write_zeroes(ByteRange::new(self.start + offset, len), options)?)
     }
 
     /// The first byte from `offset` on that is stored (`data`) or not, or nothing if there is none before the end.

@@ -228,7 +228,11 @@ impl Filesystem for Tree {
             changes = part.changes;
         }
         // The kernel's pages stay right as long as all changes go through this one file.
-        let cached = if changes { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::FOPEN_KEEP_CACHE };
+        let cached = if changes {
+            FopenFlags::FOPEN_DIRECT_IO
+        } else {
+            FopenFlags::FOPEN_KEEP_CACHE
+        };
         reply.opened(FileHandle(0), cached);
     }
 
@@ -247,9 +251,11 @@ impl Filesystem for Tree {
             Ok(content) => content,
             Err(error) => return reply.error(error),
         };
-        BUFFER.with_borrow_mut(|buffer| match content.read_at(buffer, offset, vhd_block::units::usize_from(u64::from(size))) {
-            Ok(()) => reply.data(buffer),
-            Err(error) => reply.error(refuse(&error)),
+        BUFFER.with_borrow_mut(|buffer| {
+            match content.read_at(buffer, offset, vhd_block::units::usize_from(u64::from(size))) {
+                Ok(()) => reply.data(buffer),
+                Err(error) => reply.error(refuse(&error)),
+            }
         });
     }
 
@@ -271,7 +277,8 @@ impl Filesystem for Tree {
             // As on a block device that is full.
             _ => Err(NodeError::Disk(vhd_block::DeviceError::ImageFull { offset })),
         });
-        answer!(written, reply, |()| reply.written(u32::try_from(len).unwrap_or(u32::MAX)));
+        answer!(written, reply, |()| reply
+            .written(u32::try_from(len).unwrap_or(u32::MAX)));
     }
 
     fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
@@ -306,7 +313,10 @@ impl Filesystem for Tree {
     }
 
     fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let names = match self.directory(ino).and_then(|it| it.names().map_err(|error| refuse(&error))) {
+        let names = match self
+            .directory(ino)
+            .and_then(|it| it.names().map_err(|error| refuse(&error)))
+        {
             Ok(names) => names,
             Err(error) => return reply.error(error),
         };
@@ -348,11 +358,23 @@ impl Filesystem for Tree {
             Ok(node) => node,
             Err(error) => return reply.error(error),
         };
-        let names = node.attributes.iter().flat_map(|(name, _)| [USER, name.as_bytes(), b"\0"].concat());
+        let names = node
+            .attributes
+            .iter()
+            .flat_map(|(name, _)| [USER, name.as_bytes(), b"\0"].concat());
         sized(&names.collect::<Vec<u8>>(), size, reply);
     }
 
-    fn fallocate(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
+    fn fallocate(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
         // FALLOC_FL_KEEP_SIZE, _PUNCH_HOLE and _ZERO_RANGE of linux/falloc.h.
         const KEEP_SIZE: i32 = 0x1;
         const PUNCH_HOLE: i32 = 0x2;

@@ -27,5 +27,5 @@ mod node;
 mod reply;
 
 pub use content::{Content, DiskPart, ReadFile};
-pub use mount::{Mount, MountError, MountOptions, unmount};
+pub use mount::{Mount, MountError, MountOptions, detach, unmount};
 pub use node::{Directory, Fixed, Kind, Name, Node, NodeError, Stat};

@@ -172,9 +172,17 @@ impl MountOptions {
             MountOption::NoDev,
             MountOption::NoSuid,
             MountOption::NoAtime,
-            if self.writable { MountOption::RW } else { MountOption::RO },
+            if self.writable {
+                MountOption::RW
+            } else {
+                MountOption::RO
+            },
         ];
-        config.acl = if self.allow_other { SessionACL::All } else { SessionACL::Owner };
+        config.acl = if self.allow_other {
+            SessionACL::All
+        } else {
+            SessionACL::Owner
+        };
         let processors = thread::available_parallelism().map_or(1, usize::from);
         config.n_threads = Some(processors.clamp(2, MAX_THREADS));
         config.clone_fd = true;
@@ -189,31 +197,15 @@ pub struct Mount {
 }
 
 impl Mount {
-    /// Whether it is still mounted: anyone may unmount it.
-    #[must_use]
-    pub fn is_mounted(&self) -> bool {
-        self.session.as_ref().is_some_and(|session| !session.guard.is_finished())
-    }
-
-    /// Unmounts, and waits until no request is served any more.
+    /// Waits until somebody has unmounted it, and the last request is served.
     ///
     /// # Errors
-    /// [`MountError::Busy`] while a program uses it; it is then still mounted. [`MountError::Failed`].
-    pub fn unmount(mut self) -> Result<(), (Option<Self>, MountError)> {
-        if self.is_mounted()
-            && let Err(error) = unmount(&self.place)
-        {
-            return Err((Some(self), error));
-        }
-        self.finish().map_err(|error| (None, error))
-    }
-
-    /// Waits until somebody has unmounted it.
-    fn finish(&mut self) -> Result<(), MountError> {
+    /// [`MountError::Failed`]
+    pub fn wait(mut self) -> Result<(), MountError> {
         let Some(session) = self.session.take() else {
             return Ok(());
         };
-        session.umount_and_join().map_err(|source| MountError::Failed {
+        session.join().map_err(|source| MountError::Failed {
             operation: "serve",
             path: self.place.clone(),
             source,
@@ -222,9 +214,11 @@ impl Mount {
 }
 
 impl Drop for Mount {
+    /// Unmounts if that is still to be done, and waits until no request is served any more.
     fn drop(&mut self) {
-        if let Err(error) = self.finish() {
-            tracing::warn!(%error, "unmount");
+        let Some(session) = self.session.take() else { return };
+        if let Err(error) = session.umount_and_join() {
+            tracing::warn!(%error, place = %self.place.display(), "unmount");
         }
     }
 }
@@ -241,7 +235,7 @@ pub fn unmount(place: &Path) -> Result<(), MountError> {
     match rustix::mount::unmount(place, UnmountFlags::empty()) {
         Ok(()) => Ok(()),
         Err(rustix::io::Errno::BUSY) => Err(MountError::Busy { path }),
-        Err(rustix::io::Errno::PERM) => unmount_by_helper(place),
+        Err(rustix::io::Errno::PERM) => run_helper(place, &["-u", "--"]),
         Err(errno) => Err(MountError::Failed {
             operation: "unmount",
             path,
@@ -250,14 +244,36 @@ pub fn unmount(place: &Path) -> Result<(), MountError> {
     }
 }
 
-fn unmount_by_helper(place: &Path) -> Result<(), MountError> {
+/// Takes a mount out of the tree of directories although it is in use: what is open in it stays open, and ends with the
+/// process that serves it.
+///
+/// # Errors
+/// [`MountError::Failed`]
+pub fn detach(place: &Path) -> Result<(), MountError> {
+    match rustix::mount::unmount(place, UnmountFlags::DETACH) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::PERM) => run_helper(place, &["-u", "-z", "--"]),
+        Err(errno) => Err(MountError::Failed {
+            operation: "detach",
+            path: place.to_owned(),
+            source: errno.into(),
+        }),
+    }
+}
+
+/// Unmounts as somebody who is not root.
+fn run_helper(place: &Path, options: &[&str]) -> Result<(), MountError> {
     let path = place.to_owned();
-    let output = match Command::new(HELPER).arg("-u").arg("--").arg(place).output() {
+    let output = match Command::new(HELPER).args(options).arg(place).output() {
         Ok(output) => output,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(MountError::NoHelper),
         Err(source) => {
             let operation = "unmount";
-            return Err(MountError::Failed { operation, path, source });
+            return Err(MountError::Failed {
+                operation,
+                path,
+                source,
+            });
         }
     };
     if output.status.success() {
@@ -279,7 +295,10 @@ fn unmount_by_helper(place: &Path) -> Result<(), MountError> {
 fn is_mount_of_ours(place: &Path) -> bool {
     let absolute = std::path::absolute(place).unwrap_or_else(|_| place.to_owned());
     // The parent can be resolved even where the place itself cannot be looked at.
-    let resolved = absolute.parent().and_then(|parent| parent.canonicalize().ok()).zip(absolute.file_name());
+    let resolved = absolute
+        .parent()
+        .and_then(|parent| parent.canonicalize().ok())
+        .zip(absolute.file_name());
     let absolute = resolved.map_or(absolute.clone(), |(parent, name)| parent.join(name));
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     mounts.lines().any(|line| {
@@ -352,6 +371,9 @@ mod tests {
         assert_eq!(unescaped("/mnt/a\\040b\\134c"), "/mnt/a b\\c");
         assert_eq!(unescaped("/mnt/a\\"), "/mnt/a\\");
         assert!(!is_mount_of_ours(Path::new("/proc")));
-        assert!(matches!(unmount(Path::new("/proc")), Err(MountError::NotMounted { .. })));
+        assert!(matches!(
+            unmount(Path::new("/proc")),
+            Err(MountError::NotMounted { .. })
+        ));
     }
 }

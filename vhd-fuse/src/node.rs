@@ -50,7 +50,11 @@ impl Stat {
     #[must_use]
     pub fn of_mount(kind: &Kind, time: SystemTime) -> Self {
         Self {
-            mode: if matches!(kind, Kind::Directory(_)) { 0o555 } else { 0o444 },
+            mode: if matches!(kind, Kind::Directory(_)) {
+                0o555
+            } else {
+                0o444
+            },
             owner: None,
             links: 1,
             accessed: time,

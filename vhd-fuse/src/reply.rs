@@ -46,7 +46,9 @@ pub(crate) fn attributes(number: u64, node: &Node, shown: &Shown) -> FileAttr {
         _ => 0,
     };
     let device = match node.kind {
-        Kind::Special { device: (major, minor), .. } => (minor & 0xFF) | (major & 0xFFF) << 8 | (minor & !0xFF) << 12,
+        Kind::Special {
+            device: (major, minor), ..
+        } => (minor & 0xFF) | (major & 0xFFF) << 8 | (minor & !0xFF) << 12,
         _ => 0,
     };
     let (uid, gid) = node.stat.owner.unwrap_or(shown.owner);

@@ -133,7 +133,10 @@ fn entries(files: &Files, path: &[u8], details: bool) -> Result<Vec<EntryLine>, 
     }
     let mut entries = files.list(node)?;
     entries.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(entries.iter().map(|entry| EntryLine::new(files, entry, details)).collect())
+    Ok(entries
+        .iter()
+        .map(|entry| EntryLine::new(files, entry, details))
+        .collect())
 }
 
 impl EntryLine {
@@ -149,9 +152,13 @@ impl EntryLine {
         let text = std::str::from_utf8(&entry.name);
         Self {
             name: String::from_utf8_lossy(&entry.name).into_owned(),
-            name_hex: text.is_err().then(|| entry.name.iter().map(|byte| format!("{byte:02x}")).collect()),
+            name_hex: text
+                .is_err()
+                .then(|| entry.name.iter().map(|byte| format!("{byte:02x}")).collect()),
             kind: kind.map(FileType::name),
-            facts: meta.filter(|_| details).map(|meta| Facts::new(files, entry.node, &meta)),
+            facts: meta
+                .filter(|_| details)
+                .map(|meta| Facts::new(files, entry.node, &meta)),
             error,
         }
     }
@@ -159,7 +166,9 @@ impl EntryLine {
 
 impl Facts {
     fn new(files: &Files, node: Node, meta: &Metadata) -> Self {
-        let target = (meta.kind == FileType::Symlink).then(|| files.read_link(node).ok()).flatten();
+        let target = (meta.kind == FileType::Symlink)
+            .then(|| files.read_link(node).ok())
+            .flatten();
         Self {
             size: meta.size,
             mode: format!("{:04o}", meta.mode),
@@ -196,7 +205,14 @@ impl fmt::Display for LsReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for volume in &self.volumes {
             let what = match (&volume.file_system, &volume.reason) {
-                (Some(format), _) => format!("{format}{}", volume.label.iter().map(|label| format!(" \"{label}\"")).collect::<String>()),
+                (Some(format), _) => format!(
+                    "{format}{}",
+                    volume
+                        .label
+                        .iter()
+                        .map(|label| format!(" \"{label}\""))
+                        .collect::<String>()
+                ),
                 (None, reason) => format!("not readable: {}", reason.as_deref().unwrap_or_default()),
             };
             writeln!(f, "{}/  {}  {what}", volume.name, human::binary(volume.length))?;
@@ -210,13 +226,25 @@ impl fmt::Display for LsReport {
 
 impl EntryLine {
     fn write(&self, f: &mut fmt::Formatter<'_>, long: bool) -> fmt::Result {
-        let mark = if self.kind == Some(FileType::Directory.name()) { "/" } else { "" };
+        let mark = if self.kind == Some(FileType::Directory.name()) {
+            "/"
+        } else {
+            ""
+        };
         // A name with a line end is one line all the same.
         let name = self.name.replace('\n', "\u{FFFD}");
-        let reason = self.error.iter().map(|error| format!("  ({error})")).collect::<String>();
+        let reason = self
+            .error
+            .iter()
+            .map(|error| format!("  ({error})"))
+            .collect::<String>();
         match &self.facts {
             Some(facts) if long => {
-                let target = facts.target.iter().map(|target| format!(" -> {target}")).collect::<String>();
+                let target = facts
+                    .target
+                    .iter()
+                    .map(|target| format!(" -> {target}"))
+                    .collect::<String>();
                 writeln!(
                     f,
                     "{:12} {} {:>5} {:>5} {:>14} {:20} {name}{mark}{target}{reason}",

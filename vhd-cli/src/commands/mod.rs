@@ -20,6 +20,7 @@ pub(crate) mod man;
 pub(crate) mod map;
 pub(crate) mod measure;
 pub(crate) mod merge;
+pub(crate) mod mount;
 pub(crate) mod nbd;
 pub(crate) mod new_id;
 mod pair;
@@ -69,6 +70,8 @@ fn dispatch(command: &Command) -> Result<Exit, Failure> {
         Command::Compact(args) => compact::run(args),
         Command::Measure(args) => measure::run(args),
         Command::Nbd(args) => nbd::run(args),
+        Command::Mount(args) => mount::run(args),
+        Command::Umount(args) => mount::run_umount(args),
         Command::Resize(args) => resize::run(args),
         Command::Reparent(args) => reparent::run(args),
         Command::NewId(args) => new_id::run(args),
@@ -103,6 +106,8 @@ fn identity(command: &Command) -> (&'static str, bool) {
         Command::Compact(args) => (compact::NAME, args.report.json),
         Command::Measure(args) => (measure::NAME, args.report.json),
         Command::Nbd(_) => (nbd::NAME, false),
+        Command::Mount(_) => ("mount", false),
+        Command::Umount(_) => ("umount", false),
         Command::Resize(args) => (resize::NAME, args.report.json),
         Command::Reparent(args) => (reparent::NAME, args.report.json),
         Command::NewId(args) => (new_id::NAME, args.report.json),

@@ -29,13 +29,19 @@ impl Place {
             return Self::whole(given);
         }
         let scheme = given.to_str().filter(|text| NbdUri::is_uri(text));
-        let skipped = scheme.and(find(bytes, SCHEME_END, 0)).map_or(0, |at| at + SCHEME_END.len());
+        let skipped = scheme
+            .and(find(bytes, SCHEME_END, 0))
+            .map_or(0, |at| at + SCHEME_END.len());
         let mut places = std::iter::successors(find(bytes, SEPARATOR, skipped), |&at| find(bytes, SEPARATOR, at + 1));
         let Some(first) = places.clone().next() else {
             return Self::whole(given);
         };
         let names_a_file = |&at: &usize| Path::new(OsStr::from_bytes(&bytes[..at])).symlink_metadata().is_ok();
-        let at = if scheme.is_some() { first } else { places.find(names_a_file).unwrap_or(first) };
+        let at = if scheme.is_some() {
+            first
+        } else {
+            places.find(names_a_file).unwrap_or(first)
+        };
         Self {
             image: OsStr::from_bytes(&bytes[..at]).into(),
             path: Some(bytes[at + 1..].to_vec()),
@@ -74,14 +80,20 @@ mod tests {
     fn an_image_ends_where_the_path_begins() {
         assert_eq!(parsed("disk.vhd"), ("disk.vhd".to_owned(), None));
         assert_eq!(parsed("disk.vhd:/"), parts("disk.vhd", "/"));
-        assert_eq!(parsed("disk.vhd@monday:/etc/fstab"), parts("disk.vhd@monday", "/etc/fstab"));
+        assert_eq!(
+            parsed("disk.vhd@monday:/etc/fstab"),
+            parts("disk.vhd@monday", "/etc/fstab")
+        );
         assert_eq!(parsed("disk.vhd:/a:/b"), parts("disk.vhd", "/a:/b"));
         assert_eq!(parsed("C:disk.vhd"), ("C:disk.vhd".to_owned(), None));
     }
 
     #[test]
     fn a_uri_has_slashes_of_its_own() {
-        assert_eq!(parsed("nbd://host:10809/export"), ("nbd://host:10809/export".to_owned(), None));
+        assert_eq!(
+            parsed("nbd://host:10809/export"),
+            ("nbd://host:10809/export".to_owned(), None)
+        );
         assert_eq!(parsed("nbd://host/export:/etc"), parts("nbd://host/export", "/etc"));
     }
 

@@ -7,10 +7,9 @@ use std::sync::Arc;
 
 use clap::Args;
 use vhd_block::Disk;
-use vhd_core::ErrorKind;
 use vhd_core::chain::OpenedDisk;
+use vhd_core::partition::{DiskReader, PartitionError, PartitionTable};
 use vhd_fs::files::{FileError, FileErrorKind, Files, OpenFiles, SharedDisk};
-use vhd_partition::Table;
 
 use crate::codes::Kind;
 use crate::failure::Failure;
@@ -79,6 +78,11 @@ impl vhd_fs::ReadAt for Reader {
     }
 }
 
+/// A disk as readers of file systems take it.
+pub(crate) fn shared(disk: &Disk) -> SharedDisk {
+    Arc::new(Reader(disk.clone()))
+}
+
 impl InsideArgs {
     /// Opens a disk for reading and the file systems in it. Remarks go to standard error.
     pub(crate) fn open(&self, image: &Path) -> Result<Inside, Failure> {
@@ -100,20 +104,22 @@ impl InsideArgs {
     }
 
     fn volumes(&self, disk: &Disk) -> Result<Vec<Volume>, Failure> {
-        let shared: SharedDisk = Arc::new(Reader(disk.clone()));
+        let shared = shared(disk);
         let open = |number, start, len| Volume {
             number,
             start,
             len,
             files: OpenFiles::new().replay(self.replay).open(&shared, start, len),
         };
-        let table = Table::read(&Reader(disk.clone()))
-            .map_err(|error| Failure::library(ErrorKind::PartitionTable, &error))?;
+        let table = PartitionTable::read(&DiskReader(disk)).map_err(PartitionError::from)?;
         let mut volumes: Vec<Volume> = match (table, self.partition) {
             (None, None) => vec![open(None, 0, disk.size())],
             (None, Some(_)) => Vec::new(),
             (Some(table), wanted) => {
-                let chosen = table.partitions.iter().filter(|it| wanted.is_none_or(|number| number == it.number));
+                let chosen = table
+                    .partitions
+                    .iter()
+                    .filter(|it| wanted.is_none_or(|number| number == it.number));
                 chosen.map(|it| open(Some(it.number), it.start, it.len)).collect()
             }
         };

@@ -95,10 +95,18 @@ impl fmt::Display for CpReport {
         }
         writeln!(f, " to {}: {}", self.destination, human::bytes(self.bytes))?;
         if self.special > 0 {
-            writeln!(f, "{} not copied: devices, pipes and sockets", human::count(self.special, "special file"))?;
+            writeln!(
+                f,
+                "{} not copied: devices, pipes and sockets",
+                human::count(self.special, "special file")
+            )?;
         }
         if !self.failed.is_empty() {
-            writeln!(f, "{} could not be copied", human::count(self.failed.len().try_into().unwrap_or(u64::MAX), "file"))?;
+            writeln!(
+                f,
+                "{} could not be copied",
+                human::count(self.failed.len().try_into().unwrap_or(u64::MAX), "file")
+            )?;
         }
         Ok(())
     }
@@ -121,7 +129,10 @@ pub(crate) fn run(args: &CpArgs) -> Result<Exit, Failure> {
     for given in &args.places {
         let place = Place::parse(given);
         let Some(path) = place.path else {
-            return Err(Failure::usage(format!("{} names no file in a disk: IMAGE:/PATH", given.display())));
+            return Err(Failure::usage(format!(
+                "{} names no file in a disk: IMAGE:/PATH",
+                given.display()
+            )));
         };
         let known = disks.iter().position(|(image, _)| *image == place.image);
         let disk = match known {
@@ -157,7 +168,9 @@ fn destination(args: &CpArgs) -> Result<(PathBuf, Option<Vec<u8>>), Failure> {
     if given.is_dir() {
         return Ok((given.clone(), None));
     }
-    let name = given.file_name().filter(|_| !given.as_os_str().as_bytes().ends_with(b"/"));
+    let name = given
+        .file_name()
+        .filter(|_| !given.as_os_str().as_bytes().ends_with(b"/"));
     match (name, args.places.as_slice()) {
         (Some(name), [_]) => {
             let parent = given.parent().filter(|parent| *parent != Path::new(""));
@@ -185,10 +198,24 @@ fn find<'a>(inside: &'a Inside, path: &[u8], new_name: Option<&[u8]>) -> Result<
     let name = new_name.or(last.filter(|_| node != files.root()));
     if let Some(name) = name.filter(|name| *name != b"." && *name != b"..") {
         let name = name.to_vec();
-        return Ok(vec![Wanted { files, node, kind, shown, name }]);
+        return Ok(vec![Wanted {
+            files,
+            node,
+            kind,
+            shown,
+            name,
+        }]);
     }
-    let root = Wanted { files, node, kind, shown, name: Vec::new() };
-    let entries = files.list(node).map_err(|error| Failure::from(error).about(&root.shown))?;
+    let root = Wanted {
+        files,
+        node,
+        kind,
+        shown,
+        name: Vec::new(),
+    };
+    let entries = files
+        .list(node)
+        .map_err(|error| Failure::from(error).about(&root.shown))?;
     let content = entries.into_iter().map(|entry| root.below(entry));
     let content: Result<_, _> = content.collect();
     content.map_err(|(shown, error)| Failure::from(error).about(shown))

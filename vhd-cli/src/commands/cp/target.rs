@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
@@ -94,7 +94,8 @@ impl Directory {
             // Programs of a disk must not run as somebody here only because they were copied.
             let kept = if owners { 0o7777 } else { 0o777 };
             let mode = Mode::from_raw_mode(meta.mode & kept);
-            chmodat(&self.fd, name_os, mode, AtFlags::empty()).map_err(|errno| self.failed("set the mode of", name, errno))?;
+            chmodat(&self.fd, name_os, mode, AtFlags::empty())
+                .map_err(|errno| self.failed("set the mode of", name, errno))?;
         }
         let times = Timestamps {
             last_access: timespec(meta.accessed),
@@ -107,11 +108,6 @@ impl Directory {
     /// Says that a file or directory of a disk is not complete here.
     pub(super) fn write_failed(&self, name: &[u8], error: io::Error) -> Failure {
         self.failed("write", name, error)
-    }
-
-    /// The file system that this is on takes what was written.
-    pub(super) fn sync(&self) -> Result<(), Failure> {
-        rustix::fs::fsync(self.fd.as_fd()).map_err(|errno| Failure::io("sync", &self.path, &errno.into()))
     }
 }
 

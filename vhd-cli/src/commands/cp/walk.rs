@@ -57,7 +57,9 @@ impl<'a> Walk<'a> {
         let mut waiting = vec![wanted.node];
         while let Some(node) = waiting.pop() {
             seen += 1;
-            let Ok(meta) = wanted.files.metadata(node) else { continue };
+            let Ok(meta) = wanted.files.metadata(node) else {
+                continue;
+            };
             if meta.kind == FileType::Regular {
                 total = total.saturating_add(meta.size);
             }
@@ -110,7 +112,10 @@ impl<'a> Walk<'a> {
     }
 
     fn file(&mut self, wanted: &Wanted<'_>, target: &Directory) -> Result<(), Failure> {
-        let meta = wanted.files.metadata(wanted.node).map_err(|error| read_failed(error, wanted))?;
+        let meta = wanted
+            .files
+            .metadata(wanted.node)
+            .map_err(|error| read_failed(error, wanted))?;
         let file = target.file(&wanted.name, self.force)?;
         let copied = content::copy(wanted.files, wanted.node, meta.size, &file, self.progress);
         drop(file);
@@ -171,8 +176,14 @@ impl<'a> Walk<'a> {
             let kind = Kind::Files(FileErrorKind::Damaged);
             return Err(Failure::new(kind, "the directory is inside itself").about(&wanted.shown));
         }
-        let meta = wanted.files.metadata(wanted.node).map_err(|error| read_failed(error, wanted))?;
-        let entries = wanted.files.list(wanted.node).map_err(|error| read_failed(error, wanted))?;
+        let meta = wanted
+            .files
+            .metadata(wanted.node)
+            .map_err(|error| read_failed(error, wanted))?;
+        let entries = wanted
+            .files
+            .list(wanted.node)
+            .map_err(|error| read_failed(error, wanted))?;
         let below = target.directory(&wanted.name)?;
         Ok(Entered { entries, meta, below })
     }
