@@ -144,10 +144,12 @@ macro_rules! from_library {
 
 from_library!(
     vhd_core::chain::ChainError,
+    vhd_core::chain::dependants::DependantsError,
     vhd_core::chain::CreateChildError,
     vhd_block::DeviceError,
     vhd_core::image::CreateError,
     vhd_core::image::OpenError,
+    vhd_core::job::JobError,
     vhd_core::ops::OpsError,
     vhd_core::ops::azure::AzureError,
     vhd_core::ops::delta::DeltaError,

@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod background;
+mod children;
 mod cli;
 mod codes;
 mod commands;

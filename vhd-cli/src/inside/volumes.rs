@@ -8,7 +8,7 @@ use std::sync::Arc;
 use clap::Args;
 use vhd_block::Disk;
 use vhd_core::chain::OpenedDisk;
-use vhd_core::partition::{DiskReader, PartitionError, PartitionTable};
+use vhd_core::partition::{read_table};
 use vhd_fs::files::{FileError, FileErrorKind, Files, OpenFiles, SharedDisk};
 
 use crate::codes::Kind;
@@ -111,7 +111,7 @@ impl InsideArgs {
             len,
             files: OpenFiles::new().replay(self.replay).open(&shared, start, len),
         };
-        let table = PartitionTable::read(&DiskReader(disk)).map_err(PartitionError::from)?;
+        let table = read_table(disk)?;
         let mut volumes: Vec<Volume> = match (table, self.partition) {
             (None, None) => vec![open(None, 0, disk.size())],
             (None, Some(_)) => Vec::new(),

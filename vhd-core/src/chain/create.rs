@@ -1,12 +1,13 @@
 //! Creating a child of an existing disk.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use super::{ChainError, OpenOptions, OpenedDisk};
 use crate::ErrorKind;
 use crate::format::{DEFAULT_BLOCK_SIZE, MAX_BLOCK_SIZE, MIN_CREATE_BLOCK_SIZE, Timestamp, UniqueId};
 use crate::image::{CreateError, Image, ParentLink, create_differencing};
-use crate::storage::{StagedFile, StorageError};
+use crate::job::require_steady;
+use crate::storage::{StagedFile, StorageError, StorageFile, relative_to};
 
 /// Why a child can't be created.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +51,18 @@ pub fn create_child(
     block_size: Option<u64>,
     options: &OpenOptions,
 ) -> Result<UniqueId, CreateChildError> {
-    let opened = options.clone().write(false).open(parent)?;
+    create_child_of(child, parent, block_size, &options.clone().write(false).open(parent)?)
+}
+
+/// The same over a disk that is open already as `opened`, from `parent`.
+pub(crate) fn create_child_of(
+    child: &Path,
+    parent: &Path,
+    block_size: Option<u64>,
+    opened: &OpenedDisk,
+) -> Result<UniqueId, CreateChildError> {
+    // What the child is to be based on must not change below it.
+    require_steady(parent).map_err(ChainError::from)?;
     let image = opened.layers().next().and_then(|leaf| leaf.layer.image());
     let parent_blocks = image
         .and_then(|image| image.header())
@@ -62,7 +74,7 @@ pub fn create_child(
         path: child.to_owned(),
         source,
     };
-    let link = parent_link(child, parent, &opened)?;
+    let link = parent_link(child, parent, opened)?;
     let staged = StagedFile::create_beside(child)?;
     let id = create_differencing(&*staged.storage(), opened.disk().size(), block_size, &link).map_err(failed)?;
     staged.publish(false, true)?;
@@ -73,7 +85,11 @@ pub fn create_child(
 pub fn parent_link(child: &Path, parent: &Path, opened: &OpenedDisk) -> Result<ParentLink, CreateChildError> {
     let image = opened.layers().next().and_then(|leaf| leaf.layer.image());
     let id = image.map_or(UniqueId::NIL, Image::unique_id);
-    link_to(child, parent, id, modified(parent)?)
+    // INV-34: of the file that is open, whatever has its name now.
+    let modified = opened.file_at_depth(0).and_then(StorageFile::host_file);
+    let modified = modified.and_then(|file| file.metadata().ok()?.modified().ok());
+    let modified = modified.map_or_else(|| self::modified(parent), |time| Ok(Timestamp::from_system_time(time)))?;
+    link_to(child, parent, id, modified)
 }
 
 /// What an image at `child` has to say of the file at `parent` when that has this identity and this time stamp.
@@ -141,38 +157,4 @@ fn canonical_dir(path: &Path) -> Result<PathBuf, ChainError> {
         path: dir.to_owned(),
         source,
     })
-}
-
-/// The way from `base` to `dir`, both absolute and without symbolic links: `.` or `..` first.
-pub(crate) fn relative_to(dir: &Path, base: &Path) -> PathBuf {
-    let common = dir
-        .components()
-        .zip(base.components())
-        .take_while(|(a, b)| a == b)
-        .count();
-    let ups = base.components().skip(common).map(|_| Component::ParentDir);
-    let start = (base.components().count() == common).then_some(Component::CurDir);
-    start
-        .into_iter()
-        .chain(ups)
-        .chain(dir.components().skip(common))
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ways_between_directories() {
-        let way = |dir, base| {
-            relative_to(Path::new(dir), Path::new(base))
-                .to_str()
-                .unwrap()
-                .to_owned()
-        };
-        assert_eq!(way("/vm", "/vm"), ".");
-        assert_eq!(way("/vm/base", "/vm"), "./base");
-        assert_eq!(way("/vm/base", "/vm/snap/deep"), "../../base");
-    }
 }

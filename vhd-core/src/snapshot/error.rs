@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 
 use crate::ErrorKind;
+use crate::chain::dependants::DependantsError;
 use crate::chain::{ChainError, CreateChildError};
 use crate::device::DeviceError;
 use crate::image::{AmendError, OpenError};
+use crate::job::JobError;
 use crate::ops::merge::MergeError;
 use crate::record::RecordError;
 use crate::storage::StorageError;
@@ -47,11 +49,14 @@ pub enum SnapshotError {
         name: String,
     },
     /// Writes would be lost that no snapshot holds.
-    #[error("{} holds {bytes} bytes that no snapshot has: discard them, or take a snapshot first", leaf.display())]
+    #[error(
+        "the present state ({}) has {bytes} bytes that no snapshot has: discard them, or take a snapshot first",
+        leaf.display()
+    )]
     Unsaved {
         /// The active leaf.
         leaf: PathBuf,
-        /// Bytes written since it was made.
+        /// Bytes written since the nearest snapshot that is listed.
         bytes: u64,
     },
     /// The manifest does not describe the files.
@@ -71,14 +76,9 @@ pub enum SnapshotError {
         /// The leaves.
         leaves: Vec<PathBuf>,
     },
-    /// Images outside the tree are based on a file that would go or change.
-    #[error("{} is based on {}, which would not stay as it is", child.display(), path.display())]
-    HasChildren {
-        /// The file.
-        path: PathBuf,
-        /// One of those based on it.
-        child: PathBuf,
-    },
+    /// Images outside the tree rely on a file that would go or change, or that can't be known.
+    #[error(transparent)]
+    Dependants(#[from] DependantsError),
     /// An interrupted operation comes first.
     #[error("an operation on the snapshots of {} is unfinished: any command that changes them goes on with it", disk.display())]
     Pending {
@@ -112,6 +112,9 @@ pub enum SnapshotError {
         #[source]
         source: AmendError,
     },
+    /// A job outside the snapshots is open on a file that would go or change.
+    #[error(transparent)]
+    Job(#[from] JobError),
     /// The manifest can't be read or written.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -163,13 +166,14 @@ impl SnapshotError {
             Self::Exists { .. } => ErrorKind::SnapshotExists,
             Self::Unsaved { .. } => ErrorKind::SnapshotsUnsaved,
             Self::Stale { .. } | Self::ActiveUnknown { .. } => ErrorKind::ManifestStale,
-            Self::HasChildren { .. } => ErrorKind::HasChildren,
+            Self::Dependants(error) => error.kind(),
             Self::Pending { .. } => ErrorKind::JobPending,
             Self::NoTree { .. } => ErrorKind::NotFound,
             Self::ParentElsewhere { .. } => ErrorKind::Unsupported,
             Self::Verification { .. } => ErrorKind::Verification,
             Self::Relink { source, .. } => source.kind(),
             Self::Record(error) => error.kind(),
+            Self::Job(error) => error.kind(),
             Self::Storage(error) => error.kind(),
             Self::Create(error) => error.kind(),
             Self::Interrupted { .. } => ErrorKind::Cancelled,

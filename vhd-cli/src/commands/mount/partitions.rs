@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use vhd_core::device::{ByteRange, Disk};
-use vhd_core::partition::{DiskReader, Partition, PartitionError, PartitionTable};
+use vhd_core::partition::{Partition, PartitionError, read_table};
 use vhd_fuse::{Content, Directory, DiskPart, Kind, Name, Node, NodeError};
 
 use crate::failure::Failure;
@@ -30,7 +30,7 @@ pub(super) struct Partitions {
 impl Partitions {
     /// Reads the partition table. One that is damaged shows no partitions, and is said.
     pub(super) fn read(disk: &Disk, changing: bool) -> Result<Self, Failure> {
-        let table = match PartitionTable::read(&DiskReader(disk)).map_err(PartitionError::from) {
+        let table = match read_table(disk) {
             Ok(table) => table,
             Err(error @ PartitionError::Read(_)) => return Err(error.into()),
             Err(error) => {

@@ -9,9 +9,10 @@ use vhd_core::device::{DeviceError, Disk};
 use vhd_core::error::with_causes;
 use vhd_core::ops::resize::{Opening, ResizableDisk};
 use vhd_core::snapshot;
-use vhd_nbd::server::{ChangedAboveLayer, Export, ExportSet};
+use vhd_nbd::server::{ChangedAboveLayer, Export, ExportNameError, ExportSet};
 
 use super::NbdArgs;
+use crate::children;
 use crate::failure::Failure;
 use crate::input::Source;
 use crate::output;
@@ -28,10 +29,13 @@ impl FromStr for NamedImage {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.split_once('=') {
-            Some((name, image)) if !name.is_empty() && !image.is_empty() => Ok(Self {
-                name: name.to_owned(),
-                image: image.into(),
-            }),
+            Some((name, image)) if !name.is_empty() && !image.is_empty() => {
+                ExportNameError::check(name).map_err(|error| error.to_string())?;
+                Ok(Self {
+                    name: name.to_owned(),
+                    image: image.into(),
+                })
+            }
             _ => Err("NAME=IMAGE is needed".into()),
         }
     }
@@ -94,10 +98,7 @@ impl Served {
     }
 
     fn serve(&mut self, export: Export, image: String, opened: Open, exports: &mut ExportSet) -> Result<(), Failure> {
-        let name = export.name().to_owned();
-        if !exports.add(export) {
-            return Err(Failure::usage(format!("two exports are called {name:?}")));
-        }
+        exports.add(export).map_err(|error| Failure::usage(error.to_string()))?;
         self.disks.push((image, opened));
         Ok(())
     }
@@ -154,13 +155,11 @@ fn open(args: &NbdArgs, source: &Source) -> Result<Open, Failure> {
     if args.snapshot {
         return open_snapshot(args, source).map(Open::Plain);
     }
-    if !args.read_only {
-        source.refuse_frozen()?;
-    }
     let options = args.source.options(source).write(!args.read_only);
+    let options = options.ignore_children(args.children.ignore_children);
     let opened = match args.resizable {
         true => open_resizable(source, &options)?,
-        false => Open::Plain(options.open(&source.path)?),
+        false => Open::Plain(options.open(&source.path).map_err(children::explain)?),
     };
     let warnings = match &opened {
         Open::Plain(opened) => opened.warnings(),
@@ -172,7 +171,7 @@ fn open(args: &NbdArgs, source: &Source) -> Result<Open, Failure> {
 
 /// Opens a disk whose size clients may change, if it is one that can have another.
 fn open_resizable(source: &Source, options: &OpenOptions) -> Result<Open, Failure> {
-    match ResizableDisk::open(&source.path, options)? {
+    match ResizableDisk::open(&source.path, options).map_err(children::explain)? {
         Opening::Resizable(disk) => Ok(Open::Resizable(disk)),
         Opening::Plain { disk, reason } => {
             let reason = with_causes(&reason);
@@ -206,6 +205,8 @@ fn open_snapshot(args: &NbdArgs, source: &Source) -> Result<OpenedDisk, Failure>
         .parents([source.path.clone()])
         .parents(args.source.chain.parents.iter().cloned())
         .write(true)
+        // Nobody knows it.
+        .ignore_children(true)
         .open(&layer)?;
     Ok(opened)
 }

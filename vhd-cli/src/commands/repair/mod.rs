@@ -7,10 +7,14 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use vhd_core::ErrorKind;
-use vhd_core::format::DiskType;
+use vhd_core::chain::dependants::Search;
+use vhd_core::format::{DiskType, UniqueId};
+use vhd_core::image::Footers;
+use vhd_core::job::RepairJob;
 use vhd_core::ops::repair::{Facts, JournalState, RepairError, RepairPlan, UndoFile};
 use vhd_core::storage::{Access, HostFile, Sharing, StorageFile};
 
+use crate::children::{self, ChildrenArgs};
 use crate::codes::Kind;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -44,7 +48,7 @@ pub(crate) struct RepairArgs {
     #[arg(long)]
     yes: bool,
     /// Take an earlier repair back, byte by byte, and remove IMAGE.undo
-    #[arg(long, conflicts_with_all = ["yes", "size", "disk_type"])]
+    #[arg(long, conflicts_with_all = ["yes", "size", "disk_type", "ignore_children"])]
     undo: bool,
     /// The size of the disk, where both footers are lost
     #[arg(long, value_parser = size::parse_disk_size)]
@@ -52,6 +56,8 @@ pub(crate) struct RepairArgs {
     /// The type of the image, where both footers and the header are lost
     #[arg(long = "type", value_name = "TYPE", value_enum)]
     disk_type: Option<LostType>,
+    #[command(flatten)]
+    children: ChildrenArgs,
     #[command(flatten)]
     pub(crate) report: ReportArgs,
 }
@@ -86,6 +92,7 @@ pub(crate) fn run(args: &RepairArgs) -> Result<Exit, Failure> {
         name: path_text(&args.image),
         file: Arc::new(HostFile::open(&args.image, access, Sharing::Exclusive)?),
     };
+    RepairJob::of(&args.image).check()?;
     let (json, exit) = if args.undo { job.undo() } else { job.repair() }?;
     output::report(args.report, NAME, &json)?;
     Ok(exit)
@@ -109,7 +116,10 @@ impl Job<'_> {
             let message = format!("{} does not exist: there is no repair to undo", path.display());
             return Err(Failure::new(Kind::Library(ErrorKind::NotFound), message));
         };
+        let job = RepairJob::of(self.image);
+        job.begin()?;
         undo.journal().undo(&*self.file).map_err(|error| self.failure(error))?;
+        job.end();
         let json = RepairJson::of_journal(&self.name, Verdict::Undone, undo.journal());
         undo.remove().map_err(|error| self.failure(error))?;
         Ok((json, Exit::Ok))
@@ -150,6 +160,9 @@ impl Job<'_> {
 
     /// INV-16: the undo file is there before the image is touched, and never replaced.
     fn apply(&self, plan: &RepairPlan) -> Result<Verdict, Failure> {
+        if !plan.doubts().is_empty() && !self.args.children.ignore_children {
+            self.refuse_dependants(plan)?;
+        }
         let created = UndoFile::create(self.image, plan.journal());
         let undo = created.map_err(|error| match error.kind() {
             ErrorKind::Exists => Failure::from(error).about(format_args!(
@@ -161,11 +174,25 @@ impl Job<'_> {
         self.make(&undo)
     }
 
+    /// What is in doubt may read differently afterwards, in all that is based on the image too.
+    fn refuse_dependants(&self, plan: &RepairPlan) -> Result<(), Failure> {
+        let footers = Footers::read(&*plan.repaired());
+        let id = footers.map_or(UniqueId::NIL, |footers| footers.footer.unique_id);
+        let found = Search::new().image(self.image, id).run();
+        found
+            .refuse()
+            .map_err(|error| children::explain(error).about(&self.name))
+    }
+
+    /// INV-36: as long as a part of the repair is in the image, everybody sees that.
     fn make(&self, undo: &UndoFile) -> Result<Verdict, Failure> {
+        let job = RepairJob::of(self.image);
+        job.begin()?;
         undo.journal().apply(&*self.file).map_err(|error| {
             let failure = self.failure(error);
             failure.about("nothing is lost: run it again to finish, or with --undo")
         })?;
+        job.end();
         Ok(Verdict::Repaired)
     }
 

@@ -4,10 +4,12 @@ use std::fmt;
 use std::path::PathBuf;
 
 use crate::ErrorKind;
+use crate::chain::dependants::DependantsError;
 use crate::chain::{ChainError, CreateChildError};
 use crate::device::DeviceError;
 use crate::format::UniqueId;
 use crate::image::{AmendError, CreateError, OpenError};
+use crate::job::JobError;
 use crate::ops::reparent::ReparentError;
 use crate::record::RecordError;
 use crate::storage::StorageError;
@@ -25,6 +27,9 @@ pub enum MergeError {
     /// The record of an unfinished merge can't be read or written.
     #[error(transparent)]
     Record(#[from] RecordError),
+    /// Another job is open on one of the images, or a record names a file that does not belong to the merge.
+    #[error(transparent)]
+    Job(#[from] JobError),
     /// What a child has to say of its new parent can't be said.
     #[error(transparent)]
     Link(#[from] CreateChildError),
@@ -83,6 +88,9 @@ pub enum MergeError {
         /// Each with the layer that is its parent.
         dependants: Vec<Dependant>,
     },
+    /// A layer is frozen by a snapshot, a child of one is damaged, or whether there are others can't be known.
+    #[error(transparent)]
+    Dependants(#[from] DependantsError),
     /// A merge is unfinished that has to be finished first.
     #[error(
         "an unfinished merge of {} into {} is recorded in {}: finish that one first",
@@ -186,10 +194,12 @@ impl MergeError {
             Self::Chain(error) => error.kind(),
             Self::Storage(error) => error.kind(),
             Self::Record(error) => error.kind(),
+            Self::Job(error) => error.kind(),
             Self::Link(error) => error.kind(),
             Self::NoParent { .. } | Self::NotAncestor { .. } | Self::NotChild { .. } => ErrorKind::NotRelated,
             Self::NotRemovable { .. } => ErrorKind::InvalidArgument,
             Self::SizeMismatch { .. } => ErrorKind::SizeMismatch,
+            Self::Dependants(error) => error.kind(),
             Self::HasChildren { .. } => ErrorKind::HasChildren,
             Self::Unfinished { .. } => ErrorKind::JobPending,
             Self::Changed { .. } => ErrorKind::Changed,

@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 
 use crate::ErrorKind;
+use crate::chain::dependants::DependantsError;
 use crate::chain::{ChainError, CreateChildError};
 use crate::format::UniqueId;
 use crate::image::AmendError;
+use crate::job::JobError;
 use crate::record::RecordError;
 use crate::storage::StorageError;
 
@@ -19,6 +21,9 @@ pub enum NewIdError {
     /// What a child has to say of its parent can't be stored.
     #[error(transparent)]
     Link(#[from] CreateChildError),
+    /// Another job is open on one of the files, or a record names a file that does not belong to the image.
+    #[error(transparent)]
+    Job(#[from] JobError),
     /// The record can't be read or written.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -46,6 +51,9 @@ pub enum NewIdError {
         /// What the file is instead.
         reason: String,
     },
+    /// A manifest of snapshots refers to the image, or whether there are children can't be known.
+    #[error(transparent)]
+    Dependants(#[from] DependantsError),
     /// There are children that were not named.
     #[error(
         "{} has children that are not named: {}; a child that is not named looks for another file with the old identity",
@@ -54,7 +62,7 @@ pub enum NewIdError {
     OtherChildren {
         /// The image.
         image: PathBuf,
-        /// The children beside it that were not named.
+        /// The children that were not named.
         children: Vec<PathBuf>,
     },
     /// A file's name can't be recorded.
@@ -88,9 +96,11 @@ impl NewIdError {
             Self::Chain(error) => error.kind(),
             Self::Link(error) => error.kind(),
             Self::Record(error) => error.kind(),
+            Self::Job(error) => error.kind(),
             Self::Storage(error) => error.kind(),
             Self::Amend { source, .. } => source.kind(),
             Self::NotAChild { .. } => ErrorKind::ParentMismatch,
+            Self::Dependants(error) => error.kind(),
             Self::OtherChildren { .. } => ErrorKind::HasChildren,
             Self::Name { .. } => ErrorKind::InvalidArgument,
             Self::Unfinished { .. } => ErrorKind::RecordDamaged,

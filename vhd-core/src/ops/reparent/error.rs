@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 
 use crate::ErrorKind;
+use crate::chain::dependants::DependantsError;
 use crate::chain::{ChainError, CreateChildError};
 use crate::device::DeviceError;
 use crate::format::UniqueId;
 use crate::image::AmendError;
+use crate::job::JobError;
 
 /// Why a child does not get another parent.
 #[derive(Debug, thiserror::Error)]
@@ -15,9 +17,15 @@ pub enum ReparentError {
     /// A file can't be opened, or the chain would come back to itself.
     #[error(transparent)]
     Chain(#[from] ChainError),
+    /// Another job is open on the child or on the parent.
+    #[error(transparent)]
+    Job(#[from] JobError),
     /// What the child has to say of its parent can't be stored.
     #[error(transparent)]
     Link(#[from] CreateChildError),
+    /// Others rely on the child, which would read something else, or that can't be known.
+    #[error(transparent)]
+    Dependants(#[from] DependantsError),
     /// The image is no differencing one.
     #[error("{} is a {disk_type} image: it has no parent", path.display())]
     NotDifferencing {
@@ -71,7 +79,9 @@ impl ReparentError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Chain(error) => error.kind(),
+            Self::Job(error) => error.kind(),
             Self::Link(error) => error.kind(),
+            Self::Dependants(error) => error.kind(),
             Self::NotDifferencing { .. } => ErrorKind::InvalidArgument,
             Self::OtherDisk { .. } => ErrorKind::ParentMismatch,
             Self::OtherSize { .. } => ErrorKind::SizeMismatch,

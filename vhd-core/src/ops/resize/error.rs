@@ -6,8 +6,10 @@ use std::path::PathBuf;
 use super::TailUse;
 use crate::ErrorKind;
 use crate::chain::ChainError;
+use crate::chain::dependants::DependantsError;
 use crate::device::DeviceError;
 use crate::image::{AmendError, CreateError, OpenError};
+use crate::job::JobError;
 use crate::partition::PartitionError;
 use crate::record::RecordError;
 use crate::storage::StorageError;
@@ -16,6 +18,9 @@ use crate::storage::StorageError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ResizeError {
+    /// Another job is open on one of the images, or a record names a file that does not belong to the tree.
+    #[error(transparent)]
+    Job(#[from] JobError),
     /// No disk can have the size.
     #[error(transparent)]
     Size(#[from] CreateError),
@@ -75,6 +80,9 @@ pub enum ResizeError {
         /// What is there; the first ones only.
         uses: Vec<TailUse>,
     },
+    /// Others rely on the image, or that can't be known.
+    #[error("images of one tree have one size, and --tree resizes them all: {0}")]
+    Dependants(#[from] DependantsError),
     /// The image is one of several that must have one size.
     #[error("{}: {reason}: images of one tree have one size, and --tree resizes them all", path.display())]
     NeedsTree {
@@ -197,6 +205,7 @@ impl ResizeError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Size(error) => error.kind(),
+            Self::Job(error) => error.kind(),
             Self::TooManyBlocks { .. } | Self::ShrinkNotAsked { .. } | Self::Name { .. } => ErrorKind::InvalidArgument,
             Self::Raw { .. } | Self::BlockDevice { .. } | Self::FooterPlace { .. } | Self::GptOfTree => {
                 ErrorKind::Unsupported
@@ -204,6 +213,7 @@ impl ResizeError {
             Self::SavedState => ErrorKind::SavedState,
             Self::Batmap => ErrorKind::ForeignMetadata,
             Self::TailInUse { .. } => ErrorKind::TailInUse,
+            Self::Dependants(error) => error.kind(),
             Self::NeedsTree { .. } | Self::Stray { .. } => ErrorKind::TiedSizes,
             Self::SizesDiffer { .. } => ErrorKind::SizeMismatch,
             Self::GptOfParent { .. } => ErrorKind::HasChildren,

@@ -1,6 +1,7 @@
 //! What is going to be done, as data; and the checks that come before.
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 
 use super::family::{Family, Member};
 use super::layout::{Growth, entries_for};
@@ -48,8 +49,8 @@ impl ResizePlan {
     /// A record is written beside the first image while it is done.
     #[must_use]
     pub fn needs_record(&self) -> bool {
-        let grows_fixed = |file: &FilePlan| file.disk_type == DiskType::Fixed && file.old_size < self.size;
-        self.files.len() > 1 || self.resumed || self.files.iter().any(grows_fixed)
+        let is_fixed = |file: &FilePlan| file.disk_type == DiskType::Fixed;
+        self.files.len() > 1 || self.resumed || self.files.iter().any(is_fixed)
     }
 }
 
@@ -105,11 +106,16 @@ fn check_request(request: &Request<'_>, family: &Family, resumed: bool) -> Resul
         return Ok(());
     }
     let changes = request.size != disk_size;
-    if let (true, false, Some(reason)) = (changes || request.fix_gpt, request.tree, family.tie(changes)) {
-        return Err(ResizeError::NeedsTree {
-            path: image.path.clone(),
-            reason,
-        });
+    if (changes || request.fix_gpt) && !request.tree {
+        if !request.options.ignores_children() {
+            family.refuse_dependants()?;
+        }
+        if let Some(reason) = family.tie(changes) {
+            return Err(ResizeError::NeedsTree {
+                path: image.path.clone(),
+                reason,
+            });
+        }
     }
     let base = &family.members[0];
     let expected = base.footer().current_size;
@@ -130,6 +136,7 @@ fn check_request(request: &Request<'_>, family: &Family, resumed: bool) -> Resul
 
 /// Checks that an image by itself can have any other size: nothing ties it to others, and it can be changed at all.
 pub(super) fn check_alone(family: &Family) -> Result<(), ResizeError> {
+    family.refuse_dependants()?;
     let image = &family.members[family.image];
     if let Some(reason) = family.tie(true) {
         return Err(ResizeError::NeedsTree {
@@ -198,11 +205,11 @@ fn check_footer_place(member: &Member, footer: &Footer) -> Result<(), ResizeErro
 
 /// INV-27: proves it for every disk of which a part is cut off, seen through its parents.
 fn prove_free(request: &Request<'_>, family: &Family, index: usize) -> Result<(), ResizeError> {
-    let member = &family.members[index];
     let disk = family.disk(index)?;
     if disk.size() <= request.size {
         return Ok(());
     }
+    let member = &family.members[index];
     let tail = Tail {
         disk: &disk,
         size: request.size,
@@ -210,6 +217,35 @@ fn prove_free(request: &Request<'_>, family: &Family, index: usize) -> Result<()
         may_move_gpt: request.fix_gpt,
     };
     tail.require_free(&member.path, request.cancel)
+}
+
+/// INV-39: proves that the new part of each disk holds nothing, before the first one gets its former size back. A guest
+/// may have written to it since it was there.
+pub(super) fn prove_undoable(family: &Family) -> Result<(), ResizeError> {
+    for (index, member) in family.members.iter().enumerate() {
+        let former = member.footer().current_size;
+        if member.resizing.size() <= former {
+            continue;
+        }
+        let disk = family.disk(index)?;
+        if disk.size() > former {
+            let footer = disk_footer(member)?;
+            let tail = Tail {
+                disk: &disk,
+                size: former,
+                own: Some(&footer),
+                may_move_gpt: false,
+            };
+            tail.require_free(&member.path, &AtomicBool::new(false))?;
+        }
+    }
+    Ok(())
+}
+
+/// The footer as it is now.
+fn disk_footer(member: &Member) -> Result<Footer, ResizeError> {
+    let found = Footers::read(&*member.storage).map_err(|error| ResizeError::from(error).about(&member.path))?;
+    Ok(found.footer)
 }
 
 /// Where it is not going to be moved, a table that is not usable stands against nothing; and a fixed image whose
