@@ -18,6 +18,8 @@ use crate::filesystem::Tree;
 const DEVICE: &str = "/dev/fuse";
 /// What mounts and unmounts for those who are not root, from the package fuse3.
 const HELPER: &str = "fusermount3";
+/// What the source of every mount of ours begins with: its type alone is only `fuse` where root mounts.
+const SOURCE: &str = "vhd:";
 /// KiB that the kernel reads ahead: what it offers by itself is 128, which costs a third of the speed.
 const READ_AHEAD: u32 = 1024;
 /// Threads that answer requests, where there are as many processors.
@@ -90,8 +92,8 @@ pub struct MountOptions {
 }
 
 impl MountOptions {
-    /// A read-only mount for its owner alone. `name` is what `mount` and `df` show as its source, `size` the bytes of
-    /// the disk.
+    /// A read-only mount for its owner alone. `name` is what `mount` and `df` show as its source,
+    /// behind `vhd:`; `size` are the bytes of the disk.
     #[must_use]
     pub fn new(name: impl Into<String>, size: u64) -> Self {
         Self {
@@ -166,7 +168,7 @@ impl MountOptions {
     fn config(&self) -> Config {
         let mut config = Config::default();
         config.mount_options = vec![
-            MountOption::FSName(self.name.clone()),
+            MountOption::FSName(format!("{SOURCE}{}", self.name)),
             MountOption::Subtype("vhd".into()),
             MountOption::DefaultPermissions,
             MountOption::NoDev,
@@ -304,8 +306,13 @@ fn is_mount_of_ours(place: &Path) -> bool {
     mounts.lines().any(|line| {
         let mut fields = line.split(' ');
         let at = fields.nth(4).map(unescaped);
-        let kind = line.split_once(" - ").and_then(|(_, rest)| rest.split(' ').next());
-        at.as_deref() == absolute.to_str() && kind == Some("fuse.vhd")
+        let (_, what) = line.split_once(" - ").unwrap_or_default();
+        let mut what = what.split(' ');
+        let is_fuse = what
+            .next()
+            .is_some_and(|kind| kind == "fuse" || kind.starts_with("fuse."));
+        let is_ours = what.next().is_some_and(|source| source.starts_with(SOURCE));
+        at.as_deref() == absolute.to_str() && is_fuse && is_ours
     })
 }
 

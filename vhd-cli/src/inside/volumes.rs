@@ -8,7 +8,7 @@ use std::sync::Arc;
 use clap::Args;
 use vhd_block::Disk;
 use vhd_core::chain::OpenedDisk;
-use vhd_core::partition::{read_table};
+use vhd_core::partition::read_table;
 use vhd_fs::files::{FileError, FileErrorKind, Files, OpenFiles, SharedDisk};
 
 use crate::codes::Kind;
