@@ -279,6 +279,7 @@ fn snapshots_have_files_of_their_own() {
     if !one_file_system(&lab) {
         return;
     }
-    lab.run(&["snapshot", "create", "disk.vhd", "monday"], 0);
+    fs::remove_file(lab.path("leaf.avhd")).unwrap();
+    lab.run(&["snapshot", "create", "disk.vhd", "--name", "monday"], 0);
     assert_eq!(stdout(&lab.run(&["ls", "disk.vhd@monday:/etc"], 0)), "deep/\nfstab\n");
 }

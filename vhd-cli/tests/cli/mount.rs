@@ -74,7 +74,7 @@ fn fuse() -> bool {
 fn disk_with_snapshot(lab: &Lab) {
     lab.dynamic("disk.vhd", 64 * MIB);
     lab.write("disk.vhd", MIB, &[1; 8192]);
-    lab.run(&["snapshot", "create", "disk.vhd", "monday"], 0);
+    lab.run(&["snapshot", "create", "disk.vhd", "--name", "monday"], 0);
 }
 
 fn hash(lab: &Lab, image: &str) -> String {
@@ -142,7 +142,7 @@ fn a_new_snapshot_appears_without_a_new_mount() {
     let mounted = Mounted::new(&lab, &["disk.vhd@monday"]);
     assert!(!mounted.path("snapshots/tuesday").exists());
     mounted.unmount();
-    lab.run(&["snapshot", "create", "disk.vhd", "tuesday"], 0);
+    lab.run(&["snapshot", "create", "disk.vhd", "--name", "tuesday"], 0);
     let mounted = Mounted::new(&lab, &["disk.vhd@now"]);
     assert!(mounted.path("snapshots/tuesday/disk.raw").exists());
     mounted.unmount();

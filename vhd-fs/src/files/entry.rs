@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::FileError;
+
 /// A file or directory of an open file system: an inode or record number where the format has one.
 ///
 /// The number is stable as long as the file system is open, and it is what a mount shows as the inode number.
@@ -39,6 +41,15 @@ impl FileType {
             0xA => Some(Self::Symlink),
             0xC => Some(Self::Socket),
             _ => None,
+        }
+    }
+
+    /// Only regular files have content that can be read.
+    pub(super) fn require_regular(self) -> Result<(), FileError> {
+        match self {
+            Self::Regular => Ok(()),
+            Self::Directory => Err(FileError::IsDirectory),
+            _ => Err(FileError::NotRegular),
         }
     }
 

@@ -104,6 +104,7 @@ impl FileSystem for Exfat {
 
     fn read_at(&mut self, node: Node, buf: &mut [u8], offset: u64) -> Result<usize, FileError> {
         let node = self.node(node)?;
+        kind(&node).require_regular()?;
         self.reader.read_into(&node, offset, buf).map_err(failed)
     }
 

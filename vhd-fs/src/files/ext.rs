@@ -151,6 +151,7 @@ impl FileSystem for Ext {
 
     fn read_at(&mut self, node: Node, buf: &mut [u8], offset: u64) -> Result<usize, FileError> {
         let inode = self.inode(node)?;
+        self.kind(&inode)?.require_regular()?;
         self.reader
             .read_into(&inode, offset, buf)
             .map_err(|e| failed(self.format, e))

@@ -109,6 +109,7 @@ impl FileSystem for Fat {
 
     fn read_at(&mut self, node: Node, buf: &mut [u8], offset: u64) -> Result<usize, FileError> {
         let node = self.node(node)?;
+        kind(&node).require_regular()?;
         self.reader.read_into(&node, offset, buf).map_err(failed)
     }
 

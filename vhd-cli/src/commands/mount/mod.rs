@@ -9,6 +9,7 @@ mod snapshots;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use clap::Args;
@@ -133,8 +134,11 @@ pub(crate) fn run(args: &MountArgs) -> Result<Exit, Failure> {
         .allow_other(args.allow_other)
         .owner(args.uid, args.gid)
         .umask(args.umask);
+    // From here on a signal waits until there is something to unmount.
+    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|error| system("handle signals", &error))?;
     let mount = options.mount(root, &args.directory).map_err(failed)?;
-    unmount_on_signals(&args.directory, disk)?;
+    let flushed_last = Arc::new(Mutex::new(Some(disk)));
+    unmount_on_signals(signals, &args.directory, Arc::clone(&flushed_last));
     notify_service_manager();
     if args.forked {
         background::ready().map_err(|error| system("go to the background", &error))?;
@@ -146,6 +150,8 @@ pub(crate) fn run(args: &MountArgs) -> Result<Exit, Failure> {
         ));
     }
     mount.wait().map_err(failed)?;
+    // Nobody else may have the disk when it is closed.
+    flushed_last.lock().unwrap_or_else(PoisonError::into_inner).take();
     opened
         .close()
         .map_err(|error| Failure::from(error).about(&source.name))?;
@@ -159,9 +165,7 @@ pub(crate) fn run_umount(args: &UmountArgs) -> Result<Exit, Failure> {
 
 /// Unmounts on the first signal; the mount then ends by itself. Where files in it are open, it is detached: nobody new
 /// gets in, what was written is flushed, and the process ends.
-fn unmount_on_signals(directory: &Path, disk: Disk) -> Result<(), Failure> {
-    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]);
-    let mut signals = signals.map_err(|error| system("handle signals", &error))?;
+fn unmount_on_signals(mut signals: Signals, directory: &Path, disk: Arc<Mutex<Option<Disk>>>) {
     let directory = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
     thread::spawn(move || {
         for _ in signals.forever() {
@@ -171,7 +175,8 @@ fn unmount_on_signals(directory: &Path, disk: Disk) -> Result<(), Failure> {
                 Err(error) => output::warning(format_args!("{error}; it is detached")),
             }
             let detached = vhd_fuse::detach(&directory);
-            let flushed = disk.flush();
+            let disk = disk.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let flushed = disk.as_ref().map_or(Ok(()), Disk::flush);
             if let Err(error) = &flushed {
                 output::eprint(&Failure::library(error.kind(), error).text());
             }
@@ -181,7 +186,6 @@ fn unmount_on_signals(directory: &Path, disk: Disk) -> Result<(), Failure> {
             }
         }
     });
-    Ok(())
 }
 
 /// Says READY to a service manager that wants to know (`sd_notify(3)`).

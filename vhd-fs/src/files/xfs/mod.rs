@@ -140,11 +140,7 @@ impl FileSystem for Xfs {
     fn read_at(&mut self, node: Node, buf: &mut [u8], offset: u64) -> Result<usize, FileError> {
         if self.last.as_ref().is_none_or(|(last, ..)| *last != node) {
             let inode = self.inode(node)?;
-            match inode.kind()? {
-                FileType::Regular => {}
-                FileType::Directory => return Err(FileError::IsDirectory),
-                _ => return Err(FileError::NotRegular),
-            }
+            inode.kind()?.require_regular()?;
             if inode.is_realtime() {
                 return Err(FileError::unsupported(FORMAT, "a file on a realtime device"));
             }
