@@ -29,10 +29,9 @@ pub(super) struct Snapshots {
 
 impl Snapshots {
     pub(super) fn new(image: &Path, args: &MountArgs, time: SystemTime) -> Self {
-        let parents = args.source.chain.parents.iter().cloned();
         Self {
             image: image.to_owned(),
-            options: args.source.chain.search.options().parents(parents),
+            options: args.source.chain.options(),
             args: args.clone(),
             time,
             opened: Mutex::default(),
