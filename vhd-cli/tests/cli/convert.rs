@@ -156,7 +156,7 @@ fn arguments_that_do_not_fit_are_usage_errors() {
         &["--to", "raw", "--block-size", "2M"],
         &["--to", "fixed", "--block-size", "2M"],
         &["--to", "raw", "--preallocate", "full"],
-        &["--to", "dynamic", "--preallocate", "falloc"],
+        &["--to", "raw", "--preallocate", "falloc"],
         &["--to", "raw", "--threads", "0"],
         &["--to", "raw", "--from", "vhdx"],
     ] {

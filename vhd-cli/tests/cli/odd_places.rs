@@ -260,7 +260,11 @@ fn no_command_waits_for_a_pipe() {
     let pipe = |path: &Path| assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
     let socket = |path: &Path| drop(UnixListener::bind(path).unwrap());
     let folder = |path: &Path| fs::create_dir(path).unwrap();
-    let makers: [(&str, fn(&Path)); 3] = [("pipe", pipe), ("socket", socket), ("folder", folder)];
+    let makers = [
+        ("pipe", pipe as fn(&Path)),
+        ("socket", socket as fn(&Path)),
+        ("folder", folder as fn(&Path)),
+    ];
     // A document beside an image is as good a place for one as the image's own name.
     let places = [
         "odd.vhd",
