@@ -242,7 +242,12 @@ impl Steps for Copying<'_> {
         std::fs::create_dir(&copy).unwrap();
         for entry in std::fs::read_dir(self.from).unwrap() {
             let entry = entry.unwrap();
-            std::fs::copy(entry.path(), copy.join(entry.file_name())).unwrap();
+            let target = copy.join(entry.file_name());
+            std::fs::copy(entry.path(), &target).unwrap();
+            // A child knows when its parent was changed last: what a crash leaves has those times.
+            let modified = entry.metadata().unwrap().modified().unwrap();
+            let target = std::fs::File::options().write(true).open(&target).unwrap();
+            target.set_modified(modified).unwrap();
         }
         copies.push((step.to_owned(), copy));
     }
