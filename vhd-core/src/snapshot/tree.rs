@@ -13,6 +13,7 @@ use super::survey::look_at;
 use crate::chain::{ChainError, MAX_DEPTH, OpenOptions, create_child};
 use crate::ops::Progress;
 use crate::ops::verify::record_path;
+use crate::record::Checked as _;
 use crate::storage;
 
 /// Told of each step of an operation when it is durable: for tests that look at what a crash would leave there.

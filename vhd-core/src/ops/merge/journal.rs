@@ -13,9 +13,10 @@ use serde::{Deserialize, Serialize};
 use super::MergeError;
 use super::dependants::Recorded;
 use crate::chain::relative_to;
-use crate::format::UniqueId;
-use crate::record::RecordKind;
+use crate::format::{MAX_DISK_SIZE, UniqueId};
+use crate::record::{Checked, RecordKind, check_count, check_path};
 use crate::storage::{StorageError, beside, remove_file};
+use crate::units::SECTOR_SIZE;
 
 const KIND: RecordKind = RecordKind {
     name: "merge",
@@ -93,6 +94,26 @@ impl Fingerprint {
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = i64::try_from(since_epoch.as_nanos()).unwrap_or(i64::MAX);
         Ok((fingerprint.modified_ns <= now.saturating_sub(SETTLED)).then_some(fingerprint))
+    }
+}
+
+impl Checked for Journal {
+    fn check(&self) -> Result<(), String> {
+        check_count("layers", self.layers.len(), 1)?;
+        check_count("children", self.children.len(), 0)?;
+        check_count("carried children", self.carried.len(), 0)?;
+        let layers = self.layers.iter().map(|layer| &layer.known.path);
+        let mut paths = layers
+            .chain(&self.children)
+            .chain(&self.carried)
+            .chain([&self.target.path]);
+        paths.try_for_each(|path| check_path(path))?;
+        match self.phase {
+            Phase::Copying(at) if at > MAX_DISK_SIZE || !at.is_multiple_of(SECTOR_SIZE) => Err(format!(
+                "it is at byte {at}, expected whole sectors of a disk of at most {MAX_DISK_SIZE} bytes"
+            )),
+            _ => Ok(()),
+        }
     }
 }
 

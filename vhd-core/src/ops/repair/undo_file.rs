@@ -1,10 +1,28 @@
 //! The undo file of an image: beside it, under its name with `.undo` behind it.
 
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use super::error::{Doing as _, RepairError};
 use super::journal::Journal;
 use crate::storage::{self, StagedFile, StorageError, StorageFile as _, beside};
+use crate::units::u64_from;
+
+/// Bytes: no repair takes more, and nothing larger is read.
+pub(super) const MAX_UNDO: u64 = 1 << 30;
+
+fn read_bounded(file: File) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(MAX_UNDO + 1).read_to_end(&mut bytes)?;
+    if u64_from(bytes.len()) > MAX_UNDO {
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("an undo file has at most {MAX_UNDO} bytes"),
+        ));
+    }
+    Ok(bytes)
+}
 
 /// An undo file with a journal in it.
 #[derive(Debug)]
@@ -26,7 +44,7 @@ impl UndoFile {
     /// [`RepairError::UndoMismatch`] if it is damaged; the file system.
     pub fn find(image: &Path) -> Result<Option<Self>, RepairError> {
         let path = Self::path_of(image);
-        let bytes = match std::fs::read(&path) {
+        let bytes = match File::open(&path).and_then(read_bounded) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(source) => {
