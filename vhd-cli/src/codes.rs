@@ -79,6 +79,7 @@ const TABLE: &[Code] = &[
     library(ErrorKind::RecordDamaged,   "VHD-E0127", Exit::Corrupt),
     library(ErrorKind::RecordUnknown,   "VHD-E0128", Exit::Corrupt),
     library(ErrorKind::ResizeUnfinished, "VHD-E0129", Exit::Refused),
+    library(ErrorKind::FactsContradict, "VHD-E0135", Exit::Refused),
 
     library(ErrorKind::ParentMissing,   "VHD-E0201", Exit::Parent),
     library(ErrorKind::ParentMismatch,  "VHD-E0202", Exit::Parent),

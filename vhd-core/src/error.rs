@@ -52,6 +52,8 @@ pub enum ErrorKind {
     Ambiguous,
     /// Damage that leaves nothing to repair the image by.
     NotRepairable,
+    /// What the caller says of an image is not what it certainly is.
+    FactsContradict,
     /// An undo file that is damaged, or not one of the image as it is now.
     UndoMismatch,
 
@@ -179,6 +181,7 @@ impl ErrorKind {
         Self::ForeignMetadata,
         Self::Ambiguous,
         Self::NotRepairable,
+        Self::FactsContradict,
         Self::UndoMismatch,
         Self::PartitionTable,
         Self::DigestMissing,
@@ -254,6 +257,7 @@ impl ErrorKind {
             Self::ForeignMetadata => "foreign-metadata",
             Self::Ambiguous => "format-ambiguous",
             Self::NotRepairable => "not-repairable",
+            Self::FactsContradict => "facts-contradict",
             Self::UndoMismatch => "undo-mismatch",
             Self::PartitionTable => "partition-table",
             Self::DigestMissing => "digest-missing",
