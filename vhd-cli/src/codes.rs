@@ -1,13 +1,14 @@
 //! The one table from kinds of failure to what scripts see: a stable code, a stable name, an exit code.
 
 use vhd_core::ErrorKind;
+use vhd_nbd::kinds;
 
 use crate::exit::Exit;
 
 /// What went wrong, for a program to branch on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// The library said so.
+    /// A library said so.
     Library(ErrorKind),
     /// Destination and source are one file.
     SameFile,
@@ -43,6 +44,11 @@ pub(crate) struct Code {
 
 const fn library(kind: ErrorKind, code: &'static str, exit: Exit) -> Code {
     own(Kind::Library(kind), code, kind.name(), exit)
+}
+
+/// A kind that a device outside the library has.
+const fn foreign(kind: vhd_block::ErrorKind, code: &'static str, exit: Exit) -> Code {
+    library(ErrorKind::Foreign(kind.name()), code, exit)
 }
 
 const fn own(kind: Kind, code: &'static str, name: &'static str, exit: Exit) -> Code {
@@ -129,13 +135,13 @@ const TABLE: &[Code] = &[
     own(Kind::Listen,                   "VHD-E0601", "listen",            Exit::Failed),
     own(Kind::AddressInUse,             "VHD-E0602", "address-in-use",    Exit::Failed),
     own(Kind::Certificate,              "VHD-E0603", "certificate",       Exit::Failed),
-    library(ErrorKind::Unreachable,     "VHD-E0605", Exit::Failed),
-    library(ErrorKind::ServerRefused,   "VHD-E0606", Exit::Failed),
-    library(ErrorKind::ServerProtocol,  "VHD-E0607", Exit::Failed),
-    library(ErrorKind::WritesLost,      "VHD-E0608", Exit::Failed),
-    library(ErrorKind::ServerTrust,     "VHD-E0609", Exit::Failed),
+    foreign(kinds::UNREACHABLE, "VHD-E0605", Exit::Failed),
+    foreign(kinds::SERVER_REFUSED, "VHD-E0606", Exit::Failed),
+    foreign(kinds::SERVER_PROTOCOL, "VHD-E0607", Exit::Failed),
+    foreign(kinds::WRITES_LOST, "VHD-E0608", Exit::Failed),
+    foreign(kinds::SERVER_TRUST, "VHD-E0609", Exit::Failed),
     own(Kind::Uri,                      "VHD-E0610", "nbd-uri",           Exit::Refused),
-    library(ErrorKind::ResizeRefused,   "VHD-E0611", Exit::Refused),
+    foreign(kinds::RESIZE_REFUSED, "VHD-E0611", Exit::Refused),
 ];
 
 /// What a kind that is newer than the table gets: the table's test fails then.
@@ -156,6 +162,10 @@ mod tests {
     #[test]
     fn every_kind_of_the_library_has_a_row() {
         for &kind in ErrorKind::ALL {
+            assert_eq!(Kind::Library(kind).code().kind, Kind::Library(kind), "{kind:?}");
+        }
+        for kind in vhd_block::ErrorKind::ALL.iter().chain(kinds::ALL) {
+            let kind = ErrorKind::from(*kind);
             assert_eq!(Kind::Library(kind).code().kind, Kind::Library(kind), "{kind:?}");
         }
     }

@@ -58,8 +58,8 @@ impl Failure {
     }
 
     /// A failure of the library: its message and those of all causes.
-    pub(crate) fn library(kind: ErrorKind, error: &dyn Error) -> Self {
-        Self::new(Kind::Library(kind), with_causes(error))
+    pub(crate) fn library(kind: impl Into<ErrorKind>, error: &dyn Error) -> Self {
+        Self::new(Kind::Library(kind.into()), with_causes(error))
     }
 
     /// A failure of the host at `path`.
@@ -139,7 +139,7 @@ macro_rules! from_library {
 from_library!(
     vhd_core::chain::ChainError,
     vhd_core::chain::CreateChildError,
-    vhd_core::device::DeviceError,
+    vhd_block::DeviceError,
     vhd_core::image::CreateError,
     vhd_core::image::OpenError,
     vhd_core::ops::OpsError,

@@ -1,6 +1,7 @@
 //! The kinds of failure: what a program branches on. Each error type of the library answers `kind()`.
 
-use std::error::Error;
+use vhd_block::ErrorKind as DeviceKind;
+pub use vhd_block::with_causes;
 
 /// What went wrong, apart from where. A program maps these to exit codes or errno in one table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -141,18 +142,8 @@ pub enum ErrorKind {
     /// Two images are not related as the job needs them.
     NotRelated,
 
-    /// The server of a remote disk can't be reached, or its connection is lost and can't be made again.
-    Unreachable,
-    /// The server of a remote disk does not have it, or does not give it.
-    ServerRefused,
-    /// The server of a remote disk does not keep to the protocol.
-    ServerProtocol,
-    /// Writes to a remote disk may be lost: they were answered, but not flushed before the connection broke.
-    WritesLost,
-    /// The server of a remote disk is not proven to be the one that is meant, or does not believe this side.
-    ServerTrust,
-    /// The server of a remote disk does not give it the size that was asked for.
-    ResizeRefused,
+    /// A device failed that is none of this library's: the stable name that it has for that.
+    Foreign(&'static str),
 }
 
 impl ErrorKind {
@@ -222,12 +213,6 @@ impl ErrorKind {
         Self::ContentChanged,
         Self::FactsMissing,
         Self::NotRelated,
-        Self::Unreachable,
-        Self::ServerRefused,
-        Self::ServerProtocol,
-        Self::WritesLost,
-        Self::ServerTrust,
-        Self::ResizeRefused,
     ];
 
     /// The stable name, for scripts and reports.
@@ -263,18 +248,18 @@ impl ErrorKind {
             Self::DigestMissing => "digest-missing",
             Self::DigestDamaged => "digest-damaged",
             Self::DigestOtherDisk => "digest-other-disk",
-            Self::ParentMissing => "parent-missing",
+            Self::ParentMissing => DeviceKind::ParentMissing.name(),
             Self::ParentMismatch => "parent-mismatch",
             Self::ChainCycle => "chain-cycle",
             Self::ChainTooDeep => "chain-too-deep",
             Self::SizeMismatch => "size-mismatch",
             Self::DigestMismatch => "digest-mismatch",
             Self::HasChildren => "has-children",
-            Self::Io => "io",
-            Self::NotFound => "not-found",
-            Self::NoSpace => "no-space",
+            Self::Io => DeviceKind::Io.name(),
+            Self::NotFound => DeviceKind::NotFound.name(),
+            Self::NoSpace => DeviceKind::NoSpace.name(),
             Self::Locked => "locked",
-            Self::Exists => "exists",
+            Self::Exists => DeviceKind::Exists.name(),
             Self::JobPending => "job-pending",
             Self::Changed => "changed-meanwhile",
             Self::SnapshotMissing => "snapshot-missing",
@@ -283,45 +268,50 @@ impl ErrorKind {
             Self::ManifestStale => "manifest-stale",
             Self::TailInUse => "tail-in-use",
             Self::TiedSizes => "tied-sizes",
-            Self::OutOfRange => "out-of-range",
-            Self::Misaligned => "misaligned",
-            Self::ReadOnly => "read-only",
-            Self::Unsupported => "unsupported",
-            Self::NotFast => "not-fast",
-            Self::ImageFull => "image-full",
-            Self::Poisoned => "poisoned",
-            Self::FenceLost => "fence-lost",
-            Self::InvalidArgument => "invalid-argument",
+            Self::OutOfRange => DeviceKind::OutOfRange.name(),
+            Self::Misaligned => DeviceKind::Misaligned.name(),
+            Self::ReadOnly => DeviceKind::ReadOnly.name(),
+            Self::Unsupported => DeviceKind::Unsupported.name(),
+            Self::NotFast => DeviceKind::NotFast.name(),
+            Self::ImageFull => DeviceKind::ImageFull.name(),
+            Self::Poisoned => DeviceKind::Poisoned.name(),
+            Self::FenceLost => DeviceKind::FenceLost.name(),
+            Self::InvalidArgument => DeviceKind::InvalidArgument.name(),
             Self::Verification => "verification",
             Self::NoBlocks => "no-blocks",
             Self::Cancelled => "cancelled",
             Self::ContentChanged => "content-changed",
             Self::FactsMissing => "facts-missing",
             Self::NotRelated => "not-related",
-            Self::Unreachable => "unreachable",
-            Self::ServerRefused => "server-refused",
-            Self::ServerProtocol => "server-protocol",
-            Self::WritesLost => "writes-lost",
-            Self::ServerTrust => "server-trust",
-            Self::ResizeRefused => "resize-refused",
+            Self::Foreign(name) => name,
         }
     }
 }
 
-/// The message of an error and of each of its causes.
-#[must_use]
-pub fn with_causes(error: &dyn Error) -> String {
-    let mut message = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_message = cause.to_string();
-        // A transparent wrapper says its cause's words.
-        if !message.ends_with(&cause_message) {
-            message = format!("{message}: {cause_message}");
-        }
-        next = cause.source();
+impl From<DeviceKind> for ErrorKind {
+    fn from(kind: DeviceKind) -> Self {
+        let name = kind.name();
+        let own = Self::ALL.iter().find(|own| own.name() == name);
+        own.copied().unwrap_or(Self::Foreign(name))
     }
-    message
+}
+
+impl From<ErrorKind> for DeviceKind {
+    fn from(kind: ErrorKind) -> Self {
+        let name = kind.name();
+        let known = Self::ALL.iter().find(|known| known.name() == name);
+        known.copied().unwrap_or(match kind {
+            // What stands against a resize.
+            ErrorKind::TailInUse
+            | ErrorKind::TiedSizes
+            | ErrorKind::SavedState
+            | ErrorKind::ForeignMetadata
+            | ErrorKind::PartitionTable
+            | ErrorKind::Changed
+            | ErrorKind::ResizeUnfinished => Self::Refused(name),
+            _ => Self::Failed(name),
+        })
+    }
 }
 
 #[cfg(test)]
@@ -338,5 +328,19 @@ mod tests {
             .collect();
         let listed: Vec<String> = ErrorKind::ALL.iter().map(|kind| format!("{kind:?}")).collect();
         assert_eq!(variants, listed);
+    }
+
+    #[test]
+    fn kinds_of_devices_keep_their_names_both_ways() {
+        for &kind in DeviceKind::ALL {
+            let own = ErrorKind::from(kind);
+            assert!(ErrorKind::ALL.contains(&own), "{kind:?}");
+            assert_eq!(DeviceKind::from(own), kind);
+        }
+        for &kind in ErrorKind::ALL {
+            assert_eq!(ErrorKind::from(DeviceKind::from(kind)), kind);
+        }
+        let foreign = ErrorKind::from(DeviceKind::Failed("unheard-of"));
+        assert_eq!(foreign, ErrorKind::Foreign("unheard-of"));
     }
 }

@@ -18,8 +18,8 @@
 //!   storage  StorageFile: HostFile | MemoryFile                 the host file: positional I/O, sync, holes, locks
 //! ```
 //!
-//! A module uses those below it. Two types go the other way: [`image`] answers a request with the
-//! [`DeviceError`](device::DeviceError) that a device hands on, and takes the options of zeroing from there.
+//! A module uses those below it. What a disk is for those who use it, the crate `vhd-block` says: [`device`] exports it
+//! again.
 //!
 //! # Example
 //!

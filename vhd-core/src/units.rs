@@ -2,12 +2,14 @@
 //!
 //! A VHD knows offsets in the *file*, offsets on the *virtual disk* and sector numbers in its block
 //! table. Mixing two of them is the classical bug of disk-image code, so where two of them meet they
-//! have types of their own. The casts between integer widths stand in this file and nowhere else.
+//! have types of their own.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
+
+pub use vhd_block::units::{checked_align_up, u64_from, usize_from};
 
 /// Bytes in a sector: every structure and address of a VHD counts in these (specification, "Overview").
 pub const SECTOR_SIZE: u64 = 512;
@@ -125,31 +127,6 @@ impl fmt::Display for VirtualOffset {
 impl fmt::Display for BlockIndex {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0)
-    }
-}
-
-// The library keeps whole tables in memory and addresses files with 64 bits: 32-bit hosts are out.
-const _: () = assert!(size_of::<usize>() == size_of::<u64>());
-
-/// A 64-bit count as a slice length.
-#[must_use]
-pub const fn usize_from(n: u64) -> usize {
-    n as usize
-}
-
-/// A slice length as a 64-bit count.
-#[must_use]
-pub const fn u64_from(n: usize) -> u64 {
-    n as u64
-}
-
-/// `n` rounded up to a multiple of `step`, a power of two; `None` past the largest number.
-#[must_use]
-pub const fn checked_align_up(n: u64, step: u64) -> Option<u64> {
-    debug_assert!(step.is_power_of_two());
-    match n.checked_add(step - 1) {
-        Some(m) => Some(m & !(step - 1)),
-        None => None,
     }
 }
 

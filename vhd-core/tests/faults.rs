@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use support::forge::{Forge, damage_copy, damage_tail};
 use support::subject::Subject;
 use support::view::View;
-use vhd_core::ErrorKind;
+use vhd_block::ErrorKind;
 use vhd_core::device::{BlockDevice, ByteRange, DeviceError, RawDevice, ZeroOptions};
 use vhd_core::image::{OpenMode, PublishFence};
 use vhd_core::storage::{MemoryFile, StorageFile};

@@ -305,12 +305,12 @@ fn a_leaf_without_ancestors_never_reads_zeroes_for_its_parent() {
         let mut sector = [0; SECTOR];
         assert_eq!(
             disk.read_at(&mut sector, 0).unwrap_err().kind(),
-            ErrorKind::ParentMissing
+            vhd_block::ErrorKind::ParentMissing
         );
         disk.read_at(&mut sector, u64_from(8 * KIB)).unwrap();
         let all = ByteRange::new(0, disk.size());
         let walked = disk.extents(all, &mut |_| ControlFlow::Continue(()));
-        assert_eq!(walked.unwrap_err().kind(), ErrorKind::ParentMissing);
+        assert_eq!(walked.unwrap_err().kind(), vhd_block::ErrorKind::ParentMissing);
     }
 }
 

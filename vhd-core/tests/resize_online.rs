@@ -66,7 +66,7 @@ fn refusal(path: &Path) -> String {
             disk.disk().write_at(&[1; 512], 0).unwrap();
             assert!(!disk.disk().info().capabilities.resize);
             let refused = disk.disk().resize(2 * SIZE).unwrap_err();
-            assert_eq!(refused.kind(), ErrorKind::Unsupported);
+            assert_eq!(ErrorKind::from(refused.kind()), ErrorKind::Unsupported);
             reason.to_string()
         }
     }
@@ -130,7 +130,7 @@ fn what_was_there_stays_and_what_is_new_reads_zero() {
                 // What is not zero is not cut off.
                 disk.write_at(&[9; 512], disk.size() - 512).unwrap();
                 let refused = disk.resize(size).unwrap_err();
-                assert_eq!(refused.kind(), ErrorKind::TailInUse, "{refused}");
+                assert_eq!(ErrorKind::from(refused.kind()), ErrorKind::TailInUse, "{refused}");
                 assert!(refused.to_string().contains("data at 0x"), "{refused}");
                 assert_eq!(disk.size(), u64_from(model.len()));
                 zero(&disk, ByteRange::new(size, disk.size() - size));
@@ -141,7 +141,7 @@ fn what_was_there_stays_and_what_is_new_reads_zero() {
             model.resize(usize_from(size), 0);
             assert_same(&read_all(&disk), &model, &format!("{kind:?} with {size} bytes"));
             let end = disk.read_at(&mut [0; 512], size).unwrap_err();
-            assert_eq!(end.kind(), ErrorKind::OutOfRange);
+            assert_eq!(ErrorKind::from(end.kind()), ErrorKind::OutOfRange);
         }
         disk.write_at(&[3; 512], SIZE - 512).unwrap();
         model[usize_from(SIZE) - 512..].fill(3);
@@ -193,7 +193,11 @@ fn sizes_that_no_disk_can_have() {
         }
         for size in sizes {
             let refused = disk.resize(size).unwrap_err();
-            assert_eq!(refused.kind(), ErrorKind::InvalidArgument, "{kind:?} {size}: {refused}");
+            assert_eq!(
+                ErrorKind::from(refused.kind()),
+                ErrorKind::InvalidArgument,
+                "{kind:?} {size}: {refused}"
+            );
             assert_eq!(disk.size(), SIZE);
         }
         disk.resize(2040 << 30).unwrap();
@@ -219,7 +223,7 @@ fn images_that_are_tied_to_others() {
     fs::copy(&path, &stranger).unwrap();
     create_child(&child, &stranger, None, &OpenOptions::new()).unwrap();
     let refused = disk.resize(2 * SIZE).unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::TiedSizes);
+    assert_eq!(ErrorKind::from(refused.kind()), ErrorKind::TiedSizes);
     assert!(refused.to_string().contains("child.avhd is based on it"), "{refused}");
     disk.write_at(&[1; 512], 0).unwrap();
     device.close().unwrap();
@@ -241,7 +245,7 @@ fn partitions_are_not_cut_off() {
     mbr[510..].copy_from_slice(&[0x55, 0xAA]);
     disk.write_at(&mbr, 0).unwrap();
     let refused = disk.resize(4 * MIB).unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::TailInUse);
+    assert_eq!(ErrorKind::from(refused.kind()), ErrorKind::TailInUse);
     assert!(refused.to_string().contains("partition 1 at 0x100000"), "{refused}");
     disk.resize(5 * MIB).unwrap();
 }
@@ -259,7 +263,7 @@ fn a_file_that_was_given_another_name() {
             Kind::Fixed.create(dir.path(), SIZE);
         }
         let refused = disk.resize(2 * SIZE).unwrap_err();
-        assert_eq!(refused.kind(), ErrorKind::Changed, "{refused}");
+        assert_eq!(ErrorKind::from(refused.kind()), ErrorKind::Changed, "{refused}");
         disk.write_at(&[1; 512], 0).unwrap();
     }
     fs::rename(&elsewhere, &path).unwrap();
@@ -344,11 +348,14 @@ fn resize_and_use(disk: &Disk, rng: &mut Rng) {
     disk.write_at(&[8; 512], size - 512).unwrap();
     disk.read_at(&mut read, size - 512).unwrap();
     assert_eq!(read, [8; 512]);
-    assert_eq!(disk.resize(SIZE).unwrap_err().kind(), ErrorKind::TailInUse);
+    assert_eq!(
+        ErrorKind::from(disk.resize(SIZE).unwrap_err().kind()),
+        ErrorKind::TailInUse
+    );
     zero(disk, ByteRange::new(size - 512, 512));
     disk.resize(SIZE).unwrap();
     assert_eq!(
-        disk.read_at(&mut read, size - 512).unwrap_err().kind(),
+        ErrorKind::from(disk.read_at(&mut read, size - 512).unwrap_err().kind()),
         ErrorKind::OutOfRange
     );
 }
@@ -420,7 +427,7 @@ fn what_a_killed_server_left_unfinished_is_finished() {
     // A record of a whole tree is another matter.
     fs::write(&record, "{}").unwrap();
     let refused = disk.resize(SIZE).unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::RecordDamaged, "{refused}");
+    assert_eq!(ErrorKind::from(refused.kind()), ErrorKind::RecordDamaged, "{refused}");
     disk.write_at(&[1; 512], 2 * SIZE - 512).unwrap();
 }
 
@@ -460,7 +467,7 @@ fn a_full_file_system_leaves_the_disk_in_use_as_it_was() {
     // Blocks must make room for a table of 8 MiB.
     for _ in 0..3 {
         let failed = disk.resize(1 << 40).unwrap_err();
-        assert_eq!(failed.kind(), ErrorKind::NoSpace, "{failed}");
+        assert_eq!(ErrorKind::from(failed.kind()), ErrorKind::NoSpace, "{failed}");
         assert!(matches!(failed, DeviceError::NotResized { .. }));
         assert_eq!(disk.size(), SIZE);
         assert_same(&read_all(&disk), &content, "after a failed resize");

@@ -1,4 +1,4 @@
-//! Network Block Device: the protocol, a server for the disks of `vhd-core`, and a client that gives them such disks.
+//! Network Block Device: the protocol, a server for any [`Disk`](vhd_block::Disk), and a client whose exports are such disks.
 //!
 //! ```text
 //!   server     Server, ExportSet: who connects, what is served, the threads
@@ -6,11 +6,17 @@
 //!   tls        TlsServer, TlsClient: certificates, encrypted bytes
 //!   transport  Transport: bytes in, whole messages out
 //!   protocol   messages <-> bytes, no I/O; shared with clients
+//!   kinds      what fails because a disk is on another machine
 //! ```
+//!
+//! Features, all on by default: `client`, `server`, `tls`. The protocol is always there.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "client")]
 pub mod client;
+pub mod kinds;
 pub mod protocol;
+#[cfg(feature = "server")]
 pub mod server;
 mod spin;
 pub mod tls;

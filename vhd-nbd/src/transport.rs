@@ -10,7 +10,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, sendmsg, shutdown};
 
 use crate::spin::Spin;
-use crate::tls::TlsState;
+use crate::tls::{Connection, TlsState};
 
 /// A connected stream socket, with TLS or without. One thread receives; any thread sends, whole messages at a time.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ impl Transport {
     ///
     /// # Errors
     /// The peer fails to negotiate or to prove who it is; failures of the socket; TLS is in use already.
-    pub fn start_tls(&self, connection: rustls::Connection, deadline: Option<Instant>) -> io::Result<()> {
+    pub fn start_tls(&self, connection: Connection, deadline: Option<Instant>) -> io::Result<()> {
         let mut state = TlsState::new(connection);
         let receive = |buf: &mut [u8]| {
             deadline.map_or(Ok(()), |deadline| self.set_deadline(deadline))?;

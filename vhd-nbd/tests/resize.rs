@@ -170,7 +170,7 @@ fn only_an_export_that_offers_it_is_resized() {
             .contains(TransmissionFlags::SEND_RESIZE)
     );
     // Nor does one that can, without being told to.
-    let export = vhd_nbd::server::Export::new("quiet", vhd_core::device::Disk::new(resizable_image(dir.path())));
+    let export = vhd_nbd::server::Export::new("quiet", vhd_block::Disk::new(resizable_image(dir.path())));
     assert!(!export.is_resizable());
 }
 

@@ -4,13 +4,15 @@ use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
 use std::sync::Arc;
 
-use super::extents::{Coalescer, Extent, ExtentKind, ExtentVisitor, Stretches, push_stored};
+use vhd_block::{
+    BlockDevice, ByteRange, Capabilities, Coalescer, DeviceError, DeviceInfo, Extent, ExtentKind, ExtentVisitor,
+    LOGICAL_BLOCK, ZeroOptions, check_range, scatter,
+};
+
 use super::places::{Located, Place, PlaceIndex};
-use super::raw::discard_file_range;
-use super::scatter;
-use super::{BlockDevice, ByteRange, Capabilities, DeviceError, DeviceInfo, LOGICAL_BLOCK, ZeroOptions, check_range};
+use super::stretches::{Stretches, push_stored};
 use crate::format::UniqueId;
-use crate::image::{Image, IoContext, ReadSpan};
+use crate::image::{Image, IoContext, ReadSpan, discard_file_range};
 use crate::storage::{PaddedFile, StorageFile, reads_zero};
 use crate::units::{FileOffset, VirtualOffset, u64_from, usize_from};
 

@@ -8,7 +8,9 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{ByteRange, DeviceError, Layer};
+use vhd_block::{ByteRange, DeviceError};
+
+use super::Layer;
 use crate::image::ReadSpan;
 use crate::units::{FileOffset, SECTOR_SIZE, VirtualOffset, u64_from, usize_from};
 

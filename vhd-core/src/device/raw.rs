@@ -3,12 +3,14 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::sync::Arc;
 
-use super::extents::{Coalescer, ExtentVisitor, Stretches, push_stored};
-use super::{
-    BlockDevice, ByteRange, Capabilities, DeviceError, DeviceInfo, LOGICAL_BLOCK, Poison, ZeroOptions, check_range,
+use vhd_block::{
+    BlockDevice, ByteRange, Capabilities, Coalescer, DeviceError, DeviceInfo, ExtentVisitor, LOGICAL_BLOCK,
+    ZeroOptions, check_range, scatter,
 };
-use crate::image::IoContext;
-use crate::storage::{PaddedFile, StorageFile, clear_range, zero_range_kept};
+
+use super::stretches::{Stretches, push_stored};
+use crate::image::{IoContext, Poison, discard_file_range, zero_file_range};
+use crate::storage::{PaddedFile, StorageFile};
 
 /// Bytes per request that are cheapest for a plain file.
 const PREFERRED_TRANSFER: u32 = 1 << 20;
@@ -67,7 +69,7 @@ impl BlockDevice for RawDevice {
     }
 
     fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<(), DeviceError> {
-        let len = super::scatter::total_len(bufs.iter().map(|buf| &**buf));
+        let len = scatter::total_len(bufs.iter().map(|buf| &**buf));
         check_range(offset, len, self.file.padded_len())?;
         self.file
             .read_exact_vectored_at(bufs, offset)
@@ -75,7 +77,7 @@ impl BlockDevice for RawDevice {
     }
 
     fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64, fua: bool) -> Result<(), DeviceError> {
-        let len = super::scatter::total_len(bufs.iter().map(|buf| &**buf));
+        let len = scatter::total_len(bufs.iter().map(|buf| &**buf));
         self.check_write(offset, len)?;
         self.file
             .write_all_vectored_at(bufs, offset)
@@ -121,36 +123,5 @@ impl BlockDevice for RawDevice {
 
     fn resize(&self, _size: u64) -> Result<(), DeviceError> {
         Err(DeviceError::Unsupported("be resized"))
-    }
-}
-
-/// Makes a range of a file zero in the way the options allow.
-pub(crate) fn zero_file_range(
-    file: &dyn StorageFile,
-    offset: u64,
-    len: u64,
-    options: ZeroOptions,
-) -> Result<(), DeviceError> {
-    if len == 0 {
-        return Ok(());
-    }
-    let result = match (options.fast_only, options.may_unmap) {
-        (true, true) => file.punch_hole(offset, len),
-        (true, false) => file.zero_range(offset, len),
-        (false, true) => clear_range(file, offset, len),
-        (false, false) => zero_range_kept(file, offset, len),
-    };
-    match result {
-        Err(error) if options.fast_only && error.kind() == std::io::ErrorKind::Unsupported => Err(DeviceError::NotFast),
-        other => other.io_context("zero", offset),
-    }
-}
-
-/// Frees the space of a range of a file where the file system can; elsewhere the bytes stay.
-pub(crate) fn discard_file_range(file: &dyn StorageFile, offset: u64, len: u64) -> Result<(), DeviceError> {
-    match file.punch_hole(offset, len) {
-        Err(error) if error.kind() == std::io::ErrorKind::Unsupported => Ok(()),
-        _ if len == 0 => Ok(()),
-        other => other.io_context("punch a hole", offset),
     }
 }

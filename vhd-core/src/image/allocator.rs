@@ -7,8 +7,9 @@
 
 use std::sync::Arc;
 
+use vhd_block::DeviceError;
+
 use super::error::IoContext;
-use crate::device::DeviceError;
 use crate::format::{BlockLayout, FOOTER_SIZE, TableEntry};
 use crate::storage::StorageFile;
 use crate::sync::{Mutex, lock};

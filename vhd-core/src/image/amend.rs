@@ -14,6 +14,8 @@
 //!
 //! Between any two steps every program that reads VHD sees a valid image: there is nothing to recover.
 
+use vhd_block::DeviceError;
+
 use super::create::{LocatorTexts, locator_space, name_parent, place_locators};
 use super::error::{IoContext, OpenError};
 use super::footers::Footers;
@@ -21,7 +23,6 @@ use super::open::space_end;
 use super::validate::metadata_regions;
 use super::{CreateError, Image, LocatorData, ParentLink};
 use crate::ErrorKind;
-use crate::device::DeviceError;
 use crate::format::{DynamicHeader, FOOTER_SIZE, Footer, HEADER_SIZE};
 use crate::storage::StorageFile;
 use crate::units::{SECTOR_SIZE, u64_from};
@@ -68,7 +69,7 @@ impl AmendError {
         match self {
             Self::Parent(error) => error.kind(),
             Self::Footers(error) => error.kind(),
-            Self::Device(error) => error.kind(),
+            Self::Device(error) => error.kind().into(),
             Self::FooterAcrossSectors { .. } => ErrorKind::Unsupported,
         }
     }

@@ -14,11 +14,13 @@
 
 use std::sync::Arc;
 
+use vhd_block::DeviceError;
+
+use super::Poison;
 use super::allocator::Allocator;
 use super::error::IoContext;
 use super::sparse::Sparse;
 use super::table::table_sector_of;
-use crate::device::{DeviceError, Poison};
 use crate::format::FOOTER_SIZE;
 use crate::storage::StorageFile;
 use crate::sync::{Mutex, lock};

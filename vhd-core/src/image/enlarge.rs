@@ -2,9 +2,10 @@
 //!
 //! docs/resize.md has the order in which it is used (INV-26).
 
+use vhd_block::DeviceError;
+
 use super::error::IoContext;
 use super::{FooterSource, Image};
-use crate::device::DeviceError;
 use crate::format::{ENTRIES_PER_SECTOR, FOOTER_SIZE, table_bytes};
 use crate::units::{FileOffset, SECTOR_SIZE, u64_from};
 

@@ -2,8 +2,9 @@
 
 use std::io;
 
+use vhd_block::DeviceError;
+
 use crate::ErrorKind;
-use crate::device::DeviceError;
 use crate::format::FormatError;
 use crate::storage::io_kind;
 use crate::units::{BlockIndex, FileOffset};

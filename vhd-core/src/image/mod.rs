@@ -22,6 +22,7 @@ mod flush;
 mod footers;
 mod hidden;
 mod open;
+mod poison;
 mod rearrange;
 mod sector_map;
 mod sector_maps;
@@ -29,6 +30,7 @@ mod sparse;
 mod table;
 mod validate;
 mod write_span;
+mod zeroing;
 
 use std::fmt;
 use std::sync::Arc;
@@ -46,16 +48,18 @@ pub(crate) use create::{LocatorData, TABLE_OFFSET, check_size, differencing_head
 pub(crate) use error::IoContext;
 pub(crate) use hidden::{Belief, Hidden, Hiding, absent_runs, stored_runs};
 pub(crate) use open::{read_header, read_table};
+pub(crate) use poison::Poison;
 pub(crate) use rearrange::{Arrangement, BATMAP_COOKIE, PlacedBlock};
 pub(crate) use validate::{Region, Space, metadata_regions};
+pub(crate) use zeroing::{discard_file_range, zero_file_range};
 
-use crate::device::{DeviceError, Poison};
 use crate::format::{DiskType, DynamicHeader, Footer, MAX_LOCATOR_LENGTH, PlatformCode, UniqueId, decode_locator};
 use crate::storage::StorageFile;
 use crate::units::{FileOffset, VirtualOffset, usize_from};
 use commit::Writer;
 use flush::FlushCoalescer;
 use sparse::Sparse;
+use vhd_block::DeviceError;
 
 /// Where the bytes at the start of a range are, and how many of them are there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

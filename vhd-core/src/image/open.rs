@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::Poison;
 use super::allocator::Allocator;
 use super::commit::{Pending, PublishFence, Writer};
 use super::error::OpenError;
@@ -12,7 +13,6 @@ use super::sparse::Sparse;
 use super::table::{BlockTable, Slot};
 use super::validate::{Region, Space, metadata_regions};
 use super::{Body, Image};
-use crate::device::Poison;
 use crate::format::{
     BlockLayout, DiskType, DynamicHeader, FOOTER_SIZE, Footer, HEADER_SIZE, LEGACY_FOOTER_SIZE, TABLE_ENTRY_SIZE,
     TableEntry, check_table_covers,

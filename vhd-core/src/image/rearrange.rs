@@ -6,6 +6,8 @@
 use std::sync::Arc;
 use std::thread;
 
+use vhd_block::DeviceError;
+
 use super::commit::Writer;
 use super::error::IoContext;
 use super::open::space_end;
@@ -13,7 +15,6 @@ use super::sparse::Sparse;
 use super::table::{Slot, table_sector_of};
 use super::validate::{Region, metadata_regions};
 use super::{FooterSource, Image};
-use crate::device::DeviceError;
 use crate::format::{BlockLayout, DynamicHeader, FOOTER_SIZE, TableEntry, table_bytes};
 use crate::storage::StorageFile;
 use crate::units::{BlockIndex, FileOffset, SECTOR_SIZE, u64_from};

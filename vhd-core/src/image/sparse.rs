@@ -2,13 +2,14 @@
 
 use std::io;
 
+use vhd_block::DeviceError;
+
 use super::ReadSpan;
 use super::commit::Writer;
 use super::error::IoContext;
 use super::sector_map::SectorMap;
 use super::sector_maps::{MapRef, SectorMaps};
 use super::table::BlockTable;
-use crate::device::DeviceError;
 use crate::format::{BlockLayout, DynamicHeader};
 use crate::storage::StorageFile;
 use crate::units::{BlockIndex, FileOffset, SECTOR_SIZE, VirtualOffset, usize_from};

@@ -1,12 +1,14 @@
 //! Writing: a span says where bytes go, and its completion makes them visible.
 
+use vhd_block::{DeviceError, ZeroOptions};
+
 use super::Image;
 use super::allocator::Reservation;
 use super::commit::{MAX_UNPUBLISHED, Writer};
 use super::sector_map::SectorMap;
 use super::sparse::{Piece, Sparse};
 use super::table::Slot;
-use crate::device::{DeviceError, ZeroOptions, zero_file_range};
+use super::zero_file_range;
 use crate::format::TableEntry;
 use crate::storage::StorageFile;
 use crate::sync::{MutexGuard, lock};

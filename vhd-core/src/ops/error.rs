@@ -55,7 +55,7 @@ impl OpsError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Source(source) | Self::Destination { source, .. } => source.kind(),
+            Self::Source(source) | Self::Destination { source, .. } => source.kind().into(),
             Self::Storage(error) => error.kind(),
             Self::Create { source, .. } => source.kind(),
             Self::Open { source, .. } => source.kind(),

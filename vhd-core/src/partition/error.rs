@@ -59,7 +59,7 @@ impl PartitionError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Read(source) => source.kind(),
+            Self::Read(source) => source.kind().into(),
             Self::Signature { .. } | Self::Checksum { .. } | Self::Field { .. } | Self::NoRoom { .. } => {
                 ErrorKind::PartitionTable
             }

@@ -176,7 +176,7 @@ impl SnapshotError {
             Self::Merge(error) => error.kind(),
             Self::Chain(error) => error.kind(),
             Self::Image { source, .. } => source.kind(),
-            Self::Device { source, .. } => source.kind(),
+            Self::Device { source, .. } => source.kind().into(),
         }
     }
 }

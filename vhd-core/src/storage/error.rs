@@ -111,14 +111,7 @@ impl StorageError {
 /// The kind of a failure of the host file system.
 #[must_use]
 pub fn io_kind(error: &io::Error) -> ErrorKind {
-    match error.kind() {
-        io::ErrorKind::NotFound => ErrorKind::NotFound,
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
-        io::ErrorKind::AlreadyExists => ErrorKind::Exists,
-        io::ErrorKind::ReadOnlyFilesystem => ErrorKind::ReadOnly,
-        io::ErrorKind::Unsupported => ErrorKind::Unsupported,
-        _ => ErrorKind::Io,
-    }
+    vhd_block::io_kind(error).into()
 }
 
 fn purpose(access: &Access) -> &'static str {

@@ -33,8 +33,8 @@ pub use overlay::{OverlayChange, OverlayFile, OverlaySource};
 pub use padded::PaddedFile;
 pub use staged_file::StagedFile;
 pub use unsynced::UnsyncedFile;
+pub use vhd_block::is_zero;
 pub(crate) use watched::WatchedFile;
-pub use zeroing::is_zero;
 pub(crate) use zeroing::reads_zero;
 pub use zeroing::{clear_range, zero_range_kept};
 

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use vhd_block::is_zero;
+
 use super::{Segment, StorageFile};
 use crate::units::{u64_from, usize_from};
 
@@ -37,19 +39,6 @@ fn write_zeroes(file: &dyn StorageFile, offset: u64, len: u64) -> io::Result<()>
         done += part;
     }
     Ok(())
-}
-
-/// Bytes folded at once: wide enough for the compiler to use whole vectors.
-const FOLD: usize = 256;
-
-/// Whether every byte is zero.
-#[must_use]
-pub fn is_zero(bytes: &[u8]) -> bool {
-    let (chunks, rest) = bytes.as_chunks::<FOLD>();
-    chunks
-        .iter()
-        .all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
-        && rest.iter().all(|&byte| byte == 0)
 }
 
 /// Whether `len` bytes from `offset` read zero, up to the end of a file that ends before. Holes are not read.

@@ -1,6 +1,6 @@
 //! What a server and this side agreed on for a connection.
 
-use vhd_core::device::{LOGICAL_BLOCK, PHYSICAL_BLOCK};
+use vhd_block::{LOGICAL_BLOCK, PHYSICAL_BLOCK};
 
 use crate::protocol::{DEFAULT_MAX_PAYLOAD, MetaContextId, ReplyStyle, TransmissionFlags};
 

@@ -2,9 +2,9 @@
 
 use std::io;
 
-use vhd_core::ErrorKind;
-use vhd_core::device::DeviceError;
+use vhd_block::DeviceError;
 
+use crate::kinds;
 use crate::protocol::ProtocolError;
 
 /// How a connection ended.
@@ -83,8 +83,8 @@ impl Break {
     /// As a failure of the disk at `address`.
     pub(super) fn error(&self, address: &dyn std::fmt::Display) -> DeviceError {
         let kind = match self.end {
-            End::Closed | End::Silent => ErrorKind::Unreachable,
-            End::Protocol => ErrorKind::ServerProtocol,
+            End::Closed | End::Silent => kinds::UNREACHABLE,
+            End::Protocol => kinds::SERVER_PROTOCOL,
         };
         let message = format!("{address}: {}", self.message);
         DeviceError::Remote { kind, message }

@@ -2,8 +2,8 @@
 
 use std::io::IoSliceMut;
 
-use vhd_core::device::{ByteRange, scatter};
-use vhd_core::units::{u64_from, usize_from};
+use vhd_block::units::{u64_from, usize_from};
+use vhd_block::{ByteRange, scatter};
 
 use super::broken::Break;
 use super::inbox::Receiver;

@@ -1,14 +1,13 @@
 //! An export as a disk.
 
 use std::io::{IoSlice, IoSliceMut};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
-use vhd_core::ErrorKind;
-use vhd_core::device::{
-    BlockDevice, ByteRange, Capabilities, Coalescer, DeviceError, DeviceInfo, ExtentKind, ExtentVisitor,
-    PHYSICAL_BLOCK, ZeroOptions, check_request, scatter,
+use vhd_block::units::usize_from;
+use vhd_block::{
+    BlockDevice, ByteRange, Capabilities, Coalescer, DeviceError, DeviceInfo, ErrorKind, ExtentKind, ExtentVisitor,
+    Gate, PHYSICAL_BLOCK, ZeroOptions, check_request, scatter,
 };
-use vhd_core::units::usize_from;
 
 use super::agreement::Agreement;
 use super::call::{Bytes, Call, ServerError, Wanted};
@@ -18,6 +17,7 @@ use super::line::Target;
 use super::link::Request;
 use super::pool::Pool;
 use super::{ClientError, ClientOptions, NbdUri};
+use crate::kinds;
 use crate::protocol::{Command, CommandFlags, Errno, MetaContextId, TransmissionFlags};
 use crate::tls::TlsClient;
 
@@ -35,7 +35,7 @@ pub struct NbdDevice {
     status: StatusCache,
     /// For an export whose size can be changed: requests pass it, and a resize has it to itself, because none may be on its
     /// way to what is cut off.
-    gate: Option<RwLock<()>>,
+    gate: Option<Gate<()>>,
 }
 
 impl NbdDevice {
@@ -71,7 +71,7 @@ impl NbdDevice {
             });
         }
         Ok(Arc::new(Self {
-            gate: can_resize(agreed, write).then(RwLock::default),
+            gate: can_resize(agreed, write).then(|| Gate::new(())),
             info: info(agreed, write),
             pool,
             status: StatusCache::default(),
@@ -103,7 +103,7 @@ impl NbdDevice {
     /// A failure that the server told.
     fn failed(&self, command: Command, offset: u64, error: &ServerError) -> DeviceError {
         let kind = match error.errno {
-            Errno::Perm | Errno::Inval | Errno::NotSup if command == Command::Resize => ErrorKind::ResizeRefused,
+            Errno::Perm | Errno::Inval | Errno::NotSup if command == Command::Resize => kinds::RESIZE_REFUSED,
             Errno::Perm => return DeviceError::ReadOnly,
             Errno::NoSpc => ErrorKind::NoSpace,
             Errno::NotSup => ErrorKind::Unsupported,
@@ -126,10 +126,7 @@ impl NbdDevice {
         request: &Request<'_>,
         call: &mut Call<'_, '_>,
     ) -> Result<(Mark, Result<(), ServerError>), DeviceError> {
-        let _passed = self.gate.as_ref().map(|gate| {
-            // There is nothing behind it that a panic could leave half done.
-            gate.read().unwrap_or_else(PoisonError::into_inner)
-        });
+        let _passed = self.gate.as_ref().map(Gate::pass);
         if self.gate.is_some() {
             let size = self.pool.expected.size();
             check_request(request.offset, request.length, size, 1)?;
@@ -429,7 +426,7 @@ impl BlockDevice for NbdDevice {
         };
         check_request(0, size, i64::MAX.unsigned_abs(), self.info.logical_block_size)?;
         self.pool.durability.check()?;
-        let _alone = gate.write().unwrap_or_else(PoisonError::into_inner);
+        let _alone = gate.close();
         self.status.changed();
         let resized = self.ask_resize(size);
         self.status.changed();

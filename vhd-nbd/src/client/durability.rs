@@ -1,9 +1,9 @@
 //! Which writes a server may have lost.
 
+use crate::kinds;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use vhd_core::ErrorKind;
-use vhd_core::device::DeviceError;
+use vhd_block::DeviceError;
 
 /// Watches over writes that were answered and not flushed. When a connection breaks the server may have died with
 /// them, and nobody can tell: from then on the disk is closed to changes, and no flush succeeds.
@@ -44,7 +44,7 @@ impl Durability {
             return Ok(());
         }
         Err(DeviceError::Remote {
-            kind: ErrorKind::WritesLost,
+            kind: kinds::WRITES_LOST,
             message: "a connection broke before what was written was flushed: the server may have lost it; open the \
                       disk again"
                 .to_owned(),
@@ -102,7 +102,7 @@ mod tests {
         durability.flushed(mark).unwrap();
         durability.broke();
         let lost = durability.check().unwrap_err();
-        assert_eq!(lost.kind(), ErrorKind::WritesLost);
+        assert_eq!(lost.kind(), kinds::WRITES_LOST);
         assert!(durability.flushed(durability.mark()).is_err());
     }
 

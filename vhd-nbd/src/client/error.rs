@@ -2,9 +2,10 @@
 
 use std::io;
 
-use vhd_core::ErrorKind;
+use vhd_block::ErrorKind;
 
 use super::Address;
+use crate::kinds;
 use crate::protocol::ProtocolError;
 use crate::tls::TlsError;
 
@@ -126,21 +127,21 @@ impl ClientError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Connect { .. } | Self::Negotiation { .. } => ErrorKind::Unreachable,
-            Self::Protocol { .. } | Self::Senseless { .. } => ErrorKind::ServerProtocol,
-            Self::Certificates(_) | Self::Tls { .. } => ErrorKind::ServerTrust,
+            Self::Connect { .. } | Self::Negotiation { .. } => kinds::UNREACHABLE,
+            Self::Protocol { .. } | Self::Senseless { .. } => kinds::SERVER_PROTOCOL,
+            Self::Certificates(_) | Self::Tls { .. } => kinds::SERVER_TRUST,
             Self::NoTls { .. }
             | Self::TlsRequired { .. }
             | Self::NoExport { .. }
             | Self::Refused { .. }
-            | Self::Changed { .. } => ErrorKind::ServerRefused,
+            | Self::Changed { .. } => kinds::SERVER_REFUSED,
             Self::ReadOnly { .. } => ErrorKind::ReadOnly,
-            Self::OddSize { .. } => ErrorKind::DiskSize,
+            Self::OddSize { .. } => kinds::DISK_SIZE,
         }
     }
 
     /// Whether another attempt may end better: the server may only be starting.
     pub(super) fn is_passing(&self) -> bool {
-        self.kind() == ErrorKind::Unreachable
+        self.kind() == kinds::UNREACHABLE
     }
 }

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use vhd_core::device::{ByteRange, Coalescer, Extent, ExtentKind};
+use vhd_block::{ByteRange, Coalescer, Extent, ExtentKind};
 
 use crate::protocol::{AllocationStatus, Descriptor};
 

@@ -5,9 +5,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vhd_core::ErrorKind;
-use vhd_core::device::DeviceError;
-use vhd_core::error::with_causes;
+use vhd_block::DeviceError;
+use vhd_block::ErrorKind;
+use vhd_block::with_causes;
 
 use super::broken::Break;
 use super::expected::Expected;

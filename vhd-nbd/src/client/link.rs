@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use vhd_core::device::scatter;
-use vhd_core::units::usize_from;
+use vhd_block::scatter;
+use vhd_block::units::usize_from;
 
 use super::agreement::Agreement;
 use super::broken::Break;

@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use vhd_core::device::DeviceError;
+use vhd_block::DeviceError;
 
 use super::ClientError;
 use super::agreement::Agreement;

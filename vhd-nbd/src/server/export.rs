@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use vhd_core::device::{ByteRange, DeviceError, Disk, Extent, ExtentKind};
+use vhd_block::{ByteRange, DeviceError, Disk, Extent, ExtentKind};
 
 use crate::protocol::{AllocationStatus, ContextQuery, DIRTY_BIT, ReplyStyle, TransmissionFlags};
 

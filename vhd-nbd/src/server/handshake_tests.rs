@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use vhd_core::device::{Disk, RawDevice};
+use vhd_block::Disk;
+use vhd_core::device::RawDevice;
 use vhd_core::storage::{MemoryFile, StorageFile as _};
 
 use super::*;

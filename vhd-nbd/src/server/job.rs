@@ -4,8 +4,8 @@ use std::io;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use vhd_core::device::{ByteRange, DeviceError, Disk, ExtentKind, ZeroOptions};
-use vhd_core::units::u64_from;
+use vhd_block::units::u64_from;
+use vhd_block::{ByteRange, DeviceError, Disk, ExtentKind, ZeroOptions};
 
 use super::export::Context;
 use super::outbox::Outbox;

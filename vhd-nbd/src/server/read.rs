@@ -2,9 +2,9 @@
 
 use std::io;
 
-use vhd_core::device::{DeviceError, Disk};
-use vhd_core::storage::is_zero;
-use vhd_core::units::{u64_from, usize_from};
+use vhd_block::is_zero;
+use vhd_block::units::{u64_from, usize_from};
+use vhd_block::{DeviceError, Disk};
 
 use super::outbox::{MAX_IN_PLACE, Outbox};
 use super::rules::Refusal;

@@ -1,8 +1,8 @@
 //! Which requests are in order, and which error the others get.
 
-use vhd_core::ErrorKind;
-use vhd_core::device::DeviceError;
-use vhd_core::error::with_causes;
+use vhd_block::DeviceError;
+use vhd_block::ErrorKind;
+use vhd_block::with_causes;
 
 use super::Export;
 use crate::protocol::{Command, CommandFlags, DEFAULT_MAX_PAYLOAD, Errno, HeaderStyle, ReplyStyle, RequestHeader};
@@ -29,15 +29,8 @@ impl Refusal {
     /// What a failure of the disk is called on the wire.
     pub(super) fn from_device(error: &DeviceError) -> Self {
         let errno = match error.kind() {
-            ErrorKind::ReadOnly => Errno::Perm,
-            // What a resize runs into that is not a matter of the size itself.
-            ErrorKind::TailInUse
-            | ErrorKind::TiedSizes
-            | ErrorKind::SavedState
-            | ErrorKind::ForeignMetadata
-            | ErrorKind::PartitionTable
-            | ErrorKind::Changed
-            | ErrorKind::ResizeUnfinished => Errno::Perm,
+            // What the disk has against a request, apart from the request itself.
+            ErrorKind::ReadOnly | ErrorKind::Refused(_) => Errno::Perm,
             ErrorKind::NoSpace | ErrorKind::ImageFull => Errno::NoSpc,
             ErrorKind::NotFast | ErrorKind::Unsupported => Errno::NotSup,
             ErrorKind::OutOfRange | ErrorKind::Misaligned | ErrorKind::InvalidArgument => Errno::Inval,

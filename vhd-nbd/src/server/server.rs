@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use vhd_core::device::DeviceError;
+use vhd_block::DeviceError;
 
 use super::connection::Connection;
 use super::export_set::ExportSet;

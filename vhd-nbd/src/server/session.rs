@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
-use vhd_core::device::DeviceError;
-use vhd_core::units::{u64_from, usize_from};
+use vhd_block::DeviceError;
+use vhd_block::units::{u64_from, usize_from};
 
 use super::export::{Context, Export};
 use super::inbox::{INBOX_SIZE, Inbox};
@@ -332,7 +332,7 @@ impl<'scope, 'env> Receiver<'scope, 'env> {
 /// Bytes of a payload of which `left` are to come and `there` are there that are written at once: all but the last
 /// piece end on a border of blocks.
 fn piece_len(offset: u64, left: usize, there: usize) -> usize {
-    const BORDER: u64 = vhd_core::device::PHYSICAL_BLOCK as u64;
+    const BORDER: u64 = vhd_block::PHYSICAL_BLOCK as u64;
     if left <= there {
         return left;
     }

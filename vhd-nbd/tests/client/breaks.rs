@@ -6,9 +6,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use vhd_core::ErrorKind;
-use vhd_core::device::{BlockDevice as _, Disk};
+use vhd_block::{BlockDevice as _, Disk};
 use vhd_nbd::client::{ClientOptions, NbdDevice};
+use vhd_nbd::kinds;
 
 use crate::other_servers::{Served, writing};
 use crate::support::has;
@@ -86,8 +86,8 @@ fn what_was_flushed_is_no_loss_and_the_rest_is_told() {
     let served = Served::nbdkit(dir.path(), &arguments);
     // It may be there or not: nobody can tell, and so no flush succeeds any more.
     for _ in 0..2 {
-        assert_eq!(disk.flush().unwrap_err().kind(), ErrorKind::WritesLost);
-        assert_eq!(disk.write_at(&[4; 512], 0).unwrap_err().kind(), ErrorKind::WritesLost);
+        assert_eq!(disk.flush().unwrap_err().kind(), kinds::WRITES_LOST);
+        assert_eq!(disk.write_at(&[4; 512], 0).unwrap_err().kind(), kinds::WRITES_LOST);
     }
     let mut read = [0; 8192];
     disk.read_at(&mut read, 0).unwrap();
@@ -154,7 +154,7 @@ fn a_write_that_a_silent_server_may_still_execute_is_not() {
     wait_until_stopped(&served);
     let begun = Instant::now();
     let failed = disk.write_at(&[1; 512], 0).unwrap_err();
-    assert_eq!(failed.kind(), ErrorKind::Unreachable, "{failed}");
+    assert_eq!(failed.kind(), kinds::UNREACHABLE, "{failed}");
     assert!(begun.elapsed() < Duration::from_secs(3));
     // A read is asked for again until it is answered.
     thread::scope(|scope| {
@@ -163,7 +163,7 @@ fn a_write_that_a_silent_server_may_still_execute_is_not() {
         kill_process(pid, Signal::CONT).unwrap();
         reader.join().unwrap().unwrap();
     });
-    assert_eq!(disk.flush().unwrap_err().kind(), ErrorKind::WritesLost);
+    assert_eq!(disk.flush().unwrap_err().kind(), kinds::WRITES_LOST);
     assert!(device.info().capabilities.write);
 }
 
@@ -187,7 +187,7 @@ fn a_server_that_stays_away_is_given_up_in_time() {
             for _ in 0..6 {
                 scope.spawn(|| {
                     let failed = disk.read_at(&mut [0; 512], 0).unwrap_err();
-                    assert_eq!(failed.kind(), ErrorKind::Unreachable, "{failed}");
+                    assert_eq!(failed.kind(), kinds::UNREACHABLE, "{failed}");
                 });
             }
         });
@@ -210,7 +210,7 @@ fn another_disk_in_its_place_is_noticed() {
     served.kill();
     let _served = Served::nbdkit(dir.path(), &["memory", "8M"]);
     let failed = disk.read_at(&mut [0; 512], 0).unwrap_err();
-    assert_eq!(failed.kind(), ErrorKind::ServerRefused);
+    assert_eq!(failed.kind(), kinds::SERVER_REFUSED);
     assert!(
         failed.to_string().contains("8388608 bytes instead of 4194304"),
         "{failed}"

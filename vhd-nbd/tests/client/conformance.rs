@@ -2,8 +2,9 @@
 
 use std::sync::{Arc, Mutex};
 
+use vhd_block::{BlockDevice, Disk};
 use vhd_core::chain::{OpenOptions, OpenedDisk};
-use vhd_core::device::{BlockDevice, Disk, RawDevice};
+use vhd_core::device::RawDevice;
 use vhd_core::storage::MemoryFile;
 use vhd_nbd::client::{ClientOptions, NbdDevice};
 use vhd_nbd::server::{Export, ExportSet, ServerOptions};

@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vhd_core::ErrorKind;
-use vhd_core::device::{BlockDevice as _, ByteRange, DeviceError, Disk};
+use vhd_block::ErrorKind;
+use vhd_block::{BlockDevice as _, ByteRange, DeviceError, Disk};
 use vhd_nbd::client::{ClientError, ClientOptions, NbdDevice};
+use vhd_nbd::kinds;
 use vhd_nbd::protocol::{
     Chunk, ChunkHeader, ChunkType, Descriptor, Greeting, HandshakeFlags, HeaderStyle, InfoItem, MetaContextId,
     OptionHeader, OptionReply, OptionReplyHeader, OptionType, ReplyError, ReplyFlags, RequestHeader, SimpleReply,
@@ -211,13 +212,13 @@ fn negotiations_that_go_wrong() {
                 thread::sleep(Duration::from_secs(20));
                 None
             }),
-            ErrorKind::Unreachable,
+            kinds::UNREACHABLE,
         ),
-        ("an end", Hostile::start(|_| None), ErrorKind::Unreachable),
+        ("an end", Hostile::start(|_| None), kinds::UNREACHABLE),
         (
             "noise",
             Hostile::start(|mut stream| send(&mut stream, &[0x5a; 4096])),
-            ErrorKind::ServerProtocol,
+            kinds::SERVER_PROTOCOL,
         ),
         (
             "a byte at a time",
@@ -227,7 +228,7 @@ fn negotiations_that_go_wrong() {
                     thread::sleep(Duration::from_millis(50));
                 }
             }),
-            ErrorKind::Unreachable,
+            kinds::UNREACHABLE,
         ),
         (
             "a long reply",
@@ -236,7 +237,7 @@ fn negotiations_that_go_wrong() {
                 let asked = option(&mut stream)?;
                 send(&mut stream, &huge(asked))
             }),
-            ErrorKind::ServerProtocol,
+            kinds::SERVER_PROTOCOL,
         ),
         (
             "replies without end",
@@ -247,7 +248,7 @@ fn negotiations_that_go_wrong() {
                     reply(&mut stream, asked, &[export(1)])?;
                 }
             }),
-            ErrorKind::ServerProtocol,
+            kinds::SERVER_PROTOCOL,
         ),
         (
             "another option's reply",
@@ -256,28 +257,28 @@ fn negotiations_that_go_wrong() {
                 option(&mut stream)?;
                 reply(&mut stream, OptionType::List, &[OptionReply::Ack])
             }),
-            ErrorKind::ServerProtocol,
+            kinds::SERVER_PROTOCOL,
         ),
-        ("no size", at_go(vec![ack.clone()]), ErrorKind::ServerProtocol),
+        ("no size", at_go(vec![ack.clone()]), kinds::SERVER_PROTOCOL),
         (
             "a huge size",
             at_go(vec![export(u64::MAX), ack.clone()]),
-            ErrorKind::ServerProtocol,
+            kinds::SERVER_PROTOCOL,
         ),
         (
             "odd blocks",
             at_go(vec![export(SIZE), blocks(3, 1 << 20), ack.clone()]),
-            ErrorKind::ServerProtocol,
+            kinds::SERVER_PROTOCOL,
         ),
         (
             "large blocks",
             at_go(vec![export(SIZE), blocks(1 << 30, 1 << 30), ack.clone()]),
-            ErrorKind::ServerProtocol,
+            kinds::SERVER_PROTOCOL,
         ),
         (
             "no room",
             at_go(vec![export(SIZE), blocks(4096, 100), ack]),
-            ErrorKind::ServerProtocol,
+            kinds::SERVER_PROTOCOL,
         ),
     ];
     for (name, server, expected) in cases {
@@ -299,7 +300,7 @@ fn refuses(name: &str, server: &Hostile) {
     let begun = Instant::now();
     for _ in 0..2 {
         let error = disk.read_at(&mut [0; 4096], 8192).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::ServerProtocol, "{name}: {error}");
+        assert_eq!(error.kind(), kinds::SERVER_PROTOCOL, "{name}: {error}");
     }
     assert!(
         begun.elapsed() < Duration::from_secs(2),
@@ -411,7 +412,7 @@ fn half_replies_without_end_are_given_up() {
     });
     let disk = Disk::new(server.open().unwrap());
     let error = disk.read_at(&mut [0; 4096], 8192).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unreachable, "{error}");
+    assert_eq!(error.kind(), kinds::UNREACHABLE, "{error}");
     assert_eq!(server.connections.load(Ordering::Relaxed), 8);
 }
 
@@ -430,7 +431,7 @@ fn a_byte_at_a_time_is_too_slow() {
     let disk = Disk::new(server.open_with(Duration::ZERO).unwrap());
     let begun = Instant::now();
     let error = disk.read_at(&mut [0; 4096], 8192).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unreachable, "{error}");
+    assert_eq!(error.kind(), kinds::UNREACHABLE, "{error}");
     assert!(begun.elapsed() < Duration::from_secs(5));
 }
 
@@ -449,7 +450,7 @@ fn statuses_that_make_no_sense() {
     let walk = |server: &Hostile| -> Result<Vec<u64>, DeviceError> {
         let device = server.open().unwrap();
         let mut lengths = Vec::new();
-        let visit = &mut |extent: vhd_core::device::Extent| {
+        let visit = &mut |extent: vhd_block::Extent| {
             lengths.push(extent.range.len);
             std::ops::ControlFlow::Continue(())
         };
@@ -463,7 +464,7 @@ fn statuses_that_make_no_sense() {
     let short = answering(move |request| status(7, &[(100, 3)], request.cookie));
     assert_eq!(walk(&short).unwrap(), [SIZE]);
     let other = answering(move |request| status(8, &[(4096, 3)], request.cookie));
-    assert_eq!(walk(&other).unwrap_err().kind(), ErrorKind::ServerProtocol);
+    assert_eq!(walk(&other).unwrap_err().kind(), kinds::SERVER_PROTOCOL);
     let none = answering(|request| chunk(&Chunk::None, ReplyFlags::DONE, request.cookie));
-    assert_eq!(walk(&none).unwrap_err().kind(), ErrorKind::ServerProtocol);
+    assert_eq!(walk(&none).unwrap_err().kind(), kinds::SERVER_PROTOCOL);
 }

@@ -6,9 +6,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use vhd_core::ErrorKind;
-use vhd_core::device::{BlockDevice, Disk};
+use vhd_block::ErrorKind;
+use vhd_block::{BlockDevice, Disk};
 use vhd_nbd::client::{ClientError, ClientOptions, NbdDevice};
+use vhd_nbd::kinds;
 use vhd_testkit::Conformance;
 
 use crate::support::has;
@@ -156,13 +157,13 @@ fn extents_are_those_of_the_file() {
     let served = Served::nbdkit(dir.path(), &["data", "@0x100000 1 @0x1fffff 2 @0x7fffff 3"]);
     let device = served.open(ClientOptions::default()).unwrap();
     let mut found = Vec::new();
-    let whole = vhd_core::device::ByteRange::new(0, device.size_bytes());
-    let visit = &mut |extent: vhd_core::device::Extent| {
+    let whole = vhd_block::ByteRange::new(0, device.size_bytes());
+    let visit = &mut |extent: vhd_block::Extent| {
         found.push((extent.range.start, extent.range.len, extent.kind));
         std::ops::ControlFlow::Continue(())
     };
     device.extents(whole, visit).unwrap();
-    use vhd_core::device::ExtentKind::{Data, Hole};
+    use vhd_block::ExtentKind::{Data, Hole};
     let mib = 1 << 20;
     let page = 32 << 10;
     // The plugin keeps pages of 32 KiB.
@@ -195,12 +196,11 @@ fn odd_sizes_are_read_and_not_written() {
     disk.read_at(&mut read, 0).unwrap();
     assert!(read[..bytes.len()] == bytes && read[bytes.len()..].iter().all(|&byte| byte == 0));
     let mut count = 0;
-    let visit = &mut |extent: vhd_core::device::Extent| {
+    let visit = &mut |extent: vhd_block::Extent| {
         count += extent.range.len;
         std::ops::ControlFlow::Continue(())
     };
-    disk.extents(vhd_core::device::ByteRange::new(0, disk.size()), visit)
-        .unwrap();
+    disk.extents(vhd_block::ByteRange::new(0, disk.size()), visit).unwrap();
     assert_eq!(count, disk.size());
     assert!(matches!(served.open(writing()), Err(ClientError::OddSize { .. })));
 }
@@ -240,19 +240,16 @@ fn what_is_not_there_is_said() {
         let served = Served::start(dir.path(), "qemu-nbd", &qemu);
         assert_eq!(
             kind(&served, "there", ClientOptions::default()),
-            Some(ErrorKind::ServerRefused)
+            Some(kinds::SERVER_REFUSED)
         );
         assert_eq!(kind(&served, "here", writing()), Some(ErrorKind::ReadOnly));
         assert_eq!(kind(&served, "here", ClientOptions::default()), None);
     }
     let old = Served::nbdkit(dir.path(), &["-o", "memory", "1M"]);
-    assert_eq!(
-        kind(&old, "", ClientOptions::default()),
-        Some(ErrorKind::ServerProtocol)
-    );
+    assert_eq!(kind(&old, "", ClientOptions::default()), Some(kinds::SERVER_PROTOCOL));
     drop(old);
     std::fs::remove_file(dir.path().join("other.sock")).ok();
     let gone = format!("nbd+unix:///?socket={}", dir.path().join("gone").display());
     let gone = NbdDevice::open(&gone.parse().unwrap(), ClientOptions::default());
-    assert_eq!(gone.unwrap_err().kind(), ErrorKind::Unreachable);
+    assert_eq!(gone.unwrap_err().kind(), kinds::UNREACHABLE);
 }

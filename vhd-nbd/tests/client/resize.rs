@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use vhd_core::ErrorKind;
-use vhd_core::device::{BlockDevice as _, ByteRange, Disk, ZeroOptions};
+use vhd_block::ErrorKind;
+use vhd_block::{BlockDevice as _, ByteRange, Disk, ZeroOptions};
 use vhd_nbd::client::{ClientOptions, NbdDevice};
+use vhd_nbd::kinds;
 use vhd_nbd::protocol::{Command, Errno, SimpleReply, TransmissionFlags};
 use vhd_nbd::server::ServerOptions;
 
@@ -61,7 +62,7 @@ fn an_export_is_resized_while_threads_use_it() {
             assert_eq!(disk.size(), size);
             disk.write_at(&[1; 512], size - 512).unwrap();
             let refused = disk.resize(4 * PART).unwrap_err();
-            assert_eq!(refused.kind(), ErrorKind::ResizeRefused);
+            assert_eq!(refused.kind(), kinds::RESIZE_REFUSED);
             assert!(refused.to_string().contains("answers Perm to Resize"), "{refused}");
             let end = ByteRange::new(size - 512, 512);
             disk.write_zeroes(end, ZeroOptions::default()).unwrap();
@@ -104,7 +105,7 @@ fn what_can_not_be_resized_says_so() {
     let device = NbdDevice::open(&running.uri("disk").parse().unwrap(), writing()).unwrap();
     assert!(device.info().capabilities.resize);
     assert_eq!(device.resize((1 << 20) + 1).unwrap_err().kind(), ErrorKind::Misaligned);
-    assert_eq!(device.resize(1 << 60).unwrap_err().kind(), ErrorKind::ResizeRefused);
+    assert_eq!(device.resize(1 << 60).unwrap_err().kind(), kinds::RESIZE_REFUSED);
     assert_eq!(device.size_bytes(), 1 << 20);
 }
 
@@ -163,11 +164,11 @@ fn after_a_resize_without_an_end_nothing_is_written() {
     let (server, asked) = stepping(&[Step::Silent(SIZE), Step::Answers(2 * SIZE, None)]);
     let device = server.open_with(Duration::from_secs(5)).unwrap();
     // The server may do it at any time: then what is written now could be cut off.
-    assert_eq!(device.resize(2 * SIZE).unwrap_err().kind(), ErrorKind::Unreachable);
+    assert_eq!(device.resize(2 * SIZE).unwrap_err().kind(), kinds::UNREACHABLE);
     assert_eq!(device.size_bytes(), SIZE);
     let disk = Disk::new(device);
-    assert_eq!(disk.write_at(&[1; 512], 0).unwrap_err().kind(), ErrorKind::WritesLost);
-    assert_eq!(disk.resize(2 * SIZE).unwrap_err().kind(), ErrorKind::WritesLost);
+    assert_eq!(disk.write_at(&[1; 512], 0).unwrap_err().kind(), kinds::WRITES_LOST);
+    assert_eq!(disk.resize(2 * SIZE).unwrap_err().kind(), kinds::WRITES_LOST);
     assert_eq!(*asked.lock().unwrap(), [2 * SIZE]);
 }
 

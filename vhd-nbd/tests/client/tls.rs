@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use vhd_core::ErrorKind;
 use vhd_nbd::client::{ClientOptions, NbdDevice};
+use vhd_nbd::kinds;
 use vhd_nbd::server::ServerOptions;
 use vhd_nbd::tls::TlsServer;
 
@@ -70,22 +70,22 @@ fn nobody_is_believed_without_proof() {
         let opened = NbdDevice::open(&uri.parse().unwrap(), ClientOptions::default());
         opened.err().map(|error| error.kind())
     };
-    assert_eq!(kind(&plain), Some(ErrorKind::ServerRefused));
+    assert_eq!(kind(&plain), Some(kinds::SERVER_REFUSED));
     assert_eq!(kind(&secure(&plain, &pki)), None);
-    assert_eq!(kind(&secure(&plain, &other)), Some(ErrorKind::ServerTrust));
+    assert_eq!(kind(&secure(&plain, &other)), Some(kinds::SERVER_TRUST));
     let name = |name| format!("{}&tls-hostname={name}", secure(&plain, &pki));
     assert_eq!(kind(&name("localhost")), None);
-    assert_eq!(kind(&name("elsewhere")), Some(ErrorKind::ServerTrust));
-    assert_eq!(kind(&secure(&plain, dir.path())), Some(ErrorKind::ServerTrust));
+    assert_eq!(kind(&name("elsewhere")), Some(kinds::SERVER_TRUST));
+    assert_eq!(kind(&secure(&plain, dir.path())), Some(kinds::SERVER_TRUST));
     // The authorities of the system, which did not sign this.
-    assert_eq!(kind(&plain.replacen("nbd", "nbds", 1)), Some(ErrorKind::ServerTrust));
+    assert_eq!(kind(&plain.replacen("nbd", "nbds", 1)), Some(kinds::SERVER_TRUST));
     // The server does not know this side.
     let bare = dir.path().join("bare");
     std::fs::create_dir(&bare).unwrap();
     std::fs::copy(pki.join("ca-cert.pem"), bare.join("ca-cert.pem")).unwrap();
     let unknown = kind(&secure(&plain, &bare));
     assert!(
-        matches!(unknown, Some(ErrorKind::ServerTrust | ErrorKind::Unreachable)),
+        matches!(unknown, Some(kinds::SERVER_TRUST | kinds::UNREACHABLE)),
         "{unknown:?}"
     );
 }
@@ -102,7 +102,7 @@ fn other_servers_with_tls_and_without() {
     let without = Served::nbdkit(dir.path(), &["memory", "1M"]);
     let uri = secure(&without.uri(""), &pki);
     let refused = NbdDevice::open(&uri.parse().unwrap(), ClientOptions::default()).unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::ServerRefused);
+    assert_eq!(refused.kind(), kinds::SERVER_REFUSED);
     drop(without);
     let directory = format!("--tls-certificates={}", pki.display());
     let with = Served::nbdkit(
@@ -111,7 +111,7 @@ fn other_servers_with_tls_and_without() {
     );
     let uri = secure(&with.uri(""), &pki);
     let device = NbdDevice::open(&uri.parse().unwrap(), writing()).unwrap();
-    let disk = vhd_core::device::Disk::new(device);
+    let disk = vhd_block::Disk::new(device);
     let bytes: Vec<u8> = (0..300_000_u32).map(|at| at.to_le_bytes()[1]).collect();
     disk.write_at(&bytes, 777).unwrap();
     let mut read = vec![0; bytes.len()];

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use vhd_block::Disk;
 use vhd_core::chain::{OpenOptions, OpenedDisk, create_child};
-use vhd_core::device::Disk;
 use vhd_core::format::DEFAULT_BLOCK_SIZE;
 use vhd_core::image::create_dynamic;
 use vhd_core::ops::resize::{Opening, ResizableDisk};

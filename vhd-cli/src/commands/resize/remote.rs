@@ -1,6 +1,5 @@
 //! A disk on a server gets another size: the server is asked to see to it.
 
-use vhd_core::ErrorKind;
 use vhd_core::device::BlockDevice as _;
 use vhd_core::ops::resize::ResizeError;
 use vhd_nbd::client::{ClientOptions, NbdDevice, NbdUri};
@@ -28,7 +27,7 @@ pub(super) fn run(args: &ResizeArgs, name: &str, uri: &NbdUri) -> Result<ResizeJ
     if !device.info().capabilities.resize {
         let message =
             "its server does not let clients change its size (a server of this program does with --resizable)";
-        return Err(Failure::new(Kind::Library(ErrorKind::ResizeRefused), message).about(name));
+        return Err(Failure::new(Kind::Library(vhd_nbd::kinds::RESIZE_REFUSED.into()), message).about(name));
     }
     if args.size < disk_size && !args.shrink {
         let size = args.size;

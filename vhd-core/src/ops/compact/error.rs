@@ -37,7 +37,7 @@ impl CompactError {
             Self::Batmap => ErrorKind::ForeignMetadata,
             Self::ParentsUnknown => ErrorKind::ParentMissing,
             Self::Cancelled => ErrorKind::Cancelled,
-            Self::Device(error) => error.kind(),
+            Self::Device(error) => error.kind().into(),
         }
     }
 }

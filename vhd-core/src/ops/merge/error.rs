@@ -193,7 +193,7 @@ impl MergeError {
             Self::HasChildren { .. } => ErrorKind::HasChildren,
             Self::Unfinished { .. } => ErrorKind::JobPending,
             Self::Changed { .. } => ErrorKind::Changed,
-            Self::Device { source, .. } => source.kind(),
+            Self::Device { source, .. } => source.kind().into(),
             Self::Child { source, .. } => source.kind(),
             Self::Carry { source, .. } => source.kind(),
             Self::Relink { source, .. } => source.kind(),

@@ -166,7 +166,10 @@ pub(super) fn doubt(draft: &mut Draft, scene: &Scene<'_>, overlaps: &[Overlap]) 
         let same_place = pair.first.offset == pair.second.offset;
         for (claim, other) in [(pair.first, pair.second), (pair.second, pair.first)] {
             if same_place {
-                let reason = format!("it was said to be where block {} is: one of the two is wrong", other.block);
+                let reason = format!(
+                    "it was said to be where block {} is: one of the two is wrong",
+                    other.block
+                );
                 draft.doubt(scene.range(claim.block, 0), reason);
                 continue;
             }

@@ -75,7 +75,7 @@ impl ReparentError {
             Self::NotDifferencing { .. } => ErrorKind::InvalidArgument,
             Self::OtherDisk { .. } => ErrorKind::ParentMismatch,
             Self::OtherSize { .. } => ErrorKind::SizeMismatch,
-            Self::Child(error) | Self::Parent(error) => error.kind(),
+            Self::Child(error) | Self::Parent(error) => error.kind().into(),
             Self::Amend(error) => error.kind(),
         }
     }

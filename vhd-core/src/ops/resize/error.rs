@@ -217,7 +217,7 @@ impl ResizeError {
             Self::Record(error) => error.kind(),
             Self::Partition(error) => error.kind(),
             Self::Amend(error) => error.kind(),
-            Self::Device(error) => error.kind(),
+            Self::Device(error) => error.kind().into(),
         }
     }
 

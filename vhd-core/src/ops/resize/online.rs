@@ -9,8 +9,10 @@ use std::io::{IoSlice, IoSliceMut};
 use std::mem;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use vhd_block::gate::{Closed, Gate, Passed};
 
 use super::subject::{Failed, HeldFile, Subject};
 use super::{Request, Resize, ResizeError, journal};
@@ -44,7 +46,7 @@ pub enum Opening {
 /// with the size that it had. If a sync failed it is closed to changes, as after a failed flush; if it can't be opened
 /// again every request fails.
 pub struct ResizableDisk {
-    gate: RwLock<Gated>,
+    gate: Gate<Gated>,
     /// Bytes of the disk; changes while the gate is closed.
     size: AtomicU64,
     info: DeviceInfo,
@@ -81,7 +83,7 @@ impl State {
         match self {
             Self::Open(opened) | Self::Poisoned(opened) => Ok(opened),
             Self::Gone { kind, message } => Err(DeviceError::Gone {
-                kind: *kind,
+                kind: (*kind).into(),
                 message: message.clone(),
             }),
         }
@@ -133,7 +135,7 @@ impl ResizableDisk {
             },
             size: AtomicU64::new(opened.device().size_bytes()),
             warnings: opened.warnings().to_vec(),
-            gate: RwLock::new(Gated {
+            gate: Gate::new(Gated {
                 state: State::Open(opened),
                 subject: Some(subject),
             }),
@@ -166,15 +168,14 @@ impl ResizableDisk {
         poisoned.and(closed)
     }
 
-    /// Passes the gate.
-    fn shared(&self) -> RwLockReadGuard<'_, Gated> {
-        // A resize that panics leaves a state that says so.
-        self.gate.read().unwrap_or_else(PoisonError::into_inner)
+    /// Passes the gate. A resize that panics leaves a state that says so.
+    fn shared(&self) -> Passed<'_, Gated> {
+        self.gate.pass()
     }
 
     /// Closes the gate, and waits for the requests that have passed it.
-    fn exclusive(&self) -> RwLockWriteGuard<'_, Gated> {
-        self.gate.write().unwrap_or_else(PoisonError::into_inner)
+    fn exclusive(&self) -> Closed<'_, Gated> {
+        self.gate.close()
     }
 
     /// Resizes the disk behind the closed gate.
@@ -247,7 +248,7 @@ fn finish(path: &Path, options: &OpenOptions) -> Result<(), ResizeError> {
 
 fn not_resized(error: &ResizeError) -> DeviceError {
     DeviceError::NotResized {
-        kind: error.kind(),
+        kind: error.kind().into(),
         message: with_causes(error),
     }
 }

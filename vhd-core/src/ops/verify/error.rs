@@ -76,7 +76,7 @@ impl VerifyError {
             Self::Version { .. } => ErrorKind::RecordUnknown,
             Self::OtherDisk { .. } => ErrorKind::DigestOtherDisk,
             Self::Changing { .. } => ErrorKind::ContentChanged,
-            Self::Device { source, .. } => source.kind(),
+            Self::Device { source, .. } => source.kind().into(),
             Self::Storage(error) => error.kind(),
             Self::Cancelled => ErrorKind::Cancelled,
         }

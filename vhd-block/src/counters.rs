@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use thread_local::ThreadLocal;
 
-/// What went through a [`Disk`](super::Disk) and its clones since it was made.
+/// What went through a [`Disk`](crate::Disk) and its clones since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DiskStats {
     /// Read requests.

@@ -5,9 +5,9 @@ use std::io::{IoSlice, IoSliceMut};
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::counters::{Counters, DiskStats};
-use super::{BlockDevice, ByteRange, DeviceError, DeviceInfo, Extent, ZeroOptions, scatter};
+use crate::counters::{Counters, DiskStats};
 use crate::units::{u64_from, usize_from};
+use crate::{BlockDevice, ByteRange, DeviceError, DeviceInfo, Extent, ZeroOptions, scatter};
 
 /// A disk, cheap to clone. It takes any byte offset and length, checks them once, and counts.
 ///

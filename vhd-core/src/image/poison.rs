@@ -1,6 +1,7 @@
 //! What a failed sync does to a disk.
 
-use super::DeviceError;
+use vhd_block::DeviceError;
+
 use crate::sync::{AtomicBool, Ordering};
 
 /// Set by a failed sync, for good. INV-05: what the system could not write it may have dropped, so a later

@@ -2,8 +2,7 @@
 
 use std::io;
 
-use crate::ErrorKind;
-use crate::storage::io_kind;
+use crate::{ErrorKind, io_kind};
 
 /// Why a request to a device failed.
 #[derive(Debug, thiserror::Error)]
@@ -32,7 +31,7 @@ pub enum DeviceError {
     /// The device was opened for reading.
     #[error("the disk is open read-only")]
     ReadOnly,
-    /// A differencing image was opened without its parents, and the range is in them.
+    /// A layered image was opened without its parents, and the range is in them.
     #[error("the range is in a parent, and the image was opened without it")]
     NoParent,
     /// The device can't do this (its capabilities say so).

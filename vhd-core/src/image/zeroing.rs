@@ -1,0 +1,37 @@
+//! Zeroes and discards in the file of a disk, with the options of a request.
+
+use vhd_block::{DeviceError, ZeroOptions};
+
+use super::IoContext;
+use crate::storage::{StorageFile, clear_range, zero_range_kept};
+
+/// Makes a range of a file zero in the way the options allow.
+pub(crate) fn zero_file_range(
+    file: &dyn StorageFile,
+    offset: u64,
+    len: u64,
+    options: ZeroOptions,
+) -> Result<(), DeviceError> {
+    if len == 0 {
+        return Ok(());
+    }
+    let result = match (options.fast_only, options.may_unmap) {
+        (true, true) => file.punch_hole(offset, len),
+        (true, false) => file.zero_range(offset, len),
+        (false, true) => clear_range(file, offset, len),
+        (false, false) => zero_range_kept(file, offset, len),
+    };
+    match result {
+        Err(error) if options.fast_only && error.kind() == std::io::ErrorKind::Unsupported => Err(DeviceError::NotFast),
+        other => other.io_context("zero", offset),
+    }
+}
+
+/// Frees the space of a range of a file where the file system can; elsewhere the bytes stay.
+pub(crate) fn discard_file_range(file: &dyn StorageFile, offset: u64, len: u64) -> Result<(), DeviceError> {
+    match file.punch_hole(offset, len) {
+        Err(error) if error.kind() == std::io::ErrorKind::Unsupported => Ok(()),
+        _ if len == 0 => Ok(()),
+        other => other.io_context("punch a hole", offset),
+    }
+}
