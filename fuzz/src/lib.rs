@@ -1,4 +1,9 @@
 //! What the fuzz targets do with their input. The tests of the workspace include the same files.
 
+pub mod change_image;
+pub mod delta_import;
+pub mod lab;
+pub mod locators;
 pub mod nbd;
 pub mod open_image;
+pub mod records;
