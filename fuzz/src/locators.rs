@@ -24,7 +24,8 @@ pub fn locators(input: &[u8]) {
     let _ = decode_locator(code, data);
     let lab = Lab::new();
     let mut bytes = std::fs::read(lab.path("middle.avhd")).expect("it is there");
-    let header = DynamicHeader::decode(&bytes[FOOTER_SIZE..FOOTER_SIZE + HEADER_SIZE]).expect("it is sound");
+    let header =
+        DynamicHeader::decode(bytes[FOOTER_SIZE..].first_chunk().expect("it is long enough")).expect("it is sound");
     let mut changed = header.clone();
     let kept = data.len().min(512);
     for locator in changed.locators.iter_mut().flatten() {

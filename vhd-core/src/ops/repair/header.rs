@@ -3,8 +3,9 @@
 use super::draft::Draft;
 use super::error::RepairError;
 use super::finding::{Certainty, RepairCode};
-use super::footer::{Basis, Tail};
+use super::footer::Basis;
 use super::nested;
+use super::tail::Tail;
 use crate::format::{
     BlockLayout, DEFAULT_BLOCK_SIZE, DiskType, DynamicHeader, FOOTER_SIZE, HEADER_SIZE, TABLE_ENTRY_SIZE, TableEntry,
     block_layouts, has_header_cookie, reconstruct_header, reseal_header, table_bytes,

@@ -3,8 +3,9 @@
 use super::draft::Draft;
 use super::error::RepairError;
 use super::finding::{Certainty, RepairCode};
-use super::footer::{Basis, Tail};
+use super::footer::Basis;
 use super::header::Located;
+use super::tail::Tail;
 use crate::format::{DynamicHeader, LocatorEntry, MAX_LOCATOR_LENGTH, decode_locator};
 use crate::image::{Region, metadata_regions};
 

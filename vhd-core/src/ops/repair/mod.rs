@@ -2,6 +2,8 @@
 //!
 //! ```text
 //!   footer.rs, header.rs      what to go by: a valid one, a damaged one put right, a new one
+//!   facts.rs, nested.rs       footers that do not count: those of images inside the disk, and what the caller knows
+//!   tail.rs     the end of the file, and the footer there
 //!   locators.rs, table.rs, overlap.rs, orphans.rs, bitmaps.rs      blocks, and the ways to the parent
 //!   draft.rs    all of that on an overlay: the file is only read
 //!   journal.rs  the overlay as a list of old and new bytes: the undo file
@@ -26,6 +28,7 @@ mod orphans;
 mod overlap;
 mod summary;
 mod table;
+mod tail;
 mod undo_file;
 
 use std::sync::Arc;
@@ -152,19 +155,19 @@ fn repair(draft: &mut Draft, facts: &Facts) -> Result<(), RepairError> {
     let mut basis = footer::find(draft, facts)?;
     if !basis.footer.disk_type.is_sparse() {
         let size = fixed_size(draft, &mut basis, facts)?;
-        return footer::settle_fixed(draft, &basis, size);
+        return tail::settle_fixed(draft, &basis, size);
     }
     let mut located = header::find(draft, &mut basis)?;
     let end = table::repair(draft, &basis, &mut located)?;
     bitmaps::restore(draft, &basis, &located)?;
-    footer::settle(draft, &basis, end)
+    tail::settle(draft, &basis, end)
 }
 
 /// Where the disk of a fixed image ends: what its footer says, if the file has as much; else where the footer stands,
 /// if that is what the footer says elsewhere or the caller does.
 fn fixed_size(draft: &mut Draft, basis: &mut Basis, facts: &Facts) -> Result<u64, RepairError> {
     let (size, len) = (basis.footer.current_size, draft.original_len);
-    let end = footer::Tail::of(draft)?.space_end(len);
+    let end = tail::Tail::of(draft)?.space_end(len);
     if size <= end {
         return Ok(size);
     }

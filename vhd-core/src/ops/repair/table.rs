@@ -3,9 +3,10 @@
 use super::draft::Draft;
 use super::error::{Doing as _, RepairError};
 use super::finding::{Certainty, RepairCode};
-use super::footer::{Basis, Tail};
+use super::footer::Basis;
 use super::header::Located;
 use super::overlap::{self, Claim, Contested};
+use super::tail::Tail;
 use super::{locators, orphans};
 use crate::device::ByteRange;
 use crate::format::{BlockLayout, DiskType, TABLE_ENTRY_SIZE, TableEntry, table_bytes};
