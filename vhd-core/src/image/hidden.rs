@@ -117,8 +117,10 @@ pub(crate) fn stored_runs(
     visit: &mut dyn FnMut(u64, u64),
 ) -> io::Result<()> {
     const CHUNK: u64 = 64 << 10;
+    let len = file.len()?;
     let start = data + first * SECTOR_SIZE;
-    let end = (start + count * SECTOR_SIZE).min(file.len()?);
+    // A file may end within a sector, whose bytes count.
+    let end = (start + count * SECTOR_SIZE).min(start.max(len.next_multiple_of(SECTOR_SIZE)));
     let (mut at, mut run): (u64, Option<(u64, u64)>) = (start, None);
     let mut buffer = vec![0; usize_from(CHUNK)];
     let mut flush = |run: &mut Option<(u64, u64)>| {
@@ -126,21 +128,24 @@ pub(crate) fn stored_runs(
             visit(first, count);
         }
     };
-    while at + SECTOR_SIZE <= end {
+    while at < end {
         let (segment, segment_end) = file.segment_at(at)?;
-        let whole = (end - at) / SECTOR_SIZE * SECTOR_SIZE;
-        let stop = at
-            + (segment_end.min(end).max(at + 1) - at)
-                .next_multiple_of(SECTOR_SIZE)
-                .min(whole);
-        if segment == Segment::Hole {
+        let hole_end = segment_end.min(end) / SECTOR_SIZE * SECTOR_SIZE;
+        if segment == Segment::Hole && hole_end > at {
             flush(&mut run);
-            at = stop;
+            at = hole_end;
             continue;
         }
+        let stop = end.min(
+            at + (segment_end.max(at + 1) - at)
+                .min(end - at)
+                .next_multiple_of(SECTOR_SIZE),
+        );
         while at < stop {
             let part = &mut buffer[..usize_from((stop - at).min(CHUNK))];
-            file.read_exact_at(part, at)?;
+            let stored = part.len().min(usize_from(len - at));
+            part[stored..].fill(0);
+            file.read_exact_at(&mut part[..stored], at)?;
             for sector in part.chunks(usize_from(SECTOR_SIZE)) {
                 match (&mut run, is_zero(sector)) {
                     (_, true) => flush(&mut run),
