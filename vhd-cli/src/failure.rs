@@ -138,6 +138,7 @@ macro_rules! from_library {
 
 from_library!(
     vhd_core::chain::ChainError,
+    vhd_core::chain::dependants::DependantsError,
     vhd_core::chain::CreateChildError,
     vhd_block::DeviceError,
     vhd_core::image::CreateError,

@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use clap::Args;
 use rustix::fs::{SeekFrom, seek};
-use vhd_core::ErrorKind;
 use vhd_core::chain::{ExplicitOnly, ImageFormat, OpenOptions, OpenedDisk};
 use vhd_core::snapshot::{self, FrozenBase, NOW};
 use vhd_core::units::u64_from;
@@ -193,15 +192,6 @@ impl Source {
     /// Where it is, if it is a disk on a server.
     pub(crate) fn remote(&self) -> Option<&NbdUri> {
         self.remote.as_ref()
-    }
-
-    /// Refuses a file that snapshots rely on: what is written to it would show through all that is based on it.
-    pub(crate) fn refuse_frozen(&self) -> Result<(), Failure> {
-        if !self.is_snapshot && snapshot::frozen_base(&self.path).is_none() {
-            return Ok(());
-        }
-        let message = format!("{} is frozen by a snapshot, and is to be read only", self.name);
-        Err(Failure::new(Kind::Library(ErrorKind::HasChildren), message))
     }
 }
 

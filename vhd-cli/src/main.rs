@@ -10,6 +10,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod children;
 mod cli;
 mod codes;
 mod commands;

@@ -1,33 +1,20 @@
 //! Free space of the file systems on a disk, as compaction takes it.
 
-use std::io;
-
 use vhd_core::device::Disk;
 use vhd_core::ops::compact::FreeSpace;
-use vhd_fs::{DiskReport, ReadAt, Unusable};
+use vhd_core::partition::DiskReader;
+use vhd_fs::{DiskReport, Unusable};
 
 /// What the file systems on a disk do not use, as far as that is known.
 pub(crate) struct DiskSpace {
     found: Result<DiskReport, Unusable>,
 }
 
-struct Reader<'a>(&'a Disk);
-
-impl ReadAt for Reader<'_> {
-    fn size(&self) -> u64 {
-        self.0.size()
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        self.0.read_at(buf, offset).map_err(io::Error::other)
-    }
-}
-
 impl DiskSpace {
     /// Looks at the partitions and file systems of a disk.
     pub(crate) fn of(disk: &Disk) -> Self {
         Self {
-            found: vhd_fs::scan(&Reader(disk)),
+            found: vhd_fs::scan(&DiskReader(disk)),
         }
     }
 

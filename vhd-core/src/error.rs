@@ -304,6 +304,7 @@ impl From<ErrorKind> for DeviceKind {
             // What stands against a resize.
             ErrorKind::TailInUse
             | ErrorKind::TiedSizes
+            | ErrorKind::HasChildren
             | ErrorKind::SavedState
             | ErrorKind::ForeignMetadata
             | ErrorKind::PartitionTable

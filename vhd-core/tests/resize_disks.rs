@@ -154,10 +154,10 @@ fn a_child_larger_than_its_parent_is_not_read_by_others() {
         assert_eq!(read.status.success(), is_read, "{name}");
     }
     let child = dir.path().join("same.vhd");
-    for path in [&child, &parent] {
+    for (path, kind) in [(&child, ErrorKind::TiedSizes), (&parent, ErrorKind::HasChildren)] {
         let before = fs::read(path).unwrap();
         let error = resize(path, 128 << 10, Ask::default()).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::TiedSizes, "{error}");
+        assert_eq!(error.kind(), kind, "{error}");
         assert_same(&fs::read(path).unwrap(), &before, "refused");
     }
 }
@@ -512,6 +512,41 @@ fn partition_tables_follow_the_end_of_the_disk() {
         resize(&child, 32 * MIB, all).unwrap_err().kind(),
         ErrorKind::Unsupported
     );
+}
+
+/// The backup's header says that its entries are those of the first table: clearing the old backup would clear them.
+#[test]
+fn inv_44_a_backup_that_names_the_first_tables_entries_is_not_moved() {
+    if !have(&["sgdisk"], "a hostile partition table") {
+        return;
+    }
+    let dir = common::temp_dir();
+    let (path, mut content) = gpt_disk(dir.path(), 16, 8);
+    let header = content.len() - 512;
+    content[header + 72..header + 80].copy_from_slice(&2_u64.to_le_bytes());
+    content[header + 16..header + 20].fill(0);
+    let sum = crc32fast::hash(&content[header..header + 92]);
+    content[header + 16..header + 20].copy_from_slice(&sum.to_le_bytes());
+    let opened = open(&path, true);
+    opened.disk().write_at(&content, 0).unwrap();
+    opened.close().unwrap();
+    for (size, ask) in [
+        (40 * MIB, FIX_GPT),
+        (16 * MIB, FIX_GPT),
+        (
+            12 * MIB,
+            Ask {
+                fix_gpt: true,
+                ..SHRINK
+            },
+        ),
+    ] {
+        let error = resize(&path, size, ask).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::PartitionTable, "{size}: {error}");
+        assert_reads(&path, &content);
+    }
+    resize(&path, 40 * MIB, Ask::default()).unwrap();
+    assert_reads(&path, &grown(&content, 40 * MIB));
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Which parts of a disk its file systems do not use.
 //!
 //! ```text
-//!   partitions/   MBR with logical partitions, GPT, or none
+//!   scan.rs       the whole disk: its partitions, as the crate vhd-partition finds them, and their free space
+//!   container.rs  what keeps file systems inside: left alone
 //!   probe.rs      what a partition holds: exactly one file system, or a reason to leave it alone
 //!   ext.rs xfs/ fat.rs exfat.rs ntfs/ swap.rs     each reads one kind of allocation map
 //!   free_map.rs   the free space of one partition, 4 KiB a bit
@@ -14,12 +15,12 @@
 #![forbid(unsafe_code)]
 
 mod bytes;
+mod container;
 mod exfat;
 mod ext;
 mod fat;
 mod free_map;
 mod ntfs;
-mod partitions;
 mod probe;
 mod scan;
 mod swap;
@@ -28,31 +29,6 @@ mod window;
 mod xfs;
 
 pub use free_map::FreeMap;
-pub use partitions::TableKind;
 pub use scan::{DiskReport, PartitionReport, scan};
 pub use unusable::Unusable;
-
-use std::io;
-
-/// A disk that can be read.
-pub trait ReadAt {
-    /// Bytes on the disk.
-    fn size(&self) -> u64;
-
-    /// Fills `buf` from byte `offset`; the range is inside the disk.
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
-}
-
-impl ReadAt for Vec<u8> {
-    fn size(&self) -> u64 {
-        u64::try_from(self.len()).unwrap_or(u64::MAX)
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        let start = usize::try_from(offset).ok();
-        let range = start.and_then(|start| Some(start..start.checked_add(buf.len())?));
-        let bytes = range.and_then(|range| self.get(range));
-        buf.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
-        Ok(())
-    }
-}
+pub use vhd_partition::{ReadAt, Scheme};

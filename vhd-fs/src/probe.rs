@@ -2,7 +2,7 @@
 
 use crate::bytes::{byte, has};
 use crate::window::Window;
-use crate::{FreeMap, Unusable, exfat, ext, fat, ntfs, swap, xfs};
+use crate::{FreeMap, Unusable, container, exfat, ext, fat, ntfs, swap, xfs};
 
 type Reader = fn(&Window<'_>) -> Result<FreeMap, Unusable>;
 
@@ -46,23 +46,6 @@ const KINDS: &[Kind] = &[
     },
 ];
 
-/// Signatures of what keeps file systems inside, or is one that is not read here: where, what, and its name.
-const CONTAINERS: &[(u64, &[u8], &str)] = &[
-    (0, b"LUKS\xba\xbe", "encrypted with LUKS"),
-    (3, b"-FVE-FS-", "encrypted with BitLocker"),
-    (0, b"LABELONE", "a volume of LVM"),
-    (512, b"LABELONE", "a volume of LVM"),
-    (1024, b"LABELONE", "a volume of LVM"),
-    (1536, b"LABELONE", "a volume of LVM"),
-    (0, &MD_MAGIC, "part of a RAID"),
-    (4096, &MD_MAGIC, "part of a RAID"),
-    (0x10040, b"_BHRfS_M", "a btrfs"),
-    (3, b"ReFS\0\0\0\0", "a ReFS"),
-    (0x1018, b"\xc6\x85\x73\xf6\x4e\x1a\x45\xca", "a bcache device"),
-];
-
-const MD_MAGIC: [u8; 4] = [0xFC, 0x4E, 0x2B, 0xA9];
-
 /// The file system by its name, and what is free in it.
 pub(crate) fn probe(window: &Window<'_>) -> (Option<&'static str>, Result<FreeMap, Unusable>) {
     match choose(window) {
@@ -79,7 +62,7 @@ pub(crate) fn probe(window: &Window<'_>) -> (Option<&'static str>, Result<FreeMa
 }
 
 fn choose(window: &Window<'_>) -> Result<&'static Kind, Unusable> {
-    if let Some(container) = container(window)? {
+    if let Some(container) = container::by_signature(window)? {
         return Err(Unusable::Container(container));
     }
     let mut chosen: Option<&Kind> = None;
@@ -96,7 +79,7 @@ fn choose(window: &Window<'_>) -> Result<&'static Kind, Unusable> {
 
 /// The name of what a disk without partitions holds, if that is known.
 pub(crate) fn recognise(window: &Window<'_>) -> Result<Option<&'static str>, Unusable> {
-    if let Some(container) = container(window)? {
+    if let Some(container) = container::by_signature(window)? {
         return Ok(Some(container));
     }
     for kind in KINDS {
@@ -116,24 +99,6 @@ pub(crate) fn boot_sector_file_system(sector: &[u8]) -> Option<&'static str> {
         () if fat::is_boot_sector(sector) => Some(fat::NAME),
         () => None,
     }
-}
-
-fn container(window: &Window<'_>) -> Result<Option<&'static str>, Unusable> {
-    for &(at, signature, name) in CONTAINERS {
-        let found = window.peek(at, crate::bytes::count(signature.len()))?;
-        if !found.is_empty() && found == signature {
-            return Ok(Some(name));
-        }
-    }
-    // RAID members of the versions 0.90 and 1.0 have their superblock at the end.
-    let old = (window.len & !0xFFFF).checked_sub(0x1_0000);
-    let new = (window.len & !0xFFF).checked_sub(0x2000);
-    for at in [old, new].into_iter().flatten() {
-        if has(&window.peek(at, 4)?, 0, &MD_MAGIC) {
-            return Ok(Some("part of a RAID"));
-        }
-    }
-    Ok(None)
 }
 
 /// Whether a boot sector starts with a jump and ends with its signature.

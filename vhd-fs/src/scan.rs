@@ -1,15 +1,19 @@
 //! The whole disk: its partitions, and what is free in each.
 
-use crate::partitions::{Found, Partition, TableKind, find};
-use crate::probe::probe;
+use vhd_partition::{Oddity, Partition, Scheme, Table};
+
+use crate::probe::{boot_sector_file_system, probe, recognise};
 use crate::window::Window;
-use crate::{FreeMap, ReadAt, Unusable};
+use crate::{FreeMap, ReadAt, Unusable, container};
+
+/// Bytes of a boot sector.
+const BOOT: u64 = 512;
 
 /// What is known of the space of a disk.
 #[derive(Debug)]
 pub struct DiskReport {
-    /// How the disk is divided.
-    pub table: TableKind,
+    /// How the disk is divided; `None` if it has no partition table.
+    pub table: Option<Scheme>,
     /// The partitions, ascending; a disk without a partition table is one.
     pub partitions: Vec<PartitionReport>,
 }
@@ -68,32 +72,58 @@ impl PartitionReport {
 /// [`Unusable`] if the partition table does not tell where partitions are; what is wrong with one partition is in
 /// its report.
 pub fn scan(disk: &dyn ReadAt) -> Result<DiskReport, Unusable> {
-    let Found { table, mut partitions } = find(disk)?;
+    let whole = Window::new(disk, 0, disk.size());
+    let table = Table::read(disk)?;
+    // A boot sector of a file system ends like a master boot record, and its code may look like entries.
+    let file_system = match boot_sector_file_system(&whole.peek(0, BOOT)?) {
+        Some(name) => Some(name),
+        None => recognise(&whole)?,
+    };
+    match (table, file_system) {
+        (Some(_), Some(name)) => Err(Unusable::Ambiguous("a disk with partitions", name)),
+        (Some(table), None) => divided(disk, table),
+        (None, _) => {
+            let (file_system, free) = probe(&whole);
+            Ok(DiskReport {
+                table: None,
+                partitions: vec![PartitionReport {
+                    number: 0,
+                    start: 0,
+                    len: disk.size(),
+                    file_system,
+                    free,
+                }],
+            })
+        }
+    }
+}
+
+fn divided(disk: &dyn ReadAt, table: Table) -> Result<DiskReport, Unusable> {
+    let doubts: Vec<&Oddity> = table.oddities.iter().filter(|oddity| oddity.is_doubtful()).collect();
+    if let Some(doubt) = doubts.iter().find(|oddity| oddity.partitions().is_none()) {
+        return Err(Unusable::Table(doubt.to_string()));
+    }
+    let mut partitions = table.partitions;
     partitions.sort_by_key(|partition| partition.start);
-    let reports = partitions.iter().enumerate().map(|(index, partition)| {
-        let overlaps = |other: &Partition| partition.start < other.end() && other.start < partition.end();
-        // Sorted by start, but a long one may reach over several.
-        let shared = partitions
-            .iter()
-            .enumerate()
-            .any(|(other, it)| other != index && overlaps(it));
-        report(disk, partition, shared)
+    let reports = partitions.iter().map(|partition| {
+        let is_meant = |oddity: &&&Oddity| {
+            oddity
+                .partitions()
+                .is_some_and(|those| those.contains(&partition.number))
+        };
+        report(disk, partition, doubts.iter().find(is_meant).map(ToString::to_string))
     });
     Ok(DiskReport {
-        table,
+        table: Some(table.scheme),
         partitions: reports.collect(),
     })
 }
 
-fn report(disk: &dyn ReadAt, partition: &Partition, shared: bool) -> PartitionReport {
-    let (file_system, free) = if shared {
-        (None, Err(Unusable::Table("the partition overlaps another one")))
-    } else if partition.end() > disk.size() {
-        (None, Err(Unusable::Table("the partition is not inside the disk")))
-    } else if partition.is_raid {
-        (None, Err(Unusable::Container("part of a RAID")))
-    } else {
-        probe(&Window::new(disk, partition.start, partition.len))
+fn report(disk: &dyn ReadAt, partition: &Partition, doubt: Option<String>) -> PartitionReport {
+    let (file_system, free) = match (doubt, container::by_type(partition.kind)) {
+        (Some(doubt), _) => (None, Err(Unusable::Table(doubt))),
+        (None, Some(container)) => (None, Err(Unusable::Container(container))),
+        (None, None) => probe(&Window::new(disk, partition.start, partition.len)),
     };
     PartitionReport {
         number: partition.number,

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use vhd_partition::TableError;
+
 /// Why the free space of a partition, or of a whole disk, is not used. Nothing of it is touched then.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -35,9 +37,18 @@ pub enum Unusable {
     /// It contradicts itself, or leads out of the partition.
     #[error("the {0} is damaged: {1}")]
     Damaged(&'static str, &'static str),
-    /// The partition shares space with another one, or is not inside the disk.
-    #[error("the partition table is wrong: {0}")]
-    Table(&'static str),
+    /// The partition table leaves doubt about where this partition is, or where all are.
+    #[error("the partition table is in doubt: {0}")]
+    Table(String),
+}
+
+impl From<TableError> for Unusable {
+    fn from(error: TableError) -> Self {
+        match error {
+            TableError::Read(error) => Self::Io(error),
+            error => Self::Table(error.to_string()),
+        }
+    }
 }
 
 impl Unusable {

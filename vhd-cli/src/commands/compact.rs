@@ -7,12 +7,14 @@ use std::sync::atomic::AtomicBool;
 use clap::Args;
 use serde::Serialize;
 use vhd_core::ErrorKind;
-use vhd_core::chain::{OpenedDisk, children_beside};
+use vhd_core::chain::OpenedDisk;
+use vhd_core::chain::dependants::Search;
 use vhd_core::device::LayeredDevice;
 use vhd_core::ops::compact::{CompactError, CompactOptions, CompactPlan, CompactReport, FreeSpace, Survey, compact};
 
 use super::measure::{PartitionSpace, partition_spaces};
 use super::parent_time::ParentTime;
+use crate::children;
 use crate::codes::Kind;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -49,9 +51,9 @@ pub(crate) struct CompactArgs {
     /// Say what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
-    /// Use --free-space although other images are based on this one: they see the change too
-    #[arg(long, requires = "free_space")]
-    force: bool,
+    /// Use --free-space although others rely on this image, or that cannot be known: they see the change too
+    #[arg(long, visible_alias = "force", requires = "free_space")]
+    ignore_children: bool,
     #[command(flatten)]
     chain: ChainArgs,
     #[command(flatten)]
@@ -150,7 +152,9 @@ pub(crate) fn run(args: &CompactArgs) -> Result<Exit, Failure> {
 /// Opens the image with its ancestors. A dry run needs no right to write.
 fn open(args: &CompactArgs, source: &Source) -> Result<OpenedDisk, Failure> {
     let chain = args.chain.clone();
+    // What a child reads changes with --free-space only: that is asked for then.
     let options = SourceArgs { from: None, chain }.options(source).write(!args.dry_run);
+    let options = options.ignore_children(true);
     let opened = options.open(&source.path)?;
     for warning in opened.warnings() {
         output::warning(warning);
@@ -164,17 +168,19 @@ fn children_of(args: &CompactArgs, opened: &OpenedDisk) -> Result<Vec<PathBuf>, 
         return Ok(Vec::new());
     };
     let footer = chain.leaf().footer();
-    let children = children_beside(&args.image, footer.unique_id);
-    if !args.free_space || args.force || args.dry_run || children.is_empty() && footer.hidden == 0 {
-        return Ok(children);
+    let parents = opened.paths().iter().skip(1).cloned();
+    let search = Search::new().image(&args.image, footer.unique_id).beside(parents);
+    let found = search.run();
+    if args.free_space && !args.ignore_children {
+        let about = |failure: Failure| failure.about(format_args!("{}: --free-space", args.image.display()));
+        found.refuse().map_err(|error| about(children::explain(error)))?;
+        if footer.hidden != 0 {
+            let message = "it is marked as a parent (hidden), and what a child reads would change";
+            let hidden = Failure::new(Kind::Library(ErrorKind::HasChildren), message);
+            return Err(about(children::explain(hidden)));
+        }
     }
-    let who = match children.first() {
-        Some(child) => format!("{} is based on it", child.display()),
-        None => "it is marked as a parent (hidden)".to_owned(),
-    };
-    let image = args.image.display();
-    let message = format!("{image}: {who}, and --free-space changes what a child reads: --force does it nevertheless");
-    Err(Failure::new(Kind::Library(ErrorKind::HasChildren), message))
+    Ok(found.child_paths())
 }
 
 /// Says of each partition that is left alone why.

@@ -12,6 +12,7 @@ use vhd_core::ops::{self, ConvertOptions, ConvertReport, OpsError, StreamFormat,
 
 use super::create::PreallocateArg;
 use super::destination::{Destination, StandardOutput};
+use crate::children::ChildrenArgs;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::input::{Source, SourceArgs, is_dash};
@@ -55,6 +56,8 @@ pub(crate) struct ConvertArgs {
     /// Replace an existing destination
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    children: ChildrenArgs,
     /// Return when the destination is durable, name and all
     #[arg(long)]
     sync: bool,
@@ -183,7 +186,7 @@ fn check_arguments(args: &ConvertArgs) -> Result<(), Failure> {
 }
 
 fn convert(args: &ConvertArgs) -> Result<ConvertJson, Failure> {
-    let destination = Destination::new(&args.destination, args.force)?;
+    let destination = Destination::new(&args.destination, args.force, args.children)?;
     let source = Source::or_remote(&args.source, destination.directory())?;
     let opened = args.input.open(&source)?;
     let _lock = destination.guard([&opened])?;

@@ -6,11 +6,13 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use rustix::fs::{Stat, fstat};
-use vhd_core::ErrorKind;
-use vhd_core::chain::{OpenedDisk, children_beside};
+use vhd_core::chain::OpenedDisk;
+use vhd_core::chain::dependants::Search;
+use vhd_core::format::UniqueId;
 use vhd_core::image::Footers;
 use vhd_core::storage::{Access, HostFile, Sharing, StorageError};
 
+use crate::children::{self, ChildrenArgs};
 use crate::codes::Kind;
 use crate::failure::Failure;
 use crate::output;
@@ -20,12 +22,13 @@ pub(super) struct Destination<'a> {
     path: &'a Path,
     /// A file of that name is there, and is to be replaced.
     exists: bool,
+    children: ChildrenArgs,
 }
 
 impl<'a> Destination<'a> {
     /// The destination at `path`. Publishing refuses an existing one too where it is not to be replaced; this is to
     /// know that before terabytes are written.
-    pub(super) fn new(path: &'a Path, force: bool) -> Result<Self, Failure> {
+    pub(super) fn new(path: &'a Path, force: bool, children: ChildrenArgs) -> Result<Self, Failure> {
         let exists = path.symlink_metadata().is_ok();
         if exists && !force {
             let path = path.to_owned();
@@ -37,7 +40,7 @@ impl<'a> Destination<'a> {
                 let message = format!("{} is no regular file and is not replaced", path.display());
                 Err(Failure::new(Kind::NotReplaceable, message))
             }
-            _ => Ok(Self { path, exists }),
+            _ => Ok(Self { path, exists, children }),
         }
     }
 
@@ -68,7 +71,9 @@ impl<'a> Destination<'a> {
         for source in sources {
             refuse_source(source, rustix::fs::stat(self.path), &self.path.display().to_string())?;
         }
-        self.refuse_parent()?;
+        if !self.children.ignore_children {
+            self.refuse_parent()?;
+        }
         match HostFile::open(self.path, Access::ReadWrite, Sharing::Exclusive) {
             Ok(file) => Ok(Some(file)),
             Err(error @ StorageError::Locked { .. }) => Err(error.into()),
@@ -79,20 +84,14 @@ impl<'a> Destination<'a> {
 }
 
 impl Destination<'_> {
-    /// Refuses to replace an image that others are based on: a frozen file of a disk with snapshots is one.
+    /// Refuses to replace an image that others are based on, or that a disk with snapshots consists of.
     fn refuse_parent(&self) -> Result<(), Failure> {
         let file = HostFile::open(self.path, Access::ReadOnly, Sharing::Unlocked).ok();
-        let Some(Ok(footers)) = file.map(|file| Footers::read(&file)) else {
-            return Ok(());
-        };
-        match children_beside(self.path, footers.footer.unique_id).first() {
-            None => Ok(()),
-            Some(child) => {
-                let (path, child) = (self.path.display(), child.display());
-                let message = format!("{path} is not replaced: {child} is based on it");
-                Err(Failure::new(Kind::Library(ErrorKind::HasChildren), message))
-            }
-        }
+        let footers = file.and_then(|file| Footers::read(&file).ok());
+        let id = footers.map_or(UniqueId::NIL, |footers| footers.footer.unique_id);
+        let found = Search::new().image(self.path, id).run();
+        let refused = found.refuse_listed().and_then(|()| found.refuse());
+        refused.map_err(|error| children::explain(error).about(format_args!("{} is not replaced", self.path.display())))
     }
 }
 

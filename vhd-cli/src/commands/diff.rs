@@ -7,7 +7,7 @@ use clap::Args;
 use serde::Serialize;
 use vhd_core::device::{ByteRange, Disk};
 use vhd_core::ops::{self, DiffMode};
-use vhd_core::partition::{Partition, PartitionTable};
+use vhd_core::partition::{Partition, PartitionTable, read_table};
 
 use super::pair::{self, Pair, PairArgs};
 use super::ranges::RangeList;
@@ -148,7 +148,7 @@ pub(crate) fn run(args: &DiffArgs) -> Result<Exit, Failure> {
 /// The partitions to name: a table that is not usable keeps no difference from being told.
 fn table_of(a: &Disk, b: &Disk, warnings: &mut Vec<String>) -> Option<PartitionTable> {
     for disk in [a, b] {
-        match PartitionTable::read(disk) {
+        match read_table(disk) {
             Ok(Some(table)) => return Some(table),
             Ok(None) => {}
             Err(error) => {
@@ -183,9 +183,9 @@ impl PartitionReport {
                 Some(name) => format!("partition {number} ({name})"),
                 None => format!("partition {number}"),
             },
-            kind: partition.kind.clone(),
-            start: partition.range.start,
-            length: partition.range.len,
+            kind: partition.kind.to_string(),
+            start: partition.start,
+            length: partition.len,
             different_bytes: 0,
         }
     }

@@ -13,6 +13,7 @@ use vhd_core::ops::delta::{DeltaError, DeltaExport, ExportReport, hex};
 use super::convert::explain;
 use super::destination::{Destination, StandardOutput};
 use super::pair;
+use crate::children::ChildrenArgs;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::input::{Source, SourceArgs, is_dash};
@@ -49,6 +50,8 @@ pub(crate) struct ExportDeltaArgs {
     /// Replace an existing destination
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    children: ChildrenArgs,
     /// Return when the destination is durable, name and all
     #[arg(long)]
     sync: bool,
@@ -120,7 +123,7 @@ fn open(args: &ExportDeltaArgs, spool_dir: Option<&Path>) -> Result<Disks, Failu
 }
 
 fn write(args: &ExportDeltaArgs) -> Result<ExportJson, Failure> {
-    let destination = Destination::new(&args.destination, args.force)?;
+    let destination = Destination::new(&args.destination, args.force, args.children)?;
     let disks = open(args, destination.directory())?;
     let _lock = destination.guard([&disks.image, &disks.base])?;
     let export = prepare(args, &disks)?;

@@ -12,6 +12,7 @@ use super::convert::TargetArg;
 use super::create::PreallocateArg;
 use super::destination::Destination;
 use super::pair;
+use crate::children::ChildrenArgs;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::input::{SearchArgs, image_path, is_dash};
@@ -53,6 +54,8 @@ pub(crate) struct ImportDeltaArgs {
     /// Replace an existing destination
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    children: ChildrenArgs,
     /// Return when the destination is durable, name and all
     #[arg(long)]
     sync: bool,
@@ -92,7 +95,7 @@ pub(crate) fn run(args: &ImportDeltaArgs) -> Result<Exit, Failure> {
     {
         return Err(Failure::usage("delta, base and destination must have names"));
     }
-    let destination = Destination::new(&args.destination, args.force)?;
+    let destination = Destination::new(&args.destination, args.force, args.children)?;
     let import = DeltaImport::open(&args.delta, &image_path(&args.onto)?, &args.search.options())?;
     let [base, delta] = import.sources();
     for warning in delta.warnings() {

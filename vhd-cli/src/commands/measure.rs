@@ -152,7 +152,7 @@ fn measure(args: &MeasureArgs, source: &Source, opened: OpenedDisk) -> Result<Me
         free_space: Gain::of(&with_free),
         causes: BTreeMap::new(),
         partition_table: match space.report() {
-            Ok(report) => report.table.to_string(),
+            Ok(report) => report.table.map_or("none".to_owned(), |scheme| scheme.to_string()),
             Err(reason) => reason.to_string(),
         },
         partitions: partition_spaces(&space),

@@ -13,6 +13,7 @@ use vhd_core::ops::merge::{
 };
 
 use super::destination::Destination;
+use crate::children::{self, ChildrenArgs};
 use crate::codes::Kind;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -37,9 +38,9 @@ Examples:
 The parent, or the ancestor named by --into, then reads what CHILD read; it keeps its name and identity. Children of \
 CHILD are pointed to it, and the files of the range are removed. A record beside CHILD, CHILD.merge, says how far it is: \
 after an interruption, a crash or a loss of power the same command goes on, and the machine may run in between. Refused \
-while other images depend on what would change (looked for in the directories of the chain and those directly below; \
-children elsewhere are named by --child), unless --carry is given: each of them first takes over what it would read \
-otherwise, and reads the same at every moment. With --output nothing is changed: a new image is written in one go.";
+while other images depend on what would change (docs/dependants.md says where they are looked for; children elsewhere \
+are named by --child), unless --carry is given: each of them first takes over what it would read otherwise, and reads \
+the same at every moment. With --output nothing is changed: a new image is written in one go.";
 
 /// Arguments of `vhd merge`.
 #[derive(Args, Debug)]
@@ -56,6 +57,8 @@ pub(crate) struct MergeArgs {
     /// Replace an existing output
     #[arg(long, requires = "output")]
     force: bool,
+    #[command(flatten)]
+    ignore: ChildrenArgs,
     /// A child in a directory that is not looked at: of CHILD, to be pointed to its new parent, or one for --carry
     #[arg(long = "child", value_name = "FILE", conflicts_with = "output")]
     children: Vec<PathBuf>,
@@ -195,7 +198,7 @@ pub(crate) fn run(args: &MergeArgs) -> Result<Exit, Failure> {
         into: args.into.clone(),
         extra_children: args.children.clone(),
         carry: args.carry,
-        open: open_options(&args.chain),
+        open: open_options(&args.chain).ignore_children(args.ignore.ignore_children),
     };
     let json = match &args.output {
         None => in_place(args, &request)?,
@@ -217,7 +220,7 @@ fn open_options(chain: &ChainArgs) -> OpenOptions {
 }
 
 fn in_place(args: &MergeArgs, request: &MergeRequest) -> Result<MergeJson, Failure> {
-    let planned = plan(request)?;
+    let planned = plan(request).map_err(children::explain)?;
     planned.warnings().iter().for_each(output::warning);
     if args.dry_run {
         return Ok(MergeJson::of_plan(args, &planned));
@@ -241,7 +244,7 @@ fn in_place(args: &MergeArgs, request: &MergeRequest) -> Result<MergeJson, Failu
 }
 
 fn to_new(args: &MergeArgs, request: &MergeRequest, output: &Path) -> Result<MergeJson, Failure> {
-    let destination = Destination::new(output, args.force)?;
+    let destination = Destination::new(output, args.force, args.ignore)?;
     let planned = plan_to_new(request)?;
     planned.warnings().iter().for_each(output::warning);
     let json = MergeJson::of_new(args, output, &planned);

@@ -8,6 +8,7 @@ use serde::Serialize;
 use vhd_core::ops::new_id::{NewId, NewIdError, NewIdOptions};
 
 use super::parent_time::ParentTime;
+use crate::children;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{self, ReportArgs, path_text};
@@ -16,14 +17,14 @@ pub(crate) const NAME: &str = "new-id";
 
 const EXAMPLES: &str = "\
 Examples:
-  cp base.vhd copy.vhd && vhd new-id copy.vhd --force
-  vhd new-id copy.vhd --child test.avhd --force
+  cp base.vhd copy.vhd && vhd new-id copy.vhd --ignore-children
+  vhd new-id copy.vhd --child test.avhd --ignore-children
   vhd new-id --json disk.vhd --all-children | jq -r .new_id
 
 A copy of an image has the identity of its original, and nothing tells which of the two a child is based on: the \
 children that are to follow the copy must be named. They must have its present identity recorded; they get the new \
-one, and the way to this file. Children beside the image that are not named keep the old identity, and look for another \
-file that has it: that needs --force.
+one, and the way to this file. Children that are found and not named keep the old identity, and look for another file that \
+has it: that needs --ignore-children.
 
 Nothing changes before all files have been looked at. A crash on the way is finished by running `vhd new-id IMAGE` \
 again, with the same new identity; until then the children may be refused, but never read over the wrong file.";
@@ -37,12 +38,12 @@ pub(crate) struct NewIdArgs {
     /// A differencing image that is to be based on it from now on
     #[arg(long = "child", value_name = "FILE")]
     children: Vec<PathBuf>,
-    /// All images beside it that are based on its present identity follow it
+    /// All images that are found to be based on it follow it
     #[arg(long)]
     all_children: bool,
-    /// Leave the children that are not named without this parent
-    #[arg(long, conflicts_with = "all_children")]
-    force: bool,
+    /// Leave the children that are not named without this parent, known or not
+    #[arg(long, visible_alias = "force", conflicts_with = "all_children")]
+    ignore_children: bool,
     /// Say what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -81,7 +82,7 @@ pub(crate) fn run(args: &NewIdArgs) -> Result<Exit, Failure> {
     let options = NewIdOptions {
         children: args.children.clone(),
         all_children: args.all_children,
-        leave_others: args.force,
+        leave_others: args.ignore_children,
     };
     let plan = NewId::plan(&args.image, &options).map_err(with_hint)?;
     let json = NewIdJson {
@@ -113,12 +114,15 @@ pub(crate) fn run(args: &NewIdArgs) -> Result<Exit, Failure> {
 
 fn with_hint(error: NewIdError) -> Failure {
     let others = matches!(error, NewIdError::OtherChildren { .. });
+    if !others {
+        return children::explain(error);
+    }
     let failure = Failure::from(error);
     match failure.kind() {
-        Some(kind) if others => Failure::new(
+        Some(kind) => Failure::new(
             kind,
             format!(
-                "{}: name them with --child, or all with --all-children, or leave them with --force",
+                "{}: name them with --child, or all with --all-children, or leave them with --ignore-children",
                 failure.message()
             ),
         ),

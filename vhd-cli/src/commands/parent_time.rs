@@ -3,9 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use vhd_core::chain::children_beside;
-use vhd_core::image::Footers;
-use vhd_core::storage::{Access, HostFile, Sharing};
+use vhd_core::chain::dependants::dependants_of;
 
 use crate::failure::Failure;
 use crate::output;
@@ -25,12 +23,10 @@ impl ParentTime {
         })
     }
 
-    /// For a file that other images beside it are known to be based on.
+    /// For a file that other images are known to be based on.
     pub(crate) fn if_parent(path: &Path) -> Result<Option<Self>, Failure> {
-        let file = HostFile::open(path, Access::ReadOnly, Sharing::Unlocked)?;
-        let id = Footers::read(&file)?.footer.unique_id;
-        let children = children_beside(path, id);
-        (!children.is_empty()).then(|| Self::of(path)).transpose()
+        let found = dependants_of(path)?;
+        (!found.children().is_empty()).then(|| Self::of(path)).transpose()
     }
 
     /// Gives the file its former time.

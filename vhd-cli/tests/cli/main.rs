@@ -8,6 +8,7 @@ mod compact;
 mod convert;
 mod create;
 mod delta;
+mod dependants;
 mod diff;
 mod failures;
 mod file_systems;

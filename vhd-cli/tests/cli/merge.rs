@@ -32,6 +32,7 @@ pub(crate) fn scatter(lab: &Lab, name: &str, seed: u64) {
     let mut rng = fastrand::Rng::with_seed(seed);
     let opened = vhd_core::chain::OpenOptions::new()
         .write(true)
+        .ignore_children(true)
         .open(&lab.path(name))
         .unwrap();
     let disk = opened.disk();

@@ -416,7 +416,11 @@ fn a_killed_server_of_a_differencing_image() {
         image: "child.avhd",
         make: |lab| {
             create_dynamic(lab, "parent.vhd");
-            let opened = OpenOptions::new().write(true).open(&lab.path("parent.vhd")).unwrap();
+            let opened = OpenOptions::new()
+                .write(true)
+                .ignore_children(true)
+                .open(&lab.path("parent.vhd"))
+                .unwrap();
             for cell in 0..CELLS {
                 opened.disk().write_at(&content(cell, 1), cell * STRIDE).unwrap();
             }

@@ -72,18 +72,15 @@ fn what_can_not_be_resized_is_refused() {
     lab.chain();
     let code = |args: &[&str], exit: i32| lab.json(args, exit)["error"]["code"].as_str().unwrap().to_owned();
     assert_eq!(code(&["resize", "leaf.avhd", "16M"], 8), "VHD-E0314");
-    assert_eq!(code(&["resize", "parent.vhd", "16M"], 8), "VHD-E0314");
-    assert_eq!(code(&["resize", "parent.vhd", "8M", "--fix-gpt"], 8), "VHD-E0314");
+    assert_eq!(code(&["resize", "parent.vhd", "16M"], 8), "VHD-E0207");
+    assert_eq!(code(&["resize", "parent.vhd", "8M", "--fix-gpt"], 8), "VHD-E0207");
     assert_eq!(code(&["resize", "other.raw", "16M"], 1), "VHD-E0404");
     assert_eq!(code(&["resize", "none.vhd", "16M"], 1), "VHD-E0302");
     lab.run(&["resize", "parent.vhd", "1000"], 2);
     lab.run(&["resize", "-", "16M"], 2);
     lab.run(&["resize", "parent.vhd", "16M", "--force-share"], 2);
     let message = stderr(&lab.run(&["resize", "parent.vhd", "16M"], 8));
-    assert!(
-        message.contains("leaf.avhd is based on it") && message.contains("--tree"),
-        "{message}"
-    );
+    assert!(message.contains("leaf.avhd") && message.contains("--tree"), "{message}");
     let all = lab.json(&["resize", "leaf.avhd", "16M", "--tree"], 0);
     assert_eq!(
         (&all["files"][0]["path"], all["files"].as_array().unwrap().len()),

@@ -141,9 +141,10 @@ impl Lab {
         staged.publish(false, false).unwrap();
     }
 
-    /// Writes to the disk in an image.
+    /// Writes to the disk in an image, whoever relies on it.
     pub(crate) fn write(&self, name: &str, offset: u64, bytes: &[u8]) {
-        let opened = OpenOptions::new().write(true).open(&self.path(name)).unwrap();
+        let options = OpenOptions::new().write(true).ignore_children(true);
+        let opened = options.open(&self.path(name)).unwrap();
         opened.disk().write_at(bytes, offset).unwrap();
         opened.close().unwrap();
     }

@@ -6,7 +6,7 @@ use super::{ChainError, OpenOptions, OpenedDisk};
 use crate::ErrorKind;
 use crate::format::{DEFAULT_BLOCK_SIZE, MAX_BLOCK_SIZE, MIN_CREATE_BLOCK_SIZE, Timestamp, UniqueId};
 use crate::image::{CreateError, Image, ParentLink, create_differencing};
-use crate::storage::{StagedFile, StorageError};
+use crate::storage::{StagedFile, StorageError, StorageFile};
 
 /// Why a child can't be created.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +50,16 @@ pub fn create_child(
     block_size: Option<u64>,
     options: &OpenOptions,
 ) -> Result<UniqueId, CreateChildError> {
-    let opened = options.clone().write(false).open(parent)?;
+    create_child_of(child, parent, block_size, &options.clone().write(false).open(parent)?)
+}
+
+/// The same over a disk that is open already as `opened`, from `parent`.
+pub(crate) fn create_child_of(
+    child: &Path,
+    parent: &Path,
+    block_size: Option<u64>,
+    opened: &OpenedDisk,
+) -> Result<UniqueId, CreateChildError> {
     let image = opened.layers().next().and_then(|leaf| leaf.layer.image());
     let parent_blocks = image
         .and_then(|image| image.header())
@@ -62,7 +71,7 @@ pub fn create_child(
         path: child.to_owned(),
         source,
     };
-    let link = parent_link(child, parent, &opened)?;
+    let link = parent_link(child, parent, opened)?;
     let staged = StagedFile::create_beside(child)?;
     let id = create_differencing(&*staged.storage(), opened.disk().size(), block_size, &link).map_err(failed)?;
     staged.publish(false, true)?;
@@ -73,7 +82,11 @@ pub fn create_child(
 pub fn parent_link(child: &Path, parent: &Path, opened: &OpenedDisk) -> Result<ParentLink, CreateChildError> {
     let image = opened.layers().next().and_then(|leaf| leaf.layer.image());
     let id = image.map_or(UniqueId::NIL, Image::unique_id);
-    link_to(child, parent, id, modified(parent)?)
+    // INV-34: of the file that is open, whatever has its name now.
+    let modified = opened.file_at_depth(0).and_then(StorageFile::host_file);
+    let modified = modified.and_then(|file| file.metadata().ok()?.modified().ok());
+    let modified = modified.map_or_else(|| self::modified(parent), |time| Ok(Timestamp::from_system_time(time)))?;
+    link_to(child, parent, id, modified)
 }
 
 /// What an image at `child` has to say of the file at `parent` when that has this identity and this time stamp.

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use super::dependants::{DependantsError, Doubt};
 use crate::ErrorKind;
 use crate::format::{FormatError, Timestamp, UniqueId};
 use crate::image::OpenError;
@@ -97,6 +98,15 @@ pub enum ChainError {
         /// Bytes that the disk is to have; `None` if the record can't be read.
         size: Option<u64>,
     },
+    /// Other images rely on the one that was to be opened for writing, or that can't be known.
+    #[error(transparent)]
+    Dependants(#[from] DependantsError),
+    /// A file is another one than was looked at before under this name.
+    #[error("{} was replaced by another file while the job was prepared: run it again", path.display())]
+    Replaced {
+        /// The file.
+        path: PathBuf,
+    },
     /// A child of another size than its parent is not written.
     #[error(
         "{} has {child_size} bytes and its parent {} has {parent_size}: such a child is readable but not writable",
@@ -129,6 +139,8 @@ impl ChainError {
             Self::Cycle { .. } => ErrorKind::ChainCycle,
             Self::TooDeep { .. } => ErrorKind::ChainTooDeep,
             Self::ResizeUnfinished { .. } => ErrorKind::ResizeUnfinished,
+            Self::Dependants(error) => error.kind(),
+            Self::Replaced { .. } => ErrorKind::Changed,
             Self::SizeMismatch { .. } => ErrorKind::SizeMismatch,
         }
     }
@@ -197,8 +209,9 @@ impl fmt::Display for Tried<'_> {
 pub enum ChainWarning {
     /// The parent's file was modified after the child was made, or was copied.
     #[error(
-        "the parent {} has another time stamp ({}) than its child {} recorded ({}): was it changed?",
-        parent.display(), found.0, child.display(), recorded.0
+        "the parent {} was modified at {found}, and its child {} recorded {recorded}: it was changed or copied since; \
+         `vhd verify` compares its content with a record of it, if there is one",
+        parent.display(), child.display()
     )]
     ParentTimestamp {
         /// The child.
@@ -229,6 +242,14 @@ pub enum ChainWarning {
         path: PathBuf,
         /// What is wrong with it.
         reason: FormatError,
+    },
+    /// The leaf is open for writing, and not all that is around its directory was looked at for images based on it.
+    #[error("the search for images that are based on {} was cut short around its directory: {limit}", path.display())]
+    SearchCutShort {
+        /// The leaf.
+        path: PathBuf,
+        /// The limit.
+        limit: Doubt,
     },
     /// The copy at the start is not usable; the footer is in use.
     #[error("the footer copy at the start of {} is not usable ({reason})", path.display())]

@@ -3,13 +3,14 @@
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::error::ParentOutcome;
-use super::locate::{Candidate, ParentGate};
+use super::locate::{AllowAll, Candidate, ParentGate, candidates};
 use super::unfinished::unfinished_resize;
 use crate::format::UniqueId;
-use crate::image::{Footers, OpenError};
-use crate::storage::{Access, HostFile, Sharing};
+use crate::image::{Footers, Image, OpenError, OpenMode};
+use crate::storage::{Access, FileIdentity, HostFile, Sharing};
 
 /// What the parent is that was found.
 pub(super) enum Examined {
@@ -35,16 +36,38 @@ pub(super) fn examine(
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(ParentOutcome::NotFound),
         Err(error) => return Err(ParentOutcome::Unreadable(error.to_string())),
     }
+    let file = HostFile::open(path, Access::ReadOnly, Sharing::Unlocked);
+    let file = file.map_err(|error| ParentOutcome::Unreadable(error.to_string()))?;
+    identify(candidate, &file, wanted)
+}
+
+/// Whether an open file is the parent. It is asked again once the file is locked: the one that was looked at may have
+/// been replaced, or have become another disk.
+pub(super) fn identify(candidate: &Candidate, file: &HostFile, wanted: UniqueId) -> Result<Examined, ParentOutcome> {
     let unreadable = |error: &dyn std::error::Error| ParentOutcome::Unreadable(error.to_string());
-    let file = HostFile::open(path, Access::ReadOnly, Sharing::Unlocked).map_err(|error| unreadable(&error))?;
-    if let Some(error) = unfinished_resize(path, &file) {
+    if let Some(error) = unfinished_resize(&candidate.path, file) {
         return Err(unreadable(&error));
     }
-    match Footers::read(&file) {
+    match Footers::read(file) {
         Ok(footers) if footers.footer.unique_id == wanted && !wanted.is_nil() => Ok(Examined::Vhd),
         Ok(footers) => Err(ParentOutcome::OtherDisk(footers.footer.unique_id)),
         Err(OpenError::NoFooter { .. }) if candidate.named && wanted.is_nil() => Ok(Examined::Raw),
         Err(OpenError::NoFooter { .. }) => Err(ParentOutcome::NotVhd),
         Err(error) => Err(unreadable(&error)),
     }
+}
+
+/// The file to which the places that the differencing image at `child` names lead; `None` if there is none with the
+/// identity `wanted`. For a raw parent, which has no identity, the first file that is there.
+pub(super) fn leads_to(child: &Path, wanted: UniqueId) -> Option<FileIdentity> {
+    let file = HostFile::open(child, Access::ReadOnly, Sharing::Unlocked).ok()?;
+    let image = Image::open(Arc::new(file), &OpenMode::ancestor()).ok()?;
+    let named = image.parent_paths().ok()?;
+    let places = candidates(child, &named, &[], &[]);
+    let mut places = places.map(|place| Candidate {
+        named: wanted.is_nil(),
+        ..place
+    });
+    let found = places.find(|place| examine(child, place, wanted, &AllowAll).is_ok())?;
+    FileIdentity::of_path(&found.path).ok()
 }

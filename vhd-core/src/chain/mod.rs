@@ -5,8 +5,8 @@
 //! place in a fixed order, takes the first file with the right identity, and lists all it tried when there is
 //! none: a differencing image is never opened without its parent.
 
-mod children;
 mod create;
+pub mod dependants;
 mod detect;
 mod disagree;
 mod error;
@@ -17,9 +17,8 @@ mod open;
 mod relation;
 mod unfinished;
 
-pub use children::children_beside;
 pub use create::{CreateChildError, create_child, parent_link};
-pub(crate) use create::{link_to, relative_to};
+pub(crate) use create::{create_child_of, link_to, relative_to};
 pub use detect::ImageFormat;
 pub use error::{ChainError, ChainWarning, ParentOutcome, TriedParent};
 pub use locate::{AllowAll, ExplicitOnly, ParentGate};

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::ImageFormat;
+use super::dependants::{Limits, Search};
 use super::disagree::{Actual, Recorded, disagreements};
 use super::error::{ChainError, ChainWarning, ParentOutcome, TriedParent};
-use super::examine::{Examined, examine};
-use super::locate::{AllowAll, ParentGate, candidates};
+use super::examine::{Examined, examine, identify};
+use super::locate::{AllowAll, Candidate, ParentGate, candidates};
 use super::unfinished::unfinished_resize;
 use crate::device::{BlockDevice, DeviceError, Disk, Layer, LayeredDevice, RawDevice};
 use crate::format::{Timestamp, UniqueId};
@@ -30,6 +31,7 @@ pub struct OpenOptions {
     parent_dirs: Vec<PathBuf>,
     gate: Arc<dyn ParentGate>,
     fence: Option<Arc<dyn PublishFence>>,
+    ignore_children: bool,
 }
 
 impl Default for OpenOptions {
@@ -42,6 +44,7 @@ impl Default for OpenOptions {
             parent_dirs: Vec::new(),
             gate: Arc::new(AllowAll),
             fence: None,
+            ignore_children: false,
         }
     }
 }
@@ -53,11 +56,26 @@ impl OpenOptions {
         Self::default()
     }
 
-    /// Opens the leaf for writing too. Ancestors are never written.
+    /// Opens the leaf for writing too. Ancestors are never written. It is refused if other images rely on the leaf, if a
+    /// snapshot froze it, or if that can't be known: see [`dependants`](super::dependants) and
+    /// [`ignore_children`](Self::ignore_children).
     #[must_use]
     pub fn write(mut self, write: bool) -> Self {
         self.access = if write { Access::ReadWrite } else { Access::ReadOnly };
         self
+    }
+
+    /// Opens for writing whoever relies on the leaf, and does not look for them. What they read changes with it: for
+    /// callers that change nothing that can be read, or that have looked themselves.
+    #[must_use]
+    pub fn ignore_children(mut self, ignore: bool) -> Self {
+        self.ignore_children = ignore;
+        self
+    }
+
+    /// Who relies on an image is not asked for.
+    pub(crate) fn ignores_children(&self) -> bool {
+        self.ignore_children
     }
 
     /// Takes no image locks and respects none.
@@ -138,7 +156,11 @@ impl OpenOptions {
         };
         match format {
             ImageFormat::Raw => {
-                let writable = matches!(self.access, Access::ReadWrite);
+                let writable = self.is_writing();
+                let warning = match writable {
+                    true => self.refuse_dependants(path, UniqueId::NIL, &[])?,
+                    false => None,
+                };
                 let device = RawDevice::new(file, writable).map_err(|source| ChainError::Read {
                     path: path.to_owned(),
                     source,
@@ -147,11 +169,34 @@ impl OpenOptions {
                 Ok(OpenedDisk::new(
                     Device::Raw(Arc::new(device)),
                     found.clone(),
-                    Vec::new(),
+                    warning.into_iter().collect(),
                 ))
             }
             ImageFormat::Vhd => ChainBuilder::new(self, found).build(path, file),
         }
+    }
+
+    fn is_writing(&self) -> bool {
+        self.access == Access::ReadWrite
+    }
+
+    /// Refuses to write to a leaf that others rely on. It is locked: nobody makes a child of it meanwhile.
+    fn refuse_dependants(
+        &self,
+        leaf: &Path,
+        id: UniqueId,
+        parents: &[PathBuf],
+    ) -> Result<Option<ChainWarning>, ChainError> {
+        if self.ignore_children {
+            return Ok(None);
+        }
+        let search = Search::new().image(leaf, id).beside(parents.iter().cloned());
+        let found = search.limits(Limits::for_opening()).run();
+        found.refuse()?;
+        Ok(found.cut_short().map(|limit| ChainWarning::SearchCutShort {
+            path: leaf.to_owned(),
+            limit: limit.clone(),
+        }))
     }
 
     fn leaf_mode(&self) -> OpenMode {
@@ -285,6 +330,22 @@ impl OpenedDisk {
         }
     }
 
+    /// Which file is at a depth, by the descriptor that it is read through; `None` for a file that is not on this host.
+    pub(crate) fn identity_at_depth(&self, depth: u32) -> Option<FileIdentity> {
+        let file = self.file_at_depth(depth)?.host_file()?;
+        Some(FileIdentity::of(&file.metadata().ok()?))
+    }
+
+    /// Refuses if the leaf is another file than the one that was looked at before under its name (INV-34).
+    pub(crate) fn require_leaf(&self, expected: Option<FileIdentity>) -> Result<(), ChainError> {
+        if expected.is_none() || self.identity_at_depth(0) == expected {
+            return Ok(());
+        }
+        Err(ChainError::Replaced {
+            path: self.paths[0].clone(),
+        })
+    }
+
     /// The disk of a VHD for a holder who has it to himself; `None` for a raw disk, or while other handles use it.
     #[must_use]
     pub fn into_device(self) -> Option<LayeredDevice> {
@@ -337,13 +398,32 @@ impl<'a> ChainBuilder<'a> {
 
     fn build(mut self, path: &Path, file: Arc<HostFile>) -> Result<OpenedDisk, ChainError> {
         self.enter(path, path, &file)?;
-        let leaf = self.open_image(path, file, &self.options.leaf_mode())?;
+        // For a look first: to open it for writing may change it.
+        let leaf = self.open_image(path, Arc::clone(&file), &OpenMode::read_only())?;
         self.paths.push(path.to_owned());
+        let ancestors = self.ancestors(path, &leaf)?;
+        let leaf = if self.options.is_writing() {
+            // INV-35: under the lock, and before anything in the file changes.
+            let warning = self
+                .options
+                .refuse_dependants(path, leaf.unique_id(), &self.paths[1..])?;
+            self.warnings.extend(warning);
+            drop(leaf);
+            image_at(path, file, &self.options.leaf_mode())?
+        } else {
+            leaf
+        };
+        let device = Device::Chain(Arc::new(LayeredDevice::new(leaf, ancestors)));
+        Ok(OpenedDisk::new(device, self.paths.clone(), self.warnings))
+    }
+
+    /// Follows the parents of a leaf.
+    fn ancestors(&mut self, path: &Path, leaf: &Image) -> Result<Vec<Layer>, ChainError> {
         let mut ancestors: Vec<Layer> = Vec::new();
         loop {
-            let child = ancestors.last().map_or(Some(&leaf), Layer::image);
+            let child = ancestors.last().map_or(Some(leaf), Layer::image);
             let Some(child) = child.filter(|image| image.is_differencing()) else {
-                break;
+                return Ok(ancestors);
             };
             if self.paths.len() >= MAX_DEPTH {
                 let path = path.to_owned();
@@ -351,12 +431,10 @@ impl<'a> ChainBuilder<'a> {
             }
             let child_path = self.paths[self.paths.len() - 1].clone();
             let found = self.find_parent(&child_path, child)?;
-            self.compare(&child_path, child, &found)?;
+            self.compare(&child_path, child, &found, ancestors.is_empty())?;
             self.paths.push(found.path);
             ancestors.push(found.layer);
         }
-        let device = Device::Chain(Arc::new(LayeredDevice::new(leaf, ancestors)));
-        Ok(OpenedDisk::new(device, self.paths.clone(), self.warnings))
     }
 
     /// Notes that a file is part of the chain; it must not be already.
@@ -375,10 +453,7 @@ impl<'a> ChainBuilder<'a> {
     }
 
     fn open_image(&mut self, path: &Path, file: Arc<HostFile>, mode: &OpenMode) -> Result<Image, ChainError> {
-        let image = Image::open(file, mode).map_err(|source| ChainError::Image {
-            path: path.to_owned(),
-            source,
-        })?;
+        let image = image_at(path, file, mode)?;
         self.warnings.extend(footer_warnings(path, image.footers()));
         Ok(image)
     }
@@ -391,15 +466,18 @@ impl<'a> ChainBuilder<'a> {
         let wanted = child.header().map_or(UniqueId::NIL, |header| header.parent_id);
         let mut tried = Vec::new();
         for candidate in candidates(child_path, &named, &self.options.parents, &self.options.parent_dirs) {
-            match examine(child_path, &candidate, wanted, &*self.options.gate) {
-                Ok(Examined::Vhd) => return self.take_vhd(child_path, candidate.path),
-                Ok(Examined::Raw) => return self.take_raw(child_path, candidate.path),
-                Err(outcome) => tried.push(TriedParent {
-                    path: candidate.path,
-                    reason: candidate.reason,
-                    outcome,
-                }),
-            }
+            let outcome = match examine(child_path, &candidate, wanted, &*self.options.gate) {
+                Ok(_) => match self.take(child_path, &candidate, wanted)? {
+                    Ok(found) => return Ok(found),
+                    Err(outcome) => outcome,
+                },
+                Err(outcome) => outcome,
+            };
+            tried.push(TriedParent {
+                path: candidate.path,
+                reason: candidate.reason,
+                outcome,
+            });
         }
         let child = child_path.to_owned();
         let others = tried
@@ -411,42 +489,46 @@ impl<'a> ChainBuilder<'a> {
         })
     }
 
-    /// Opens the file that is to be the parent, under the lock.
+    /// Opens the file that was looked at, under the lock, and looks again: another file may be there by now.
+    fn take(
+        &mut self,
+        child: &Path,
+        candidate: &Candidate,
+        wanted: UniqueId,
+    ) -> Result<Result<Found, ParentOutcome>, ChainError> {
+        let path = &candidate.path;
+        let file = self.open_parent(child, path)?;
+        // INV-34: the identity that counts is that of the file which is read from here on.
+        let layer = match identify(candidate, &file, wanted) {
+            Ok(Examined::Vhd) => {
+                let image = self.open_image(path, Arc::clone(&file), &OpenMode::ancestor())?;
+                Layer::Vhd(Box::new(image))
+            }
+            Ok(Examined::Raw) => Layer::raw(Arc::clone(&file) as _).map_err(|source| ChainError::Read {
+                path: path.clone(),
+                source,
+            })?,
+            Err(outcome) => return Ok(Err(outcome)),
+        };
+        self.enter(child, path, &file)?;
+        let path = path.clone();
+        Ok(Ok(Found { path, file, layer }))
+    }
+
     fn open_parent(&mut self, child: &Path, path: &Path) -> Result<Arc<HostFile>, ChainError> {
         let opened = HostFile::open(path, Access::ReadOnly, self.options.sharing);
         if let Err(StorageError::Locked { .. }) = &opened {
             // A writable leaf that is its own ancestor is kept away by its own lock: that is a circle.
             self.enter(child, path, &HostFile::open(path, Access::ReadOnly, Sharing::Unlocked)?)?;
         }
-        let file = Arc::new(opened?);
-        self.enter(child, path, &file)?;
-        Ok(file)
-    }
-
-    fn take_vhd(&mut self, child: &Path, path: PathBuf) -> Result<Found, ChainError> {
-        let file = self.open_parent(child, &path)?;
-        let image = self.open_image(&path, Arc::clone(&file), &OpenMode::ancestor())?;
-        Ok(Found {
-            path,
-            file,
-            layer: Layer::Vhd(Box::new(image)),
-        })
-    }
-
-    fn take_raw(&mut self, child: &Path, path: PathBuf) -> Result<Found, ChainError> {
-        let file = self.open_parent(child, &path)?;
-        let layer = Layer::raw(Arc::clone(&file) as _).map_err(|source| ChainError::Read {
-            path: path.clone(),
-            source,
-        })?;
-        Ok(Found { path, file, layer })
+        Ok(Arc::new(opened?))
     }
 
     /// Compares what a child recorded of its parent with the parent found.
-    fn compare(&mut self, child_path: &Path, child: &Image, parent: &Found) -> Result<(), ChainError> {
+    fn compare(&mut self, child_path: &Path, child: &Image, parent: &Found, is_leaf: bool) -> Result<(), ChainError> {
         let (child_size, parent_size) = (child.disk_size(), parent.layer.disk_size());
         // Guests and other software disagree about such a child: it is shown, but not written.
-        if child_size != parent_size && child.is_writable() {
+        if child_size != parent_size && is_leaf && self.options.is_writing() {
             return Err(ChainError::SizeMismatch {
                 child: child_path.to_owned(),
                 child_size,
@@ -468,6 +550,13 @@ impl<'a> ChainBuilder<'a> {
         self.warnings.extend(disagreements(&recorded, &actual));
         Ok(())
     }
+}
+
+fn image_at(path: &Path, file: Arc<HostFile>, mode: &OpenMode) -> Result<Image, ChainError> {
+    Image::open(file, mode).map_err(|source| ChainError::Image {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn footer_warnings(path: &Path, footers: &Footers) -> Option<ChainWarning> {

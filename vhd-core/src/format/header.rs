@@ -16,7 +16,7 @@ use super::{
 };
 use crate::units::{SECTOR_SIZE, u64_from};
 
-pub use damaged::{block_layouts, reconstruct_header, reseal_header};
+pub use damaged::{block_layouts, named_parent, reconstruct_header, reseal_header};
 
 /// Bytes of a dynamic disk header.
 pub const HEADER_SIZE: usize = 1024;

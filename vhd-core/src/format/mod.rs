@@ -48,7 +48,7 @@ pub use footer::{
 };
 pub use geometry::Geometry;
 pub use header::{
-    DynamicHeader, HEADER_SIZE, LOCATOR_COUNT, block_layouts, check_table_covers, has_header_cookie,
+    DynamicHeader, HEADER_SIZE, LOCATOR_COUNT, block_layouts, check_table_covers, has_header_cookie, named_parent,
     reconstruct_header, reseal_header,
 };
 pub use locator::{LocatorEntry, MAX_LOCATOR_LENGTH, PlatformCode, decode_locator, encode_locator_utf16le};

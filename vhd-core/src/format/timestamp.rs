@@ -1,5 +1,6 @@
 //! The time stamp of footers and headers.
 
+use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Seconds since 2000-01-01 00:00:00 UTC (specification, "Hard Disk Footer Format"); lasts until 2136.
@@ -37,6 +38,45 @@ impl Timestamp {
     }
 }
 
+/// ISO 8601, as in `2024-02-29T12:00:00Z`.
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (days, second) = (self.0 / 86_400, self.0 % 86_400);
+        let (mut year, mut day) = (2000, days);
+        while day >= days_in_year(year) {
+            day -= days_in_year(year);
+            year += 1;
+        }
+        let mut month = 1;
+        while day >= days_in_month(year, month) {
+            day -= days_in_month(year, month);
+            month += 1;
+        }
+        let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+        write!(
+            f,
+            "{year:04}-{month:02}-{:02}T{hour:02}:{minute:02}:{second:02}Z",
+            day + 1
+        )
+    }
+}
+
+fn is_leap(year: u32) -> bool {
+    year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+}
+
+fn days_in_year(year: u32) -> u32 {
+    365 + u32::from(is_leap(year))
+}
+
+fn days_in_month(year: u32, month: u32) -> u32 {
+    match month {
+        2 => 28 + u32::from(is_leap(year)),
+        4 | 6 | 9 | 11 => 30,
+        _ => 31,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -53,6 +93,22 @@ mod tests {
         // 2024-02-29 12:00:00 UTC
         assert_eq!(Timestamp::from_system_time(unix(1_709_208_000)), Timestamp(762_523_200));
         assert_eq!(Timestamp(762_523_200).to_unix_seconds(), 1_709_208_000);
+    }
+
+    #[test]
+    fn reads_as_a_date() {
+        for (seconds, text) in [
+            (0, "2000-01-01T00:00:00Z"),
+            (762_523_200, "2024-02-29T12:00:00Z"),
+            (31_622_399, "2000-12-31T23:59:59Z"),
+            (31_622_400, "2001-01-01T00:00:00Z"),
+            // 2100 is no leap year.
+            (3_160_857_599, "2100-02-28T23:59:59Z"),
+            (3_160_857_600, "2100-03-01T00:00:00Z"),
+            (u32::MAX, "2136-02-07T06:28:15Z"),
+        ] {
+            assert_eq!(Timestamp(seconds).to_string(), text);
+        }
     }
 
     #[test]

@@ -72,7 +72,7 @@ impl SnapshotTree<'_> {
         drop(image);
         match unsaved {
             Unsaved::Refuse if bytes > 0 => return Err(SnapshotError::Unsaved { leaf, bytes }),
-            Unsaved::Refuse | Unsaved::Discard => self.place.refuse_children(&former.file, &[])?,
+            Unsaved::Refuse | Unsaved::Discard => self.place.refuse_children(&former.file)?,
             Unsaved::Snapshot(name) => self.check_new_name(name)?,
         }
         let taken = match unsaved {

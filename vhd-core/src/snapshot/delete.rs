@@ -118,7 +118,7 @@ impl SnapshotTree<'_> {
             return Err(self.stale(format!("nothing is based on the base, {}", self.place.base())));
         }
         let _held = self.place.hold(&snapshot.file.name)?;
-        self.place.refuse_children(&snapshot.file, &[])?;
+        self.place.refuse_children(&snapshot.file)?;
         let mut next = self.manifest.clone();
         next.snapshots.retain(|other| other.id != snapshot.id);
         next.pending = Some(Pending::Remove {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::ErrorKind;
+use crate::chain::dependants::DependantsError;
 use crate::chain::{ChainError, CreateChildError};
 use crate::device::DeviceError;
 use crate::image::{AmendError, OpenError};
@@ -71,14 +72,9 @@ pub enum SnapshotError {
         /// The leaves.
         leaves: Vec<PathBuf>,
     },
-    /// Images outside the tree are based on a file that would go or change.
-    #[error("{} is based on {}, which would not stay as it is", child.display(), path.display())]
-    HasChildren {
-        /// The file.
-        path: PathBuf,
-        /// One of those based on it.
-        child: PathBuf,
-    },
+    /// Images outside the tree rely on a file that would go or change, or that can't be known.
+    #[error(transparent)]
+    Dependants(#[from] DependantsError),
     /// An interrupted operation comes first.
     #[error("an operation on the snapshots of {} is unfinished: any command that changes them goes on with it", disk.display())]
     Pending {
@@ -163,7 +159,7 @@ impl SnapshotError {
             Self::Exists { .. } => ErrorKind::SnapshotExists,
             Self::Unsaved { .. } => ErrorKind::SnapshotsUnsaved,
             Self::Stale { .. } | Self::ActiveUnknown { .. } => ErrorKind::ManifestStale,
-            Self::HasChildren { .. } => ErrorKind::HasChildren,
+            Self::Dependants(error) => error.kind(),
             Self::Pending { .. } => ErrorKind::JobPending,
             Self::NoTree { .. } => ErrorKind::NotFound,
             Self::ParentElsewhere { .. } => ErrorKind::Unsupported,

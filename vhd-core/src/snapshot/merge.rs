@@ -4,7 +4,7 @@ use super::delete::can_wait;
 use super::error::SnapshotError;
 use super::manifest::{ImageFile, Node, Pending, Snapshot};
 use super::tree::SnapshotTree;
-use crate::ops::merge::{MergeOptions, MergePlan, MergeRequest, is_unfinished, merge, plan};
+use crate::ops::merge::{MergeOptions, MergePlan, MergeRequest, Owner, is_unfinished, merge, plan_for};
 use crate::ops::verify::record_path;
 use crate::storage::remove_file;
 
@@ -15,7 +15,7 @@ impl SnapshotTree<'_> {
         let child = self.manifest.file_of(dependant).cloned();
         let child = child.ok_or_else(|| self.stale(format!("\"{}\" has no dependant", snapshot.name)))?;
         let into = snapshot.file.clone();
-        let plan = plan(&self.request(&child, &into))?;
+        let plan = plan_for(&self.request(&child, &into), Owner::Manifest)?;
         // The merge asks again: this is to know it before the manifest says that it has begun.
         for file in [&child, &into] {
             drop(self.place.hold(&file.name)?);
@@ -45,7 +45,7 @@ impl SnapshotTree<'_> {
         let begun = is_unfinished(&path)?;
         // Its record goes last: if it is gone and the child too, nothing is left to do but to say so in the manifest.
         if begun || path.exists() {
-            let done = plan(&self.request(child, into)).map_err(SnapshotError::from);
+            let done = plan_for(&self.request(child, into), Owner::Manifest).map_err(SnapshotError::from);
             match done.and_then(|plan| self.do_merge(&plan)) {
                 Err(error) if can_wait(&error) && !is_unfinished(&path)? => {
                     self.forget_pending()?;

@@ -16,7 +16,7 @@
 //!   tree.rs      SnapshotTree: one command at a time  recover.rs  what an interrupted one left
 //!   create.rs  apply.rs  delete.rs  merge.rs          rescan.rs   a manifest from the images alone
 //!   survey.rs    what each file holds                 locate.rs   DISK@NAME
-//!   transfer.rs  whole trees in other directories
+//!   transfer.rs  whole trees in other directories     membership.rs  what a manifest says of one file
 //! ```
 //!
 //! What makes a crash harmless is one order for all operations: the manifest says what is about to be done
@@ -29,6 +29,7 @@ mod delete;
 mod error;
 mod locate;
 mod manifest;
+pub(crate) mod membership;
 mod merge;
 mod place;
 mod recover;

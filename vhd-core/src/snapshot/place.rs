@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 
 use super::error::SnapshotError;
 use super::manifest::{ImageFile, KIND, Manifest};
-use crate::chain::children_beside;
+use crate::chain::dependants::{Dependants, Search};
 use crate::format::UniqueId;
 use crate::image::Footers;
 use crate::storage::{Access, HostFile, Sharing, StorageError};
 
 /// What the manifest's name has behind that of the base.
-const SUFFIX: &str = ".snapshots";
+pub(super) const SUFFIX: &str = ".snapshots";
 /// The extension of the leaves, as Hyper-V names them.
 const LEAF_EXTENSION: &str = "avhd";
 
@@ -182,22 +182,16 @@ impl Place {
         Ok(HostFile::open(&self.path(name), Access::ReadWrite, Sharing::Exclusive)?)
     }
 
-    /// Refuses if an image that is not `expected` is based on a file.
-    pub(super) fn refuse_children(&self, file: &ImageFile, expected: &[&ImageFile]) -> Result<(), SnapshotError> {
-        let path = self.path(&file.name);
-        let children = children_beside(&path, file.id);
-        let is_known = |child: &&PathBuf| {
-            expected
-                .iter()
-                .any(|known| child.file_name() == Some(known.name.as_ref()))
-        };
-        match children.iter().find(|child| !is_known(child)) {
-            None => Ok(()),
-            Some(child) => Err(SnapshotError::HasChildren {
-                path,
-                child: child.clone(),
-            }),
-        }
+    /// Who relies on a file.
+    pub(super) fn dependants(&self, file: &ImageFile) -> Dependants {
+        Search::new().image(&self.path(&file.name), file.id).run()
+    }
+
+    /// Refuses if an image is based on a file, or that can't be known.
+    pub(super) fn refuse_children(&self, file: &ImageFile) -> Result<(), SnapshotError> {
+        let found = self.dependants(file);
+        found.refuse_children()?;
+        Ok(found.refuse_unknown()?)
     }
 }
 

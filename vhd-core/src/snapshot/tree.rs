@@ -10,7 +10,8 @@ use super::manifest::{ImageFile, KIND, Manifest, Pending, Snapshot, check_name};
 use super::place::Place;
 use super::recover::Recovered;
 use super::survey::look_at;
-use crate::chain::{ChainError, MAX_DEPTH, OpenOptions, create_child};
+use crate::chain::dependants::Child;
+use crate::chain::{ChainError, MAX_DEPTH, OpenOptions, create_child_of};
 use crate::ops::Progress;
 use crate::ops::verify::record_path;
 use crate::record::Checked as _;
@@ -187,11 +188,16 @@ impl<'w> SnapshotTree<'w> {
     fn create_leaf(&self, name: &str, over: &ImageFile) -> Result<ImageFile, SnapshotError> {
         let (path, parent) = (self.place.path(name), self.path(over));
         // The leaf that is frozen is held by this very command.
-        let options = OpenOptions::new().force_share(true);
-        if options.open(&parent)?.paths().len() >= MAX_DEPTH {
+        let opened = OpenOptions::new().force_share(true).open(&parent)?;
+        if opened.paths().len() >= MAX_DEPTH {
             return Err(ChainError::TooDeep { path, limit: MAX_DEPTH }.into());
         }
-        let id = create_child(&path, &parent, None, &options)?;
+        // INV-34: the file that is open, and not one that has come in its place.
+        let found = opened.layers().next().map(|leaf| leaf.layer.unique_id());
+        if found != Some(over.id) {
+            return Err(self.stale(format!("{} is another image, not {}", over.name, over.id)));
+        }
+        let id = create_child_of(&path, &parent, None, &opened)?;
         self.work.steps.done("leaf made");
         Ok(ImageFile {
             name: name.to_owned(),
@@ -256,14 +262,17 @@ pub(super) fn plain(place: &Place) -> Result<Manifest, SnapshotError> {
     if place.base_is_leaf() && image.is_differencing() {
         return Err(stale("there is none, and the image is named like a leaf of a tree"));
     }
-    match place.refuse_children(&file, &[]) {
-        Ok(()) => Ok(Manifest::of_plain(file)),
-        Err(SnapshotError::HasChildren { child, .. }) => Err(stale(&format!(
-            "there is none, and {} is based on the disk",
-            child.display()
-        ))),
-        Err(error) => Err(error),
+    let found = place.dependants(&file);
+    // Another name of a file that belongs to other snapshots.
+    found.refuse_listed()?;
+    let own_dir = place.directory().canonicalize().ok();
+    let beside = |child: &&Child| child.path.parent().map(Path::to_owned) == own_dir;
+    if let Some(child) = found.children().iter().find(beside) {
+        let child = child.path.display();
+        return Err(stale(&format!("there is none, and {child} is based on the disk")));
     }
+    found.refuse_children()?;
+    Ok(Manifest::of_plain(file))
 }
 
 /// Seconds since 1970-01-01 00:00:00 UTC.

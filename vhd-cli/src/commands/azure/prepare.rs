@@ -9,6 +9,7 @@ use vhd_core::image::Preallocate;
 use vhd_core::ops::azure::{self, AzureError};
 use vhd_core::ops::{ConvertOptions, Target};
 
+use crate::children::ChildrenArgs;
 use crate::commands::convert::explain;
 use crate::commands::create::PreallocateArg;
 use crate::commands::destination::Destination;
@@ -43,6 +44,8 @@ pub(super) struct PrepareArgs {
     /// Replace an existing destination
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    children: ChildrenArgs,
     /// What is done about the space of zeroes [default: off]
     #[arg(long, value_name = "MODE", value_enum)]
     preallocate: Option<PreallocateArg>,
@@ -85,7 +88,7 @@ impl fmt::Display for PrepareJson {
 }
 
 pub(super) fn run(args: &PrepareArgs) -> Result<Exit, Failure> {
-    let destination = Destination::new(&args.destination, args.force)?;
+    let destination = Destination::new(&args.destination, args.force, args.children)?;
     let source = Source::or_remote(&args.source, destination.directory())?;
     let opened = args.input.open(&source)?;
     let _lock = destination.guard([&opened])?;

@@ -12,6 +12,7 @@ use vhd_core::snapshot;
 use vhd_nbd::server::{ChangedAboveLayer, Export, ExportSet};
 
 use super::NbdArgs;
+use crate::children;
 use crate::failure::Failure;
 use crate::input::Source;
 use crate::output;
@@ -154,13 +155,11 @@ fn open(args: &NbdArgs, source: &Source) -> Result<Open, Failure> {
     if args.snapshot {
         return open_snapshot(args, source).map(Open::Plain);
     }
-    if !args.read_only {
-        source.refuse_frozen()?;
-    }
     let options = args.source.options(source).write(!args.read_only);
+    let options = options.ignore_children(args.children.ignore_children);
     let opened = match args.resizable {
         true => open_resizable(source, &options)?,
-        false => Open::Plain(options.open(&source.path)?),
+        false => Open::Plain(options.open(&source.path).map_err(children::explain)?),
     };
     let warnings = match &opened {
         Open::Plain(opened) => opened.warnings(),
@@ -172,7 +171,7 @@ fn open(args: &NbdArgs, source: &Source) -> Result<Open, Failure> {
 
 /// Opens a disk whose size clients may change, if it is one that can have another.
 fn open_resizable(source: &Source, options: &OpenOptions) -> Result<Open, Failure> {
-    match ResizableDisk::open(&source.path, options)? {
+    match ResizableDisk::open(&source.path, options).map_err(children::explain)? {
         Opening::Resizable(disk) => Ok(Open::Resizable(disk)),
         Opening::Plain { disk, reason } => {
             let reason = with_causes(&reason);
@@ -206,6 +205,8 @@ fn open_snapshot(args: &NbdArgs, source: &Source) -> Result<OpenedDisk, Failure>
         .parents([source.path.clone()])
         .parents(args.source.chain.parents.iter().cloned())
         .write(true)
+        // Nobody knows it.
+        .ignore_children(true)
         .open(&layer)?;
     Ok(opened)
 }

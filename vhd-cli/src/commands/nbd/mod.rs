@@ -17,6 +17,7 @@ use vhd_core::error::with_causes;
 use vhd_nbd::server::{Server, ServerOptions};
 use vhd_nbd::tls::TlsServer;
 
+use crate::children::ChildrenArgs;
 use crate::codes::Kind;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -81,6 +82,8 @@ pub(crate) struct NbdArgs {
     /// Say at the end what was done: requests, bytes, latencies
     #[arg(long)]
     stats: bool,
+    #[command(flatten)]
+    children: ChildrenArgs,
     #[command(flatten)]
     background: BackgroundArgs,
     #[command(flatten)]

@@ -7,10 +7,13 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use vhd_core::ErrorKind;
-use vhd_core::format::DiskType;
+use vhd_core::chain::dependants::Search;
+use vhd_core::format::{DiskType, UniqueId};
+use vhd_core::image::Footers;
 use vhd_core::ops::repair::{Facts, JournalState, RepairError, RepairPlan, UndoFile};
 use vhd_core::storage::{Access, HostFile, Sharing, StorageFile};
 
+use crate::children::{self, ChildrenArgs};
 use crate::codes::Kind;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -44,7 +47,7 @@ pub(crate) struct RepairArgs {
     #[arg(long)]
     yes: bool,
     /// Take an earlier repair back, byte by byte, and remove IMAGE.undo
-    #[arg(long, conflicts_with_all = ["yes", "size", "disk_type"])]
+    #[arg(long, conflicts_with_all = ["yes", "size", "disk_type", "ignore_children"])]
     undo: bool,
     /// The size of the disk, where both footers are lost; footers of another size are taken for those of images inside
     #[arg(long, value_parser = size::parse_disk_size)]
@@ -55,6 +58,8 @@ pub(crate) struct RepairArgs {
     /// List each finding, change and range in doubt, however many there are
     #[arg(long, short)]
     verbose: bool,
+    #[command(flatten)]
+    children: ChildrenArgs,
     #[command(flatten)]
     pub(crate) report: ReportArgs,
 }
@@ -154,6 +159,9 @@ impl Job<'_> {
 
     /// INV-16: the undo file is there before the image is touched, and never replaced.
     fn apply(&self, plan: &RepairPlan) -> Result<Verdict, Failure> {
+        if !plan.doubts().is_empty() && !self.args.children.ignore_children {
+            self.refuse_dependants(plan)?;
+        }
         let created = UndoFile::create(self.image, plan.journal());
         let undo = created.map_err(|error| match error.kind() {
             ErrorKind::Exists => Failure::from(error).about(format_args!(
@@ -163,6 +171,16 @@ impl Job<'_> {
             _ => self.failure(error),
         })?;
         self.make(&undo)
+    }
+
+    /// What is in doubt may read differently afterwards, in all that is based on the image too.
+    fn refuse_dependants(&self, plan: &RepairPlan) -> Result<(), Failure> {
+        let footers = Footers::read(&*plan.repaired());
+        let id = footers.map_or(UniqueId::NIL, |footers| footers.footer.unique_id);
+        let found = Search::new().image(self.image, id).run();
+        found
+            .refuse()
+            .map_err(|error| children::explain(error).about(&self.name))
     }
 
     fn make(&self, undo: &UndoFile) -> Result<Verdict, Failure> {

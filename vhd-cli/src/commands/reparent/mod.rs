@@ -13,6 +13,7 @@ use vhd_core::chain::OpenedDisk;
 use vhd_core::ops::reparent::{Rebase, RebaseOptions, RebaseReport, Relink, ReparentError};
 
 use super::parent_time::ParentTime;
+use crate::children::{self, ChildrenArgs};
 use crate::codes::Kind;
 use crate::exit::Exit;
 use crate::failure::{Failure, FailureJson};
@@ -61,6 +62,8 @@ pub(crate) struct ReparentArgs {
     /// The file has the content that the child was made over, although its identity or size is another
     #[arg(long, conflicts_with = "rebase")]
     force: bool,
+    #[command(flatten)]
+    children: ChildrenArgs,
     #[command(flatten)]
     search: SearchArgs,
     #[command(flatten)]
@@ -139,7 +142,8 @@ pub(crate) fn run(args: &ReparentArgs) -> Result<Exit, Failure> {
 }
 
 fn run_relink(args: &ReparentArgs) -> Result<Exit, Failure> {
-    let relink = Relink::examine(&args.child, &args.parent, &args.search.options())?;
+    let options = args.search.options().ignore_children(args.children.ignore_children);
+    let relink = Relink::examine(&args.child, &args.parent, &options)?;
     let agreement = Agreement::of(relink.relation(), &args.parent);
     // Nothing has changed yet: an interruption may end the process as usual.
     let agreement = agreement.with_content(relink.parent(), &AtomicBool::new(false));
@@ -152,7 +156,7 @@ fn run_relink(args: &ReparentArgs) -> Result<Exit, Failure> {
     }
     if !args.dry_run {
         let time = ParentTime::if_parent(&args.child)?;
-        relink.run(args.force)?;
+        relink.run(args.force).map_err(children::explain)?;
         // What the child reads stays, and its own children shall not ask. With --force it may well be another.
         time.filter(|_| !args.force).into_iter().for_each(ParentTime::keep);
     }
@@ -180,7 +184,7 @@ fn refused(args: &ReparentArgs, mut json: ReparentJson<'_>, error: ReparentError
 }
 
 fn run_rebase(args: &ReparentArgs) -> Result<Exit, Failure> {
-    let search = args.search.options();
+    let search = args.search.options().ignore_children(args.children.ignore_children);
     let child_options = search.clone().parents(args.old_parents.iter().cloned());
     let rebase = Rebase::examine(&args.child, &args.parent, &child_options, &search)?;
     let mut json = ReparentJson::new(args, rebase.parent(), Agreement::of(rebase.relation(), &args.parent));
@@ -203,7 +207,7 @@ fn run_rebase(args: &ReparentArgs) -> Result<Exit, Failure> {
     };
     drop(reporter);
     let name = path_text(&args.child);
-    let report = report.map_err(|error| Failure::from(error).about(&name))?;
+    let report = report.map_err(|error| children::explain(error).about(&name))?;
     json.rebase = Some(report.into());
     json.cancelled = report.cancelled;
     output::report(args.report, NAME, &json)?;

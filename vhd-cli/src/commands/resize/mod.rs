@@ -9,6 +9,7 @@ use clap::Args;
 use serde::Serialize;
 use vhd_core::ops::resize::{FilePlan, Request, Resize, ResizePlan};
 
+use crate::children::{self, ChildrenArgs};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::input::{ChainArgs, Source, SourceArgs, require_file};
@@ -55,6 +56,8 @@ pub(crate) struct ResizeArgs {
     /// Say what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    children: ChildrenArgs,
     #[command(flatten)]
     chain: ChainArgs,
     #[command(flatten)]
@@ -163,6 +166,7 @@ pub(crate) fn run(args: &ResizeArgs) -> Result<Exit, Failure> {
 fn resize(args: &ResizeArgs, source: &Source) -> Result<ResizeJson, Failure> {
     let chain = args.chain.clone();
     let options = SourceArgs { from: None, chain }.options(source);
+    let options = options.ignore_children(args.children.ignore_children);
     let cancel = interrupt::flag_on_interrupt();
     let request = Request {
         image: &args.image,
@@ -173,7 +177,7 @@ fn resize(args: &ResizeArgs, source: &Source) -> Result<ResizeJson, Failure> {
         options: &options,
         cancel: &cancel,
     };
-    let resize = Resize::prepare(&request, !args.dry_run)?;
+    let resize = Resize::prepare(&request, !args.dry_run).map_err(children::explain)?;
     let mut json = ResizeJson::of(&source.name, args, resize.plan());
     if !args.dry_run {
         json.gpt_moved = resize.run(&args.progress.reporter("resizing"))?.gpt_moved;

@@ -28,12 +28,21 @@ impl Guest {
 
     /// Writes `len` bytes at `offset` of the image at `path`, and flushes.
     pub(super) fn write(&mut self, path: &Path, offset: u64, len: u64, seed: u8) -> Result<(), Failure> {
+        self.write_as(&OpenOptions::new(), path, offset, len, seed)
+    }
+
+    /// The same without a thought for who relies on the image, as other programs do it.
+    pub(super) fn tamper(&mut self, path: &Path, offset: u64, len: u64, seed: u8) -> Result<(), Failure> {
+        self.write_as(&OpenOptions::new().ignore_children(true), path, offset, len, seed)
+    }
+
+    fn write_as(&mut self, options: &OpenOptions, path: &Path, offset: u64, len: u64, seed: u8) -> Result<(), Failure> {
         let start = usize_from(offset);
         let target = &mut self.bytes[start..start + usize_from(len)];
         for (byte, step) in target.iter_mut().zip((1_u8..=251).cycle()) {
             *byte = seed.wrapping_add(step);
         }
-        let opened = OpenOptions::new().write(true).open(path)?;
+        let opened = options.clone().write(true).open(path)?;
         opened.disk().write_at(target, offset)?;
         opened.close()?;
         Ok(())

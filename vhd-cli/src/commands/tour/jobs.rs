@@ -50,7 +50,7 @@ fn parent_that_changed(stage: &mut Stage) -> Result<(), Failure> {
     stage.vhd("verify snapshot.avhd", Exit::Ok)?;
     stage.note("somebody writes 512 bytes into disk.vhd, at 40 MiB of the disk")?;
     let disk = stage.path("disk.vhd");
-    Guest::new(DISK_SIZE).write(&disk, 40 * MIB, 512, 5)?;
+    Guest::new(DISK_SIZE).tamper(&disk, 40 * MIB, 512, 5)?;
     let told = stage.vhd("verify snapshot.avhd", Exit::Differ)?;
     stage.verify(told.contains("0x2800000"), "the range is named")
 }

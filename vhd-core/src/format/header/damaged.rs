@@ -5,7 +5,7 @@ use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use super::{COOKIE, DynamicHeader, HEADER_SIZE, NO_NEXT, RawHeader, VERSION, checksum};
 use crate::format::checksum::nearest;
-use crate::format::{BlockLayout, DiskType, Footer, MAX_BLOCK_SIZE, MIN_BLOCK_SIZE, PARENT_NAME_UNITS};
+use crate::format::{BlockLayout, DiskType, Footer, MAX_BLOCK_SIZE, MIN_BLOCK_SIZE, PARENT_NAME_UNITS, UniqueId};
 
 /// The header that stood where `bytes` stand, if exactly one that differs in what programs agree on, or in what
 /// `footer` tells, has the checksum that is there. `table_offset` is where a table usually is, in bytes.
@@ -33,6 +33,13 @@ pub fn reseal_header(bytes: &[u8; HEADER_SIZE]) -> [u8; HEADER_SIZE] {
     let mut raw = with_constants(RawHeader::read_from_bytes(bytes).expect("as long as a header"));
     raw.checksum = U32::new(checksum(raw.as_bytes(), super::CHECKSUM));
     zerocopy::transmute!(raw)
+}
+
+/// The parent's identity in the place where a header has it, whatever the rest of `bytes` is.
+#[must_use]
+pub fn named_parent(bytes: &[u8; HEADER_SIZE]) -> UniqueId {
+    let raw: &RawHeader = zerocopy::transmute_ref!(bytes);
+    UniqueId(raw.parent_id)
 }
 
 /// Every block size that images have, in bytes.
@@ -83,7 +90,7 @@ fn with_shapes(raw: &RawHeader, footer: &Footer) -> Vec<RawHeader> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::{Timestamp, UniqueId};
+    use crate::format::Timestamp;
 
     const TABLE: u64 = 1536;
 

@@ -4,6 +4,8 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
+use vhd_partition::{Relocation, relocate};
+
 use super::rules::{Verdict, check};
 use super::{AzureError, MINIMUM, UNIT};
 use crate::chain::OpenedDisk;
@@ -12,7 +14,7 @@ use crate::format::{DiskType, Footer, Timestamp, UniqueId};
 use crate::image::{CreateError, Image, IoContext, OpenMode, check_size};
 use crate::ops::convert::fill;
 use crate::ops::{ConvertOptions, ConvertReport, OpsError, Progress, compare};
-use crate::partition::{Relocated, relocate};
+use crate::partition::{DiskReader, PartitionError};
 use crate::storage::{StagedFile, StorageFile};
 
 /// The program that qemu, in all its versions, Hyper-V, the Xen tools and Azure take for one whose images are as large
@@ -54,7 +56,7 @@ pub fn prepare(
         path: destination.to_owned(),
         source,
     })?;
-    let gpt = relocate(&disk, size)?;
+    let gpt = relocate(&DiskReader(&disk), size).map_err(PartitionError::from)?;
     let staged = StagedFile::create_beside(destination).map_err(OpsError::from)?;
     let file: Arc<dyn StorageFile> = staged.storage();
     let converted = fill(source, Arc::clone(&file), destination, size, options, progress)?;
@@ -74,10 +76,10 @@ pub fn prepare(
 }
 
 /// Writes what is not a copy: the ends of a GPT, and the footer.
-fn finish(file: &dyn StorageFile, size: u64, gpt: Option<&Relocated>) -> Result<(), crate::device::DeviceError> {
-    for (offset, bytes) in gpt.map_or(&[][..], Relocated::patches) {
-        file.write_all_at(bytes, *offset)
-            .io_context("write the partition table", *offset)?;
+fn finish(file: &dyn StorageFile, size: u64, gpt: Option<&Relocation>) -> Result<(), crate::device::DeviceError> {
+    for patch in gpt.map_or(&[][..], Relocation::patches) {
+        file.write_all_at(&patch.bytes, patch.offset)
+            .io_context("write the partition table", patch.offset)?;
     }
     let mut footer = Footer::new(DiskType::Fixed, size, UniqueId::random(), Timestamp::now());
     footer.creator_application = CREATOR;
@@ -90,7 +92,7 @@ fn finish(file: &dyn StorageFile, size: u64, gpt: Option<&Relocated>) -> Result<
 fn verify(
     source: &Disk,
     file: &Arc<dyn StorageFile>,
-    gpt: Option<&Relocated>,
+    gpt: Option<&Relocation>,
     destination: &Path,
     progress: &dyn Progress,
 ) -> Result<(), AzureError> {
@@ -107,7 +109,7 @@ fn verify(
     let copy = Disk::new(Arc::new(LayeredDevice::new(image, Vec::new())));
     let mut unexpected: Option<ByteRange> = None;
     compare(source, &copy, progress, &mut |range| {
-        if gpt.is_some_and(|gpt| gpt.covers(range)) {
+        if gpt.is_some_and(|gpt| gpt.covers(range.start..range.end())) {
             return ControlFlow::Continue(());
         }
         unexpected = Some(range);

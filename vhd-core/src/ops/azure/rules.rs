@@ -4,11 +4,13 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
+use vhd_partition::Gpt;
+
 use super::{MAXIMUM, MINIMUM, UNIT};
 use crate::device::{Disk, LayeredDevice};
 use crate::format::{DiskType, FOOTER_SIZE, Footer, Geometry, OdditySeverity};
 use crate::image::{FooterSource, Footers, Image, OpenError, OpenMode};
-use crate::partition::{Gpt, PartitionTable, Scheme};
+use crate::partition::{DiskReader, Scheme, read_table};
 use crate::storage::StorageFile;
 use crate::units::{SECTOR_SIZE, u64_from};
 
@@ -208,7 +210,7 @@ impl Subject {
         let Some(disk) = &self.disk else {
             return (Verdict::Unknown, "the disk can't be read by itself".to_owned());
         };
-        match PartitionTable::read(disk) {
+        match read_table(disk) {
             Ok(Some(table)) if table.scheme == Scheme::Gpt => gpt_at_end(disk),
             Ok(_) => verdict(true, "no GPT"),
             Err(error) => verdict(false, error.to_string()),
@@ -219,7 +221,7 @@ impl Subject {
 /// Both headers are there, and name one another; the backup is in the last sector.
 fn gpt_at_end(disk: &Disk) -> Found {
     let last = disk.size() / SECTOR_SIZE - 1;
-    let named = match Gpt::primary(disk) {
+    let named = match Gpt::primary(&DiskReader(disk)) {
         Ok(gpt) => gpt.header().other_lba(),
         Err(error) => return verdict(false, error.to_string()),
     };
@@ -229,7 +231,7 @@ fn gpt_at_end(disk: &Disk) -> Found {
             format!("the backup is in sector {named}, the last one is {last}"),
         );
     }
-    match Gpt::at(disk, last) {
+    match Gpt::at(&DiskReader(disk), SECTOR_SIZE, last) {
         Ok(backup) if backup.header().other_lba() == 1 => verdict(true, format!("in sector {last}")),
         Ok(backup) => verdict(
             false,

@@ -25,8 +25,9 @@ pub(in crate::ops) type Files = Vec<Option<FileIdentity>>;
 
 /// The files of an open disk.
 pub(in crate::ops) fn files_of(opened: &OpenedDisk) -> Files {
-    let paths = opened.paths().iter();
-    paths.map(|path| FileIdentity::of_path(path).ok()).collect()
+    // By the descriptors: a name may lead elsewhere by now.
+    let depths = (0..).take(opened.paths().len());
+    depths.map(|depth| opened.identity_at_depth(depth)).collect()
 }
 
 impl Layers {

@@ -98,7 +98,8 @@ fn open(
     merged: &OpenedDisk,
     write: bool,
 ) -> Result<OpenedDisk, MergeError> {
-    let opened = request.open.clone().write(write).open(path)?;
+    // What it reads stays the same: its own children are not concerned.
+    let opened = request.open.clone().write(write).ignore_children(true).open(path)?;
     let (size, other_size) = (opened.disk().size(), merged.disk().size());
     if size == other_size {
         return Ok(opened);

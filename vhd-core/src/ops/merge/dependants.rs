@@ -1,8 +1,6 @@
-//! Which images depend on a layer, as far as the directories of the layers show.
-//!
-//! Looked at are the directories of all layers and those directly below them. A child elsewhere can only be named.
+//! Which images depend on a layer: those that a search finds, those that are named, and those that a record knows.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,13 +8,10 @@ use super::MergeError;
 use super::error::Dependant;
 use super::journal::Known;
 use crate::chain::ChainError;
-use crate::chain::forest::{Forest, Limits};
+use crate::chain::dependants::{Dependants as Found, Search};
 use crate::format::UniqueId;
 use crate::image::{Image, OpenMode};
 use crate::storage::{Access, FileIdentity, HostFile, Sharing};
-
-/// A directory of more files is not one of images.
-const LIMITS: Limits = Limits { files: 4096, depth: 1 };
 
 /// Who depends on the layers of a merge.
 pub(super) struct Dependants {
@@ -43,13 +38,26 @@ pub(super) struct Recorded<'a> {
     pub(super) finishing: bool,
 }
 
-/// Finds the children of `layers`, the child first and the target last. `named` are children that
+/// Looks for all who rely on `layers`; `chain` are all files of the chain.
+pub(super) fn search(layers: &[Known], chain: &[PathBuf]) -> Found {
+    let search = layers
+        .iter()
+        .fold(Search::new(), |search, layer| search.image(&layer.path, layer.id));
+    search.beside(chain.iter().cloned()).run()
+}
+
+/// Sorts the children of `layers`, the child first and the target last: those that were `found`, and those `named` that
 /// the caller knows of.
-pub(super) fn find(layers: &[Known], named: &[PathBuf], recorded: &Recorded<'_>) -> Result<Dependants, MergeError> {
+pub(super) fn find(
+    layers: &[Known],
+    found: &Found,
+    named: &[PathBuf],
+    recorded: &Recorded<'_>,
+) -> Result<Dependants, MergeError> {
     let (child, target) = (&layers[0], &layers[layers.len() - 1]);
     let follows = |parent: UniqueId| parent == child.id || recorded.finishing && parent == target.id;
     let other = |id: UniqueId| layers[1..].iter().find(|layer| layer.id == id && !id.is_nil());
-    let mut known = Search::new(layers);
+    let mut known = Files::new(layers);
     let (mut children, mut others) = (Vec::new(), Vec::new());
     for path in recorded.carried {
         if let Some(layer) = recorded_parent(path)?.and_then(other) {
@@ -78,11 +86,12 @@ pub(super) fn find(layers: &[Known], named: &[PathBuf], recorded: &Recorded<'_>)
             });
         }
     }
-    for (path, id) in known.images()? {
-        if follows(id) {
-            known.take(&path, &mut children);
-        } else if let Some(layer) = other(id) {
-            known.take_other(&path, layer, &mut others);
+    for child in found.children() {
+        let layer = &layers[child.image];
+        if child.image == 0 || recorded.finishing && child.image + 1 == layers.len() {
+            known.take(&child.path, &mut children);
+        } else {
+            known.take_other(&child.path, layer, &mut others);
         }
     }
     children.sort();
@@ -99,18 +108,16 @@ fn recorded_parent(path: &Path) -> Result<Option<UniqueId>, MergeError> {
 }
 
 /// The files that are known, under whatever name.
-struct Search<'a> {
-    layers: &'a [Known],
+struct Files {
     seen: HashSet<FileIdentity>,
 }
 
-impl<'a> Search<'a> {
-    fn new(layers: &'a [Known]) -> Self {
+impl Files {
+    fn new(layers: &[Known]) -> Self {
         let identities = layers
             .iter()
             .filter_map(|layer| FileIdentity::of_path(&layer.path).ok());
         Self {
-            layers,
             seen: identities.collect(),
         }
     }
@@ -134,28 +141,6 @@ impl<'a> Search<'a> {
             let (path, parent) = (full(path), parent.path.clone());
             others.push(Dependant { path, parent });
         }
-    }
-
-    /// The differencing images in the directories of the layers, each with its parent's identity.
-    fn images(&self) -> Result<Vec<(PathBuf, UniqueId)>, MergeError> {
-        let dirs: BTreeSet<PathBuf> = self
-            .layers
-            .iter()
-            .map(|layer| layer.path.parent().unwrap_or(Path::new("/")).to_owned())
-            .collect();
-        let mut images = Vec::new();
-        for dir in dirs {
-            let forest = Forest::scan(&dir, LIMITS)?;
-            for member in forest.members() {
-                let parent = member.state.as_ref().ok().and_then(|facts| facts.parent.as_ref());
-                images.extend(
-                    parent
-                        .filter(|parent| !parent.id.is_nil())
-                        .map(|parent| (member.path.clone(), parent.id)),
-                );
-            }
-        }
-        Ok(images)
     }
 }
 

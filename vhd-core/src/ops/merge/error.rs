@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use crate::ErrorKind;
+use crate::chain::dependants::DependantsError;
 use crate::chain::{ChainError, CreateChildError};
 use crate::device::DeviceError;
 use crate::format::UniqueId;
@@ -83,6 +84,9 @@ pub enum MergeError {
         /// Each with the layer that is its parent.
         dependants: Vec<Dependant>,
     },
+    /// A layer is frozen by a snapshot, a child of one is damaged, or whether there are others can't be known.
+    #[error(transparent)]
+    Dependants(#[from] DependantsError),
     /// A merge is unfinished that has to be finished first.
     #[error(
         "an unfinished merge of {} into {} is recorded in {}: finish that one first",
@@ -190,6 +194,7 @@ impl MergeError {
             Self::NoParent { .. } | Self::NotAncestor { .. } | Self::NotChild { .. } => ErrorKind::NotRelated,
             Self::NotRemovable { .. } => ErrorKind::InvalidArgument,
             Self::SizeMismatch { .. } => ErrorKind::SizeMismatch,
+            Self::Dependants(error) => error.kind(),
             Self::HasChildren { .. } => ErrorKind::HasChildren,
             Self::Unfinished { .. } => ErrorKind::JobPending,
             Self::Changed { .. } => ErrorKind::Changed,

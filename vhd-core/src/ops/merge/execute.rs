@@ -40,8 +40,12 @@ pub fn merge(plan: &MergePlan, options: &MergeOptions<'_>, progress: &dyn Progre
         report.cancelled = true;
         return Ok(report);
     }
+    let target_depth = u32::try_from(plan.sources().len()).unwrap_or(u32::MAX);
+    let target_file = merged.identity_at_depth(target_depth);
     let sources = into_sources(plan, merged)?;
     let target = open_target(&plan.request.open, plan.target_known(), true)?;
+    // INV-34: its lock was given up in between.
+    target.require_leaf(target_file)?;
     run.announce()?;
     progress.begin(run.work_bytes());
     let done = run.copy(&sources, &target, options, progress, &mut report)?;

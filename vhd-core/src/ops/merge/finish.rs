@@ -49,9 +49,15 @@ impl<'a> Finish<'a> {
 
     /// Children that were made while the copying went on are pointed to the target too.
     fn find_new_children(&mut self) -> Result<(), MergeError> {
-        let mut found = dependants::find(&self.plan.layers, &[], &self.journal.dependants())?;
+        let all = dependants::search(&self.plan.layers, &[]);
+        let ignores = self.plan.request.open.ignores_children();
+        if !ignores {
+            all.refuse_damaged()?;
+            all.refuse_unknown()?;
+        }
+        let mut found = dependants::find(&self.plan.layers, &all, &[], &self.journal.dependants())?;
         found.others.retain(|other| !self.journal.carried.contains(&other.path));
-        if !found.others.is_empty() {
+        if !found.others.is_empty() && !ignores {
             return Err(MergeError::HasChildren {
                 dependants: found.others,
             });

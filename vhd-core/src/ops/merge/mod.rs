@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   plan.rs        which layers go, into what, whose children follow         reads only
-//!   dependants.rs  who else is based on them
+//!   dependants.rs  who else is based on them: what chain::dependants finds, sorted
 //!   groups.rs      which pieces of a layer are read and written at once
 //!   copy.rs        each sector that the range holds, once, from its topmost layer
 //!   carry.rs       children of other layers take over what would read otherwise
@@ -36,6 +36,7 @@ pub use error::{Dependant, MergeError};
 pub use execute::merge;
 pub use new_image::{NewImagePlan, merge_to_new, plan_to_new};
 pub use plan::plan;
+pub(crate) use plan::{Owner, plan_for};
 
 use crate::chain::OpenOptions;
 use journal::{Known, Phase};

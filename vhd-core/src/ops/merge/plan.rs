@@ -18,6 +18,20 @@ use crate::units::VirtualOffset;
 /// # Errors
 /// [`MergeError`]: the chain can't be opened, or something that the merge needs is not so.
 pub fn plan(request: &MergeRequest) -> Result<MergePlan, MergeError> {
+    plan_for(request, Owner::Caller)
+}
+
+/// Who answers for the files of a merge.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// The caller: what a manifest of snapshots lists is not for him to merge.
+    Caller,
+    /// The manifest of snapshots that lists them.
+    Manifest,
+}
+
+/// The same, for the caller or for the manifest that lists the files.
+pub(crate) fn plan_for(request: &MergeRequest, owner: Owner) -> Result<MergePlan, MergeError> {
     let child = full_name(&request.child)?;
     let journal = Journal::read(&child)?;
     if let Some(journal) = &journal
@@ -34,8 +48,17 @@ pub fn plan(request: &MergeRequest) -> Result<MergePlan, MergeError> {
         range.check_same(journal)?;
     }
     let recorded = journal.as_ref().map_or(Recorded::default(), Journal::dependants);
-    let found = dependants::find(&range.layers, &request.extra_children, &recorded)?;
-    if !found.others.is_empty() && !request.carry {
+    let all = dependants::search(&range.layers, opened.paths());
+    let ignores = request.open.ignores_children();
+    if !ignores {
+        if owner == Owner::Caller {
+            all.refuse_listed()?;
+        }
+        all.refuse_damaged()?;
+        all.refuse_unknown()?;
+    }
+    let found = dependants::find(&range.layers, &all, &request.extra_children, &recorded)?;
+    if !found.others.is_empty() && !request.carry && !ignores {
         return Err(MergeError::HasChildren {
             dependants: found.others,
         });
@@ -43,7 +66,7 @@ pub fn plan(request: &MergeRequest) -> Result<MergePlan, MergeError> {
     refuse_unfinished(range.layers[1..].iter().map(|layer| &*layer.path))?;
     refuse_unfinished(found.paths())?;
     check_links(request, range.target(), &found)?;
-    let carried = found.others.into_iter();
+    let carried = found.others.into_iter().filter(|_| request.carry);
     let carried = carried.map(|child| carry::survey(request, child, &range.layers[0].path, &opened));
     let carried = carried.collect::<Result<_, _>>()?;
     let start = match journal.as_ref().map(|journal| journal.phase) {
@@ -126,7 +149,8 @@ pub(super) fn open_target(options: &OpenOptions, target: &Known, write: bool) ->
     } else {
         ImageFormat::Vhd
     };
-    let options = options.clone().format(Some(format)).write(write);
+    // Who relies on it was asked when the merge was planned.
+    let options = options.clone().format(Some(format)).write(write).ignore_children(true);
     let opened = options.open(&target.path)?;
     let found = opened
         .layers()

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::ErrorKind;
+use crate::chain::dependants::DependantsError;
 use crate::chain::{ChainError, CreateChildError};
 use crate::format::UniqueId;
 use crate::image::AmendError;
@@ -46,6 +47,9 @@ pub enum NewIdError {
         /// What the file is instead.
         reason: String,
     },
+    /// A manifest of snapshots refers to the image, or whether there are children can't be known.
+    #[error(transparent)]
+    Dependants(#[from] DependantsError),
     /// There are children that were not named.
     #[error(
         "{} has children that are not named: {}; a child that is not named looks for another file with the old identity",
@@ -54,7 +58,7 @@ pub enum NewIdError {
     OtherChildren {
         /// The image.
         image: PathBuf,
-        /// The children beside it that were not named.
+        /// The children that were not named.
         children: Vec<PathBuf>,
     },
     /// A file's name can't be recorded.
@@ -91,6 +95,7 @@ impl NewIdError {
             Self::Storage(error) => error.kind(),
             Self::Amend { source, .. } => source.kind(),
             Self::NotAChild { .. } => ErrorKind::ParentMismatch,
+            Self::Dependants(error) => error.kind(),
             Self::OtherChildren { .. } => ErrorKind::HasChildren,
             Self::Name { .. } => ErrorKind::InvalidArgument,
             Self::Unfinished { .. } => ErrorKind::RecordDamaged,

@@ -21,7 +21,8 @@ use serde::{Deserialize, Serialize};
 pub use error::NewIdError;
 
 use super::alone::Alone;
-use crate::chain::{ChainError, children_beside, link_to};
+use crate::chain::dependants::Search;
+use crate::chain::{ChainError, link_to};
 use crate::format::{Footer, Timestamp, UniqueId};
 use crate::image::Amendment;
 use crate::record::{Checked, RecordKind, check_count, check_path};
@@ -42,9 +43,9 @@ const RECORD_SUFFIX: &str = ".new-id";
 pub struct NewIdOptions {
     /// Children that are to be based on the image under its new identity.
     pub children: Vec<PathBuf>,
-    /// So are all images beside it that have its present identity recorded.
+    /// So are all images that are found to rely on it: see [`dependants`](crate::chain::dependants).
     pub all_children: bool,
-    /// The others are left as they are: they look for another file with the old identity.
+    /// The others are left as they are, known or not: they look for another file with the old identity.
     pub leave_others: bool,
 }
 
@@ -202,7 +203,12 @@ impl NewId {
                 self.children.push(child.clone());
             }
         }
-        let mut others = children_beside(&self.image, self.old);
+        let found = Search::new().image(&self.image, self.old).run();
+        if !options.leave_others {
+            found.refuse_listed()?;
+            found.refuse_unknown()?;
+        }
+        let mut others = found.child_paths();
         others.retain(|path| identity(path).is_ok_and(|identity| !known.contains(&identity)));
         if options.all_children {
             self.children.append(&mut others);

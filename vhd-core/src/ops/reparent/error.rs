@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::ErrorKind;
+use crate::chain::dependants::DependantsError;
 use crate::chain::{ChainError, CreateChildError};
 use crate::device::DeviceError;
 use crate::format::UniqueId;
@@ -18,6 +19,9 @@ pub enum ReparentError {
     /// What the child has to say of its parent can't be stored.
     #[error(transparent)]
     Link(#[from] CreateChildError),
+    /// Others rely on the child, which would read something else, or that can't be known.
+    #[error(transparent)]
+    Dependants(#[from] DependantsError),
     /// The image is no differencing one.
     #[error("{} is a {disk_type} image: it has no parent", path.display())]
     NotDifferencing {
@@ -72,6 +76,7 @@ impl ReparentError {
         match self {
             Self::Chain(error) => error.kind(),
             Self::Link(error) => error.kind(),
+            Self::Dependants(error) => error.kind(),
             Self::NotDifferencing { .. } => ErrorKind::InvalidArgument,
             Self::OtherDisk { .. } => ErrorKind::ParentMismatch,
             Self::OtherSize { .. } => ErrorKind::SizeMismatch,

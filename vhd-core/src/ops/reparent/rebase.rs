@@ -9,13 +9,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::runs::differing_runs;
 use super::wanted::{MissingBlocks, Wanted, files_below};
 use super::{ReparentError, check_differencing, check_no_circle, check_same_size, relink};
+use crate::chain::dependants::Search;
 use crate::chain::{OpenOptions, OpenedDisk, Relation, parent_link};
 use crate::device::{ByteRange, DeviceError, Disk, LayeredDevice};
+use crate::format::UniqueId;
 use crate::image::{Image, ParentLink};
 use crate::ops::diff::{Layers, files_of};
 use crate::ops::workers::{in_parallel, useful_threads};
 use crate::ops::zeroes::for_each_data_run;
 use crate::ops::{OpsError, Progress};
+use crate::storage::FileIdentity;
 use crate::units::{u64_from, usize_from};
 
 /// How a rebase is done.
@@ -60,6 +63,8 @@ pub struct Rebase {
     /// The parent with its own parents, under their locks.
     opened: OpenedDisk,
     relation: Relation,
+    /// The child's file when it was looked at.
+    file: Option<FileIdentity>,
 }
 
 impl Rebase {
@@ -80,6 +85,7 @@ impl Rebase {
         let present = child_options.clone().write(false).open(child)?;
         let relation = check(child, &present, parent, &opened)?;
         Ok(Self {
+            file: present.identity_at_depth(0),
             child: child.to_owned(),
             parent: parent.to_owned(),
             options: child_options.clone(),
@@ -123,8 +129,18 @@ impl Rebase {
 
     /// The child over its present parents. Nobody had it locked since the look.
     fn open(&self, write: bool) -> Result<LayeredDevice, ReparentError> {
-        let present = self.options.clone().write(write).open(&self.child)?;
+        // What the child reads stays, so its children are not asked for; a manifest would not be true any more.
+        let options = self.options.clone().write(write).ignore_children(true);
+        let present = options.open(&self.child)?;
+        present.require_leaf(self.file)?;
         check(&self.child, &present, &self.parent, &self.opened)?;
+        if write && !self.options.ignores_children() {
+            let id = present
+                .layers()
+                .next()
+                .map_or(UniqueId::NIL, |leaf| leaf.layer.unique_id());
+            Search::new().image(&self.child, id).run().refuse_frozen()?;
+        }
         present.into_device().ok_or_else(|| not_differencing(&self.child))
     }
 }

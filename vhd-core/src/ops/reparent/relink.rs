@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use super::{ReparentError, check_differencing, check_no_circle, check_same_size};
-use crate::chain::{OpenOptions, OpenedDisk, Relation, parent_link};
+use crate::chain::dependants::Search;
+use crate::chain::{ChainError, OpenOptions, OpenedDisk, Relation, parent_link};
 use crate::image::{Amendment, Image, ParentLink};
 use crate::ops::alone::Alone;
-use crate::storage::Access;
+use crate::storage::{Access, FileIdentity};
 
 /// A child and the file that is to be its parent. The child's recorded parent need not be there.
 #[derive(Debug)]
@@ -16,6 +17,9 @@ pub struct Relink {
     /// The parent with its own parents, under their locks.
     opened: OpenedDisk,
     relation: Relation,
+    /// The child's file when it was looked at.
+    file: Option<FileIdentity>,
+    ignore_children: bool,
 }
 
 impl Relink {
@@ -27,9 +31,11 @@ impl Relink {
     pub fn examine(child: &Path, parent: &Path, options: &OpenOptions) -> Result<Self, ReparentError> {
         let opened = options.clone().write(false).open(parent)?;
         check_no_circle(child, &opened)?;
-        let image = Alone::open(child, Access::ReadOnly)?.image;
+        let Alone { file, image } = Alone::open(child, Access::ReadOnly)?;
         check_differencing(child, &image)?;
         Ok(Self {
+            file: file.identity().ok(),
+            ignore_children: options.ignores_children(),
             relation: Relation::of(child, &image, parent, &opened)?,
             child: child.to_owned(),
             parent: parent.to_owned(),
@@ -82,9 +88,16 @@ impl Relink {
         if !force {
             self.check()?;
         }
-        let image = Alone::open(&self.child, Access::ReadWrite)?.image;
-        // The file was not locked between the look and now.
+        let Alone { file, image } = Alone::open(&self.child, Access::ReadWrite)?;
+        // INV-34: the file was not locked between the look and now.
+        if self.file.is_some() && file.identity().ok() != self.file {
+            return Err(ChainError::Replaced { path: self.child }.into());
+        }
         check_differencing(&self.child, &image)?;
+        if force && !self.ignore_children {
+            // Without force it reads what it read before.
+            Search::new().image(&self.child, image.unique_id()).run().refuse()?;
+        }
         self.relation = Relation::of(&self.child, &image, &self.parent, &self.opened)?;
         if !force {
             self.check()?;

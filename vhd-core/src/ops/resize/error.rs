@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::TailUse;
 use crate::ErrorKind;
 use crate::chain::ChainError;
+use crate::chain::dependants::DependantsError;
 use crate::device::DeviceError;
 use crate::image::{AmendError, CreateError, OpenError};
 use crate::partition::PartitionError;
@@ -75,6 +76,9 @@ pub enum ResizeError {
         /// What is there; the first ones only.
         uses: Vec<TailUse>,
     },
+    /// Others rely on the image, or that can't be known.
+    #[error("images of one tree have one size, and --tree resizes them all: {0}")]
+    Dependants(#[from] DependantsError),
     /// The image is one of several that must have one size.
     #[error("{}: {reason}: images of one tree have one size, and --tree resizes them all", path.display())]
     NeedsTree {
@@ -204,6 +208,7 @@ impl ResizeError {
             Self::SavedState => ErrorKind::SavedState,
             Self::Batmap => ErrorKind::ForeignMetadata,
             Self::TailInUse { .. } => ErrorKind::TailInUse,
+            Self::Dependants(error) => error.kind(),
             Self::NeedsTree { .. } | Self::Stray { .. } => ErrorKind::TiedSizes,
             Self::SizesDiffer { .. } => ErrorKind::SizeMismatch,
             Self::GptOfParent { .. } => ErrorKind::HasChildren,

@@ -6,8 +6,8 @@ use std::time::SystemTime;
 
 use super::one::Resizing;
 use super::{Request, ResizeError};
-use crate::chain::forest::{Forest, Limits, Link};
-use crate::chain::{OpenedDisk, children_beside};
+use crate::chain::dependants::{Child, Search};
+use crate::chain::{ChainError, OpenedDisk};
 use crate::device::{Disk, Layer, LayeredDevice};
 use crate::format::{Footer, UniqueId};
 use crate::image::{Footers, Image, OpenMode};
@@ -39,28 +39,47 @@ pub(super) struct Family {
 pub(super) struct Kin {
     pub(super) path: PathBuf,
     pub(super) parent: Option<usize>,
+    /// The file that was looked at under this name, if there was a look.
+    pub(super) file: Option<FileIdentity>,
+    /// The identity of the disk in it; nil if it is not known.
+    pub(super) id: UniqueId,
+}
+
+impl Kin {
+    /// A file that is opened without a look at it before.
+    pub(super) fn new(path: PathBuf, parent: Option<usize>) -> Self {
+        Self {
+            path,
+            parent,
+            file: None,
+            id: UniqueId::NIL,
+        }
+    }
 }
 
 impl Family {
     /// Opens the files of a chain or of its whole tree.
     pub(super) fn open(request: &Request<'_>, opened: OpenedDisk, write: bool) -> Result<Self, ResizeError> {
-        let layers = opened
-            .layers()
-            .map(|layer| (layer.path.to_owned(), layer.layer.image().is_some()));
-        let mut layers: Vec<_> = layers.collect();
-        if let Some((path, _)) = layers.iter().find(|(_, is_vhd)| !is_vhd) {
-            return Err(ResizeError::Raw { path: path.clone() });
+        if let Some(raw) = opened.layers().find(|layer| layer.layer.image().is_none()) {
+            return Err(ResizeError::Raw {
+                path: raw.path.to_owned(),
+            });
         }
-        drop(opened);
-        layers.reverse();
-        let chain = layers.into_iter().enumerate().map(|(index, (path, _))| Kin {
-            path,
-            parent: index.checked_sub(1),
+        let layers = (0..).zip(opened.layers()).map(|(depth, layer)| Kin {
+            path: layer.path.to_owned(),
+            parent: None,
+            file: opened.identity_at_depth(depth),
+            id: layer.layer.unique_id(),
         });
-        let mut kin: Vec<Kin> = chain.collect();
+        let mut kin: Vec<Kin> = layers.collect();
+        drop(opened);
+        kin.reverse();
+        for (index, kin) in kin.iter_mut().enumerate() {
+            kin.parent = index.checked_sub(1);
+        }
         let image = kin.len() - 1;
         if request.tree {
-            add_descendants(&mut kin)?;
+            add_descendants(&mut kin, request.options.ignores_children())?;
         }
         let members = kin.into_iter().enumerate().map(|(index, kin)| {
             // Without --tree the parents are only read.
@@ -83,10 +102,7 @@ impl Family {
         storage: Arc<dyn StorageFile>,
         size: u64,
     ) -> Result<Self, ResizeError> {
-        let kin = Kin {
-            path: path.to_owned(),
-            parent: None,
-        };
+        let kin = Kin::new(path.to_owned(), None);
         Ok(Self {
             members: vec![Member::of_file(kin, Arc::clone(file), storage, size)?],
             image: 0,
@@ -120,18 +136,23 @@ impl Family {
         self.members.iter().any(|other| other.parent == Some(member))
     }
 
-    /// What ties the image to others. A parent does so only if the size `changes`; children see every change.
+    /// What ties the image to others, beside those that rely on it. A parent does so only if the size `changes`.
     pub(super) fn tie(&self, changes: bool) -> Option<String> {
         let image = &self.members[self.image];
         if let Some(parent) = image.parent.filter(|_| changes) {
             return Some(format!("it is based on {}", self.members[parent].path.display()));
         }
-        let footer = image.resizing.footer();
-        match children_beside(&image.path, footer.unique_id).first() {
-            Some(child) => Some(format!("{} is based on it", child.display())),
-            None if footer.hidden != 0 => Some("it is marked as a parent (hidden)".to_owned()),
-            None => None,
-        }
+        let is_hidden = image.resizing.footer().hidden != 0;
+        is_hidden.then(|| "it is marked as a parent (hidden)".to_owned())
+    }
+
+    /// Refuses if others rely on the image, which is to be resized by itself.
+    pub(super) fn refuse_dependants(&self) -> Result<(), ResizeError> {
+        let image = &self.members[self.image];
+        let others = self.members.iter().map(|member| member.path.clone());
+        let search = Search::new().image(&image.path, image.footer().unique_id);
+        let found = search.beside(others.filter(|path| *path != image.path)).run();
+        Ok(found.refuse()?)
     }
 }
 
@@ -142,6 +163,10 @@ impl Member {
 
     fn open(kin: Kin, access: Access, size: u64) -> Result<Self, ResizeError> {
         let file = Arc::new(HostFile::open(&kin.path, access, Sharing::Exclusive)?);
+        // INV-34: it was looked at without its lock, or let go since.
+        if kin.file.is_some() && file.identity().ok() != kin.file {
+            return Err(ChainError::Replaced { path: kin.path }.into());
+        }
         let storage = Arc::clone(&file) as _;
         Self::of_file(kin, file, storage, size)
     }
@@ -164,85 +189,44 @@ impl Member {
     }
 }
 
-/// Adds everything that is based on the files, as far as their directories show.
-fn add_descendants(kin: &mut Vec<Kin>) -> Result<(), ResizeError> {
-    let mut known = Known::default();
-    for kin in &*kin {
-        known.note(&kin.path)?;
-    }
+/// Adds everything that is based on the files. Each that is added may have children of its own, and a directory of its own.
+fn add_descendants(kin: &mut Vec<Kin>, ignore_unknown: bool) -> Result<(), ResizeError> {
     loop {
+        let mut search = Search::new();
+        for kin in &*kin {
+            search = search.image(&kin.path, kin.id);
+        }
+        let found = search.run();
         let before = kin.len();
-        let mut dirs: Vec<PathBuf> = kin.iter().map(|kin| directory_of(&kin.path)).collect();
-        dirs.sort();
-        dirs.dedup();
-        for dir in dirs {
-            let limits = Limits {
-                depth: 0,
-                ..Limits::default()
-            };
-            let forest = Forest::scan(&dir, limits)?;
-            while add_children(&forest, &mut known, kin)? {}
+        for child in found.children() {
+            add_child(child, kin)?;
         }
         if kin.len() == before {
+            if !ignore_unknown {
+                found.refuse_unknown()?;
+            }
             return Ok(());
         }
     }
 }
 
-fn directory_of(path: &Path) -> PathBuf {
-    match path.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => dir.to_owned(),
-        _ => PathBuf::from("."),
+fn add_child(child: &Child, kin: &mut Vec<Kin>) -> Result<(), ResizeError> {
+    let file = HostFile::open(&child.path, Access::ReadOnly, Sharing::Unlocked)?;
+    let identity = file.identity().ok();
+    if kin.iter().any(|known| known.file == identity) {
+        return Ok(());
     }
-}
-
-/// The files of the family so far, in its order.
-#[derive(Default)]
-struct Known {
-    identities: Vec<FileIdentity>,
-    ids: Vec<UniqueId>,
-}
-
-impl Known {
-    fn note(&mut self, path: &Path) -> Result<(), ResizeError> {
-        let file = HostFile::open(path, Access::ReadOnly, Sharing::Unlocked)?;
-        let footers = Footers::read(&file).map_err(|error| ResizeError::from(error).about(path))?;
-        self.identities.extend(file.identity().ok());
-        self.ids.push(footers.footer.unique_id);
-        Ok(())
+    if !child.leads_there {
+        return Err(ResizeError::Stray {
+            path: child.path.clone(),
+        });
     }
-
-    fn position(&self, path: &Path) -> Option<usize> {
-        let identity = FileIdentity::of_path(path).ok()?;
-        self.identities.iter().position(|known| *known == identity)
-    }
-}
-
-/// Adds the children of what is known; whether there were any.
-fn add_children(forest: &Forest, known: &mut Known, kin: &mut Vec<Kin>) -> Result<bool, ResizeError> {
-    let before = kin.len();
-    for (index, member) in forest.members().iter().enumerate() {
-        if known.position(&member.path).is_some() {
-            continue;
-        }
-        match forest.link(index) {
-            Link::Found { parent, .. } => {
-                let Some(parent) = known.position(&forest.members()[*parent].path) else {
-                    continue;
-                };
-                known.note(&member.path)?;
-                kin.push(Kin {
-                    path: member.path.clone(),
-                    parent: Some(parent),
-                });
-            }
-            Link::Broken { wanted, .. } if known.ids.contains(wanted) => {
-                return Err(ResizeError::Stray {
-                    path: member.path.clone(),
-                });
-            }
-            _ => {}
-        }
-    }
-    Ok(kin.len() > before)
+    let footers = Footers::read(&file).map_err(|error| ResizeError::from(error).about(&child.path))?;
+    kin.push(Kin {
+        path: child.path.clone(),
+        parent: Some(child.image),
+        file: identity,
+        id: footers.footer.unique_id,
+    });
+    Ok(())
 }

@@ -69,10 +69,7 @@ fn resume(request: &Request<'_>, path: &Path, record: &ResizeRecord, write: bool
     }
     let mut members = Vec::new();
     for (index, file) in record.files.iter().enumerate() {
-        let kin = Kin {
-            path: image_path(file),
-            parent: file.parent.filter(|parent| *parent < index),
-        };
+        let kin = Kin::new(image_path(file), file.parent.filter(|parent| *parent < index));
         let raw = from_hex(&file.footer).ok_or_else(|| changed(&kin.path, "its footer in the record is none"))?;
         let resizing = Resizing::new(decode_former(&raw)?, raw, record.size);
         let modified = file.modified.map(UnixSeconds::to_system_time);

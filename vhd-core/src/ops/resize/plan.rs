@@ -105,11 +105,16 @@ fn check_request(request: &Request<'_>, family: &Family, resumed: bool) -> Resul
         return Ok(());
     }
     let changes = request.size != disk_size;
-    if let (true, false, Some(reason)) = (changes || request.fix_gpt, request.tree, family.tie(changes)) {
-        return Err(ResizeError::NeedsTree {
-            path: image.path.clone(),
-            reason,
-        });
+    if (changes || request.fix_gpt) && !request.tree {
+        if !request.options.ignores_children() {
+            family.refuse_dependants()?;
+        }
+        if let Some(reason) = family.tie(changes) {
+            return Err(ResizeError::NeedsTree {
+                path: image.path.clone(),
+                reason,
+            });
+        }
     }
     let base = &family.members[0];
     let expected = base.footer().current_size;
@@ -130,6 +135,7 @@ fn check_request(request: &Request<'_>, family: &Family, resumed: bool) -> Resul
 
 /// Checks that an image by itself can have any other size: nothing ties it to others, and it can be changed at all.
 pub(super) fn check_alone(family: &Family) -> Result<(), ResizeError> {
+    family.refuse_dependants()?;
     let image = &family.members[family.image];
     if let Some(reason) = family.tie(true) {
         return Err(ResizeError::NeedsTree {

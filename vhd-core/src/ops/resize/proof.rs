@@ -5,10 +5,12 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use vhd_partition::proven_backups;
+
 use super::ResizeError;
 use crate::device::{ByteRange, Disk, ExtentKind};
 use crate::format::{DiskType, Footer};
-use crate::partition::{PartitionTable, backup_ranges};
+use crate::partition::{DiskReader, PartitionError, byte_range, range_of, read_table};
 use crate::storage::is_zero;
 use crate::units::{SECTOR_SIZE, u64_from, usize_from};
 
@@ -79,18 +81,20 @@ impl Tail<'_> {
     }
 
     fn uses(&self, cancel: &AtomicBool) -> Result<Vec<TailUse>, ResizeError> {
-        let table = PartitionTable::read(self.disk)?;
+        let table = read_table(self.disk)?;
         let partitions = table.into_iter().flat_map(|table| table.partitions);
-        let reaching = partitions.filter(|partition| partition.range.end() > self.size);
+        let reaching = partitions.filter(|partition| partition.end() > self.size);
         let mut uses: Vec<TailUse> = reaching
             .map(|partition| TailUse::Partition {
                 number: partition.number,
+                range: range_of(&partition),
                 name: partition.name,
-                range: partition.range,
             })
             .collect();
-        let backup: Vec<ByteRange> = backup_ranges(self.disk)?
-            .into_iter()
+        let backups = proven_backups(&DiskReader(self.disk)).map_err(PartitionError::from)?;
+        let backup: Vec<ByteRange> = backups
+            .iter()
+            .map(byte_range)
             .filter(|range| range.end() > self.size)
             .collect();
         if !self.may_move_gpt {

@@ -88,7 +88,8 @@ impl HeldFile {
 
 impl Subject for HeldFile {
     fn open(&self, write: bool) -> Result<OpenedDisk, ResizeError> {
-        let options = self.options.clone().write(write);
+        // Who relies on it was asked when it was opened first, and is asked before each resize.
+        let options = self.options.clone().write(write).ignore_children(true);
         Ok(options.open_held(&self.path, Arc::clone(&self.file))?)
     }
 
