@@ -197,20 +197,17 @@ fn replace_bitmap(draft: &mut Draft, scene: &Scene<'_>, pair: &Overlap) -> Resul
         return Ok(());
     };
     let fits = scene.looks_like_block(draft, pair.second.offset)?;
-    let bitmap = match (scene.is_differencing(), fits) {
-        (false, _) => whole_bitmap(scene),
-        (true, true) => return Ok(doubt_whole(draft, scene, pair)),
-        (true, false) => {
-            let layout = scene.layout();
-            let sectors = scene.range(block, 0).len / SECTOR_SIZE;
-            let mut runs = Vec::new();
-            let mut push = |first, count| runs.push((first, count));
-            let data = at + layout.bitmap_bytes();
-            stored_runs(&*draft.overlay, data, (0, sectors), &mut push).doing("read a block", data)?;
-            with_runs(vec![0; usize_from(layout.bitmap_bytes())], &runs)
-        }
-    };
-    draft.write(at, &bitmap)?;
+    if scene.is_differencing() && !fits {
+        let layout = scene.layout();
+        let sectors = scene.range(block, 0).len / SECTOR_SIZE;
+        let mut runs = Vec::new();
+        let mut push = |first, count| runs.push((first, count));
+        let data = at + layout.bitmap_bytes();
+        stored_runs(&*draft.overlay, data, (0, sectors), &mut push).doing("read a block", data)?;
+        draft.write(at, &with_runs(vec![0; usize_from(layout.bitmap_bytes())], &runs))?;
+    } else if !scene.is_differencing() {
+        draft.write(at, &whole_bitmap(scene))?;
+    }
     if !fits || scene.is_differencing() {
         doubt_whole(draft, scene, pair);
     }
