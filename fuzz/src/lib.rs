@@ -2,8 +2,10 @@
 
 pub mod change_image;
 pub mod delta_import;
+pub mod file_system;
 pub mod lab;
 pub mod locators;
 pub mod nbd;
 pub mod open_image;
+pub mod partition_table;
 pub mod records;

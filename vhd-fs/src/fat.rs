@@ -1,6 +1,6 @@
 //! FAT12, FAT16 and FAT32: a cluster whose entry is zero in every copy of the table is free.
 
-use crate::bytes::{byte, count, index, le16, le32};
+use crate::bytes::{byte, count, has, index, le16, le32};
 use crate::probe::is_bootable;
 use crate::window::Window;
 use crate::{FreeMap, Unusable};
@@ -49,6 +49,7 @@ pub(crate) fn free_space(window: &Window<'_>) -> Result<FreeMap, Unusable> {
     let geometry = Geometry::of(window, &boot)?;
     check_clean(window, &boot, &geometry)?;
     let mut map = window.free_map();
+    let mut free = 0;
     let len = geometry.table_len();
     let mut done = 0;
     while done < len {
@@ -60,9 +61,10 @@ pub(crate) fn free_space(window: &Window<'_>) -> Result<FreeMap, Unusable> {
                 return Err(window.damaged("the copies of its table differ"));
             }
         }
-        geometry.add_free(&table, done, &mut map);
+        free += geometry.add_free(window, &table, done, &mut map);
         done += take;
     }
+    geometry.check_information(window, &boot, free)?;
     Ok(map)
 }
 
@@ -134,19 +136,61 @@ impl Geometry {
         }
     }
 
-    /// Adds the free clusters of a part of the table that begins `done` bytes from its start.
-    fn add_free(&self, table: &[u8], done: u64, map: &mut FreeMap) {
+    /// INV-45: the root directory of FAT32 is in a cluster. INV-13: FAT32 counts its free clusters, where that is known.
+    fn check_information(&self, window: &Window<'_>, boot: &[u8], free: u64) -> Result<(), Unusable> {
+        if self.width != Width::ThirtyTwo {
+            return Ok(());
+        }
+        let root = u64::from(le32(boot, 44));
+        if !self.is_cluster(root) {
+            return Err(window.damaged("its root directory is not inside it"));
+        }
+        self.claim(window, root);
+        let sector = u64::from(le16(boot, 48));
+        if matches!(sector, 0 | 0xFFFF) {
+            return Ok(());
+        }
+        let information = window.read(sector * u64::from(le16(boot, 11)), SECTOR)?;
+        let has_signatures = has(&information, 0, b"RRaA") && has(&information, 484, b"rrAa");
+        let counted = le32(&information, 488);
+        if has_signatures && counted != u32::MAX && u64::from(counted) != free {
+            return Err(window.damaged("it has another number of free clusters than it says"));
+        }
+        Ok(())
+    }
+
+    fn is_cluster(&self, number: u64) -> bool {
+        (2..self.clusters + 2).contains(&number)
+    }
+
+    fn claim(&self, window: &Window<'_>, cluster: u64) {
+        window.claim(self.data_start + (cluster - 2) * self.cluster, self.cluster);
+    }
+
+    /// Adds the free clusters of a part of the table that begins `done` bytes from its start; answers how many there
+    /// are. What a cluster in use leads to is in use (INV-45).
+    fn add_free(&self, window: &Window<'_>, table: &[u8], done: u64, map: &mut FreeMap) -> u64 {
         let (first, entries) = match self.width {
             Width::Twelve => (done * 2 / 3, count(table.len()) * 2 / 3),
             Width::Sixteen => (done / 2, count(table.len()) / 2),
             Width::ThirtyTwo => (done / 4, count(table.len()) / 4),
         };
+        let mut free = 0;
         for number in 0..entries {
             let cluster = first + number;
-            if cluster >= 2 && cluster < self.clusters + 2 && self.entry(table, number) == 0 {
-                map.add(self.data_start + (cluster - 2) * self.cluster, self.cluster);
+            if !self.is_cluster(cluster) {
+                continue;
+            }
+            match u64::from(self.entry(table, number)) {
+                0 => {
+                    free += 1;
+                    map.add(self.data_start + (cluster - 2) * self.cluster, self.cluster);
+                }
+                next if self.is_cluster(next) => self.claim(window, next),
+                _ => {}
             }
         }
+        free
     }
 }
 

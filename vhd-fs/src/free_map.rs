@@ -2,11 +2,8 @@
 
 use std::fmt;
 
-use crate::bytes::{count, index};
+use crate::units::{UNIT, Units, WORD};
 
-/// Bytes for which there is one bit: smaller free ranges are not worth knowing, and a disk of 2 TiB takes 64 MiB.
-const UNIT: u64 = 4096;
-const WORD: u64 = 64;
 /// Units that [`FreeMap::run`] looks at in one call.
 const MAX_RUN: u64 = 1 << 16;
 
@@ -15,10 +12,7 @@ const MAX_RUN: u64 = 1 << 16;
 pub struct FreeMap {
     start: u64,
     end: u64,
-    /// The unit that the first bit is for.
-    first: u64,
-    units: u64,
-    words: Vec<u64>,
+    free: Units,
     /// A range that the next one may go on from.
     last: (u64, u64),
     free_units: u64,
@@ -35,14 +29,10 @@ impl FreeMap {
     /// A map of a partition in which nothing is free.
     pub(crate) fn new(start: u64, len: u64) -> Self {
         let end = start.saturating_add(len);
-        let first = start.div_ceil(UNIT);
-        let units = (end / UNIT).saturating_sub(first);
         Self {
             start,
             end,
-            first,
-            units,
-            words: vec![0; index(units.div_ceil(WORD))],
+            free: Units::new(start, end),
             last: (0, 0),
             free_units: 0,
         }
@@ -63,18 +53,12 @@ impl FreeMap {
     /// Enters the last range.
     pub(crate) fn flush(&mut self) {
         let (from, to) = std::mem::take(&mut self.last);
-        let mut unit = from.div_ceil(UNIT).saturating_sub(self.first);
-        let end = (to / UNIT).saturating_sub(self.first).min(self.units);
-        while unit < end {
-            let bit = unit % WORD;
-            let taken = (WORD - bit).min(end - unit);
-            let mask = (u64::MAX >> (WORD - taken)) << bit;
-            if let Some(word) = self.words.get_mut(index(unit / WORD)) {
-                self.free_units += u64::from((mask & !*word).count_ones());
-                *word |= mask;
-            }
-            unit += taken;
-        }
+        self.free_units += self.free.add_inside(from, to);
+    }
+
+    /// Whether something of `used` is free.
+    pub(crate) fn intersects(&self, used: &Units) -> bool {
+        self.free.intersects(used)
     }
 
     /// The first byte of the partition.
@@ -99,36 +83,30 @@ impl FreeMap {
     /// on agree with it, at least one. A longer run may come in several parts.
     #[must_use]
     pub fn run(&self, offset: u64) -> (bool, u64) {
-        let unit = offset / UNIT;
-        if unit < self.first {
-            return (false, self.first * UNIT - offset);
+        let (unit, base) = (offset / UNIT, self.free.first);
+        if unit < base {
+            return (false, base * UNIT - offset);
         }
-        let first = unit - self.first;
-        let free = self.is_free(first);
+        let (first, units) = (unit - base, self.free.len);
+        let free = self.free.has(first);
         let mut end = first + 1;
-        while end < self.units && end - first < MAX_RUN && self.is_free(end) == free {
+        while end < units && end - first < MAX_RUN && self.free.has(end) == free {
             // Words of one kind are most of a map.
-            let word = self.words.get(index(end / WORD)).copied();
-            let whole = word == Some(if free { u64::MAX } else { 0 });
+            let whole = self.free.word(end / WORD) == if free { u64::MAX } else { 0 };
             end += if end.is_multiple_of(WORD) && whole { WORD } else { 1 };
         }
-        let end = if end >= self.units && !free {
+        let end = if end >= units && !free {
             self.end
         } else {
-            (self.first + end.min(self.units)) * UNIT
+            (base + end.min(units)) * UNIT
         };
         (free, end.saturating_sub(offset).max(1))
-    }
-
-    fn is_free(&self, unit: u64) -> bool {
-        let word = self.words.get(index(unit / WORD)).copied().unwrap_or(0);
-        unit < self.units && word >> (unit % WORD) & 1 == 1
     }
 
     /// Bytes of memory that the map takes.
     #[must_use]
     pub fn memory(&self) -> u64 {
-        count(self.words.len()) * 8
+        self.free.memory()
     }
 }
 

@@ -5,16 +5,21 @@
 //!   container.rs  what keeps file systems inside: left alone
 //!   probe.rs      what a partition holds: exactly one file system, or a reason to leave it alone
 //!   ext.rs xfs/ fat.rs exfat.rs ntfs/ swap.rs     each reads one kind of allocation map
-//!   free_map.rs   the free space of one partition, 4 KiB a bit
+//!   window.rs     a partition as a reader sees it; notes what the reader relies on
+//!   free_map.rs units.rs    the free space of one partition, 4 KiB a bit
+//!   checksum.rs   CRC-32C and CRC-16
 //! ```
 //!
 //! Everything is read through [`ReadAt`]; nothing is ever written. What a partition says is believed only if the
 //! file system was unmounted cleanly, has no feature that is not known here, and agrees with itself where it
-//! counts its free space twice (INV-13). Everything else is in use. Any content is possible: no read leaves the
-//! partition, no loop goes on without bound, and memory is bounded by the size of the disk: a bit for 4 KiB.
+//! counts its free space twice (INV-13); if its checksums match, and none of its own structures lies in what it calls
+//! free (INV-45). Everything else is in use. Any content is possible: no read leaves the
+//! partition, no loop goes on without bound, and memory is bounded by the size of the disk: two bits
+//! for 4 KiB.
 #![forbid(unsafe_code)]
 
 mod bytes;
+mod checksum;
 mod container;
 mod exfat;
 mod ext;
@@ -24,6 +29,7 @@ mod ntfs;
 mod probe;
 mod scan;
 mod swap;
+mod units;
 mod unusable;
 mod window;
 mod xfs;

@@ -1,5 +1,7 @@
 //! What a partition holds: exactly one file system, or a reason to leave it alone.
 
+use std::cell::RefCell;
+
 use crate::bytes::{byte, has};
 use crate::window::Window;
 use crate::{FreeMap, Unusable, container, exfat, ext, fat, ntfs, swap, xfs};
@@ -50,10 +52,15 @@ const KINDS: &[Kind] = &[
 pub(crate) fn probe(window: &Window<'_>) -> (Option<&'static str>, Result<FreeMap, Unusable>) {
     match choose(window) {
         Ok(kind) => {
-            let read = (kind.read)(&window.named(kind.name));
-            let finished = read.map(|mut map| {
+            let structures = RefCell::new(window.units());
+            let window = window.for_reader(kind.name, &structures);
+            let finished = (kind.read)(&window).and_then(|mut map| {
                 map.flush();
-                map
+                // INV-45: what a reader relied on was found in space that must be in use.
+                if map.intersects(&structures.borrow()) {
+                    return Err(window.damaged("it calls its own structures free"));
+                }
+                Ok(map)
             });
             (Some(kind.name), finished)
         }

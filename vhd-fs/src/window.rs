@@ -1,7 +1,10 @@
 //! A partition as its file system sees it.
 
+use std::cell::RefCell;
+
 use crate::bytes::index;
 use crate::free_map::FreeMap;
+use crate::units::Units;
 use crate::{ReadAt, Unusable};
 
 /// Bytes of an allocation map that are in memory at once.
@@ -15,6 +18,8 @@ pub(crate) struct Window<'a> {
     pub(crate) len: u64,
     /// What is read, for messages.
     pub(crate) name: &'static str,
+    /// What a reader found to be the file system's own structures: all that it has read, and what it claimed.
+    structures: Option<&'a RefCell<Units>>,
 }
 
 impl<'a> Window<'a> {
@@ -25,12 +30,31 @@ impl<'a> Window<'a> {
             start,
             len,
             name: "partition",
+            structures: None,
         }
     }
 
-    /// The same for a reader of a file system.
-    pub(crate) fn named(self, name: &'static str) -> Self {
-        Self { name, ..self }
+    /// The same for a reader of a file system, whose structures are noted.
+    pub(crate) fn for_reader(self, name: &'static str, structures: &'a RefCell<Units>) -> Self {
+        Self {
+            name,
+            structures: Some(structures),
+            ..self
+        }
+    }
+
+    /// An empty set of units of the partition.
+    pub(crate) fn units(&self) -> Units {
+        Units::new(self.start, self.start.saturating_add(self.len))
+    }
+
+    /// Says that bytes are a structure of the file system, so that they can't be free (INV-45). They need not be
+    /// inside the partition.
+    pub(crate) fn claim(&self, at: u64, len: u64) {
+        if let Some(structures) = self.structures {
+            let from = self.start.saturating_add(at);
+            structures.borrow_mut().add_touched(from, from.saturating_add(len));
+        }
     }
 
     pub(crate) fn damaged(&self, what: &'static str) -> Unusable {
@@ -51,6 +75,7 @@ impl<'a> Window<'a> {
         if at.checked_add(len).is_none_or(|end| end > self.len) {
             return Err(self.damaged("a structure is not inside the partition"));
         }
+        self.claim(at, len);
         Ok(self.disk.read_at(buffer, self.start + at)?)
     }
 
@@ -64,10 +89,14 @@ impl<'a> Window<'a> {
         Ok(bytes)
     }
 
-    /// Bytes where they are, or nothing where the partition ends before.
+    /// Bytes where they are, or nothing where the partition ends before. They may be anything's, and are not noted.
     pub(crate) fn peek(&self, at: u64, len: u64) -> Result<Vec<u8>, Unusable> {
         match at.checked_add(len) {
-            Some(end) if end <= self.len => self.read(at, len),
+            Some(end) if end <= self.len => {
+                let mut bytes = vec![0; index(len)];
+                self.disk.read_at(&mut bytes, self.start + at)?;
+                Ok(bytes)
+            }
             _ => Ok(Vec::new()),
         }
     }

@@ -114,6 +114,7 @@ fn content(number: u64) -> Vec<u8> {
 
 /// A loop device over a file, and what is mounted from it.
 struct Mount {
+    image: PathBuf,
     device: String,
     dir: PathBuf,
 }
@@ -123,7 +124,11 @@ impl Mount {
         fs::create_dir_all(&dir).unwrap();
         let device = run("losetup", ["--find".as_ref(), "--show".as_ref(), image.as_os_str()]);
         let device = String::from_utf8(device).unwrap().trim().to_owned();
-        let mount = Self { device, dir };
+        let mount = Self {
+            image: image.to_owned(),
+            device,
+            dir,
+        };
         run(kind.mount[0], [mount.device.as_ref(), mount.dir.as_os_str()]);
         mount
     }
@@ -132,12 +137,14 @@ impl Mount {
 impl Drop for Mount {
     fn drop(&mut self) {
         let unmounted = Command::new("umount").arg(&self.dir).status();
-        // A file system in user space ends a moment after it is unmounted.
-        for _ in 0..100 {
-            let detached = Command::new("losetup").args(["--detach", &self.device]).output();
-            let users = Command::new("fuser").arg(&self.device).output();
-            let busy = users.is_ok_and(|output| output.status.success());
-            if detached.is_ok_and(|output| output.status.success()) && !busy {
+        // The device may be another program's the next moment: it is given back once. A file system in user space ends
+        // a moment after it is unmounted, and uses the image until then.
+        let _ = Command::new("losetup").args(["--detach", &self.device]).output();
+        for _ in 0..500 {
+            let attached = Command::new("losetup").arg("--associated").arg(&self.image).output();
+            let used = Command::new("fuser").arg(&self.image).output();
+            let attached = attached.is_ok_and(|output| !output.stdout.is_empty());
+            if !attached && !used.is_ok_and(|output| output.status.success()) {
                 break;
             }
             std::thread::sleep(std::time::Duration::from_millis(20));

@@ -1,5 +1,8 @@
-//! NTFS: the bitmap in the file `$Bitmap`, after `$Volume` and `$LogFile` said that the volume is clean.
+//! NTFS: the bitmap in the file `$Bitmap`, after `$Volume` and `$LogFile` said that the volume is clean and no Windows
+//! sleeps in it.
 
+mod fixup;
+mod hibernation;
 mod log;
 mod record;
 mod runs;
@@ -15,9 +18,13 @@ pub(crate) const NAME: &str = "NTFS";
 
 const SECTOR: u64 = 512;
 const MFT: u64 = 0;
+const MIRROR: u64 = 1;
 const LOG_FILE: u64 = 2;
 const VOLUME: u64 = 3;
 const BITMAP: u64 = 6;
+/// Records of the system's own files, and how many of them have a copy.
+const SYSTEM_FILES: u64 = 12;
+const MIRRORED: u64 = 4;
 const TYPE_VOLUME_INFORMATION: u32 = 0x70;
 const TYPE_DATA: u32 = 0x80;
 /// Dirty, log to be resized, to be upgraded, journal being deleted, being checked.
@@ -39,24 +46,13 @@ pub(crate) fn recognise(window: &Window<'_>) -> Result<bool, Unusable> {
 
 pub(crate) fn free_space(window: &Window<'_>) -> Result<FreeMap, Unusable> {
     let volume = Volume::of(window)?;
-    let mft = volume.first_record()?.attribute(TYPE_DATA)?.runs(&volume)?;
+    let mft = volume.first_record()?.attribute(TYPE_DATA)?.whole_runs(&volume)?;
+    volume.check_mirror(&mft)?;
     volume.check_clean(&mft)?;
+    hibernation::check(&volume, &mft)?;
+    volume.claim_system_files(&mft);
     let bitmap = volume.record(&mft, BITMAP)?;
-    let bitmap = bitmap.attribute(TYPE_DATA)?;
-    let map = volume.read_bitmap(&bitmap)?;
-    // INV-13: what is read was found in clusters that must be in use.
-    let is_free = |lcn: u64| map.run(window.start + lcn * volume.cluster).0;
-    let bitmap_runs = bitmap.runs(&volume).unwrap_or_default();
-    if mft
-        .iter()
-        .chain(&bitmap_runs)
-        .filter_map(|run| run.lcn)
-        .chain([0])
-        .any(is_free)
-    {
-        return Err(window.damaged("its bitmap calls its own files free"));
-    }
-    Ok(map)
+    volume.read_bitmap(&bitmap.attribute(TYPE_DATA)?)
 }
 
 impl<'a> Volume<'a> {
@@ -128,6 +124,32 @@ impl<'a> Volume<'a> {
         Ok(())
     }
 
+    /// INV-45: no cluster of the system's files is free, those of the file table, the log and the bitmap first.
+    fn claim_system_files(&self, mft: &[Run]) {
+        let records = (0..SYSTEM_FILES).filter_map(|number| self.record(mft, number).ok());
+        let runs = records.flat_map(|record| record.all_runs(self));
+        for run in runs.chain(mft.iter().copied()) {
+            if let Some(lcn) = run.lcn {
+                self.window.claim(lcn * self.cluster, run.clusters * self.cluster);
+            }
+        }
+        self.window.claim(0, self.cluster);
+    }
+
+    /// The first records of the file table have a copy, which ntfs-3g requires to be the same.
+    fn check_mirror(&self, mft: &[Run]) -> Result<(), Unusable> {
+        let mirror = self.record(mft, MIRROR)?;
+        let mirror = mirror.attribute(TYPE_DATA)?;
+        let runs = mirror.runs(self)?;
+        for number in 0..(mirror.len() / self.record).min(MIRRORED) {
+            let (one, other) = (self.record(mft, number)?, self.record(&runs, number)?);
+            if one.used() != other.used() {
+                return Err(self.window.damaged("the copy of its file table differs"));
+            }
+        }
+        Ok(())
+    }
+
     fn check_clean(&self, mft: &[Run]) -> Result<(), Unusable> {
         let volume = self.record(mft, VOLUME)?;
         let information = volume.attribute(TYPE_VOLUME_INFORMATION)?;
@@ -138,7 +160,7 @@ impl<'a> Volume<'a> {
         if flags & VOLUME_NOT_CLEAN != 0 {
             return Err(self.window.dirty("it is to be checked"));
         }
-        let log = self.record(mft, LOG_FILE)?.attribute(TYPE_DATA)?.runs(self)?;
+        let log = self.record(mft, LOG_FILE)?.attribute(TYPE_DATA)?.whole_runs(self)?;
         match log::is_clean(self, &log)? {
             true => Ok(()),
             false => Err(self
@@ -159,11 +181,11 @@ impl<'a> Volume<'a> {
             add(value, 0);
             return Ok(map);
         }
-        if bitmap.len() < self.clusters.div_ceil(8) {
+        if bitmap.len() < self.clusters.div_ceil(8) || bitmap.written() < self.clusters.div_ceil(8) {
             return Err(self.window.damaged("its bitmap is too short"));
         }
         let mut first = 0;
-        for run in bitmap.runs(self)? {
+        for run in bitmap.whole_runs(self)? {
             let left = self.clusters.saturating_sub(first).div_ceil(8);
             let len = (run.clusters * self.cluster).min(left);
             let lcn = run.lcn.ok_or_else(|| self.window.damaged("its bitmap has a hole"))?;

@@ -1,14 +1,19 @@
 //! A record of the file table and its attributes.
 
 use super::Volume;
+use super::fixup::complete;
 use super::runs::{Run, decode_runs};
 use crate::Unusable;
-use crate::bytes::{byte, has, index, le16, le32, le64};
+use crate::bytes::{byte, index, le16, le32, le64};
 use crate::window::Window;
 
 const END: u32 = 0xFFFF_FFFF;
-const STRIDE: usize = 512;
-const IN_USE: u16 = 1;
+/// The list of the records that a file is spread over.
+const TYPE_LIST: u32 = 0x20;
+/// Characters of `$I30`, the name of what belongs to the index of a directory.
+const INDEX_NAME_LENGTH: u8 = 4;
+/// A flag of a record.
+pub(super) const IN_USE: u16 = 1;
 const RESIDENT_HEADER: usize = 24;
 const NON_RESIDENT_HEADER: usize = 64;
 
@@ -25,24 +30,11 @@ pub(super) enum Attribute<'a> {
 }
 
 impl Record {
-    /// Checks a record. The last two bytes of each sector stand in a list of their own, and in their place is a
-    /// number that tells whether all sectors were written.
-    pub(super) fn decode(window: &Window<'_>, mut bytes: Vec<u8>, number: u64) -> Result<Self, Unusable> {
+    /// Checks a record.
+    pub(super) fn decode(window: &Window<'_>, bytes: Vec<u8>, number: u64) -> Result<Self, Unusable> {
         let damaged = || window.damaged("a record of its file table is damaged");
-        let (list, entries) = (usize::from(le16(&bytes, 4)), usize::from(le16(&bytes, 6)));
-        let sectors = bytes.len() / STRIDE;
-        if !has(&bytes, 0, b"FILE") || entries != sectors + 1 || list + 2 * entries > STRIDE - 2 {
-            return Err(damaged());
-        }
-        let written = le16(&bytes, list);
-        for sector in 0..sectors {
-            let at = (sector + 1) * STRIDE - 2;
-            if le16(&bytes, at) != written {
-                return Err(damaged());
-            }
-            let saved = le16(&bytes, list + 2 * (sector + 1)).to_le_bytes();
-            bytes[at..at + 2].copy_from_slice(&saved);
-        }
+        let list = usize::from(le16(&bytes, 4));
+        let bytes = complete(bytes, b"FILE").ok_or_else(damaged)?;
         let own_number = u64::from(le32(&bytes, 44));
         // Records of before Windows XP do not have their number.
         let has_number = list >= 48;
@@ -55,28 +47,62 @@ impl Record {
         })
     }
 
+    /// The bytes of the record that mean something.
+    pub(super) fn used(&self) -> &[u8] {
+        let len = index(u64::from(le32(&self.bytes, 24)));
+        &self.bytes[..len.min(self.bytes.len())]
+    }
+
     /// The attribute of this type that has no name.
     pub(super) fn attribute(&self, wanted: u32) -> Result<Attribute<'_>, Unusable> {
-        let damaged = || Unusable::Damaged(self.name, "a record of its file table is damaged");
-        let mut at = usize::from(le16(&self.bytes, 20));
-        loop {
-            let kind = le32(&self.bytes, at);
-            let len = index(u64::from(le32(&self.bytes, at + 4)));
-            let attribute = at.checked_add(len).and_then(|end| self.bytes.get(at..end));
-            if kind == END || kind > wanted {
-                return Err(Unusable::Unsupported(
-                    self.name,
-                    "a file table that is spread over several records",
-                ));
-            }
-            let attribute = attribute
-                .filter(|bytes| bytes.len() >= RESIDENT_HEADER)
-                .ok_or_else(damaged)?;
-            if kind == wanted && byte(attribute, 9) == 0 {
-                return Attribute::decode(attribute).ok_or_else(damaged);
-            }
-            at += len;
+        self.find(wanted, 0)?.ok_or_else(|| self.is_spread())
+    }
+
+    /// The attribute of this type of the directory's index by names, if it has one.
+    pub(super) fn index(&self, wanted: u32) -> Result<Option<Attribute<'_>>, Unusable> {
+        match self.find(wanted, INDEX_NAME_LENGTH)? {
+            None if self.find(TYPE_LIST, 0)?.is_some() => Err(self.is_spread()),
+            found => Ok(found),
         }
+    }
+
+    fn is_spread(&self) -> Unusable {
+        Unusable::Unsupported(self.name, "a file table that is spread over several records")
+    }
+
+    fn find(&self, wanted: u32, name_len: u8) -> Result<Option<Attribute<'_>>, Unusable> {
+        let damaged = || Unusable::Damaged(self.name, "a record of its file table is damaged");
+        let raw = self.attributes().find(|raw| match raw {
+            Ok(raw) => le32(raw, 0) == wanted && byte(raw, 9) == name_len,
+            Err(_) => true,
+        });
+        let raw = raw.transpose().map_err(|()| damaged())?;
+        raw.map(|raw| Attribute::decode(raw).ok_or_else(damaged)).transpose()
+    }
+
+    /// Where all values that are not in the record are, as far as that can be read.
+    pub(super) fn all_runs(&self, volume: &Volume<'_>) -> Vec<Run> {
+        let attributes = self.attributes().map_while(Result::ok).filter_map(Attribute::decode);
+        attributes
+            .filter_map(|attribute| attribute.runs(volume).ok())
+            .flatten()
+            .collect()
+    }
+
+    /// The attributes; an error at the end if what is there is none.
+    fn attributes(&self) -> impl Iterator<Item = Result<&[u8], ()>> {
+        let mut at = Some(usize::from(le16(&self.bytes, 20)));
+        std::iter::from_fn(move || {
+            let start = at?;
+            if le32(&self.bytes, start) == END {
+                return None;
+            }
+            let len = index(u64::from(le32(&self.bytes, start + 4)));
+            let raw = start.checked_add(len).and_then(|end| self.bytes.get(start..end));
+            let raw = raw.filter(|raw| raw.len() >= RESIDENT_HEADER);
+            at = raw.map(|_| start + len);
+            Some(raw.ok_or(()))
+        })
     }
 }
 
@@ -99,6 +125,26 @@ impl<'a> Attribute<'a> {
         match self {
             Self::Resident(value) => crate::bytes::count(value.len()),
             Self::NonResident(bytes) => le64(bytes, 48),
+        }
+    }
+
+    /// Bytes of the value that were written; what follows reads zero.
+    pub(super) fn written(&self) -> u64 {
+        match self {
+            Self::Resident(_) => self.len(),
+            Self::NonResident(bytes) => le64(bytes, 56).min(self.len()),
+        }
+    }
+
+    /// Where the value is; all of it.
+    pub(super) fn whole_runs(&self, volume: &Volume<'_>) -> Result<Vec<Run>, Unusable> {
+        let runs = self.runs(volume)?;
+        let clusters: u64 = runs.iter().map(|run| run.clusters).sum();
+        match clusters * volume.cluster >= self.len() {
+            true => Ok(runs),
+            false => Err(volume
+                .window
+                .unsupported("a file table that is spread over several records")),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The free extents of an allocation group, by their place.
 
 use super::Layout;
-use crate::bytes::{be16, be32, has};
+use crate::bytes::{be16, be32, has, index};
 use crate::{FreeMap, Unusable};
 
 /// Levels of a tree: far fewer suffice for the largest group.
@@ -10,19 +10,34 @@ const RECORD: usize = 8;
 const POINTER: usize = 4;
 const NO_SIBLING: u32 = u32::MAX;
 
+/// Where checksum, identity and owner are in the headers of a group and in a block of the tree.
+const HEADER_CHECKSUM: usize = 216;
+const HEADER_IDENTITY: usize = 64;
+const BLOCK_CHECKSUM: usize = 52;
+const BLOCK_IDENTITY: usize = 32;
+const BLOCK_OWNER: usize = 48;
+const LIST_CHECKSUM: usize = 32;
+const LIST_HEADER: usize = 36;
+/// Sectors of headers that a group begins with: superblock, free space, inodes, and the list of reserved blocks.
+const HEADERS: u64 = 4;
+/// The first slot in use of the ring.
+const RESERVED_FIRST: usize = 40;
+
 /// One group under way.
 struct Group<'a, 'b> {
     layout: &'a Layout<'b>,
+    number: u64,
     start: u64,
     blocks: u64,
 }
 
-/// Adds what is free in a group.
-pub(super) fn add_group(layout: &Layout<'_>, number: u64, map: &mut FreeMap) -> Result<(), Unusable> {
+/// Adds what is free in a group; answers how many blocks the superblock counts for it.
+pub(super) fn add_group(layout: &Layout<'_>, number: u64, map: &mut FreeMap) -> Result<u64, Unusable> {
     let window = &layout.window;
     let first = number * layout.group_blocks;
     let group = Group {
         layout,
+        number,
         start: first * layout.block,
         blocks: layout.group_blocks.min(layout.blocks - first),
     };
@@ -31,15 +46,44 @@ pub(super) fn add_group(layout: &Layout<'_>, number: u64, map: &mut FreeMap) -> 
     if !is_header || u64::from(be32(&header, 12)) != group.blocks {
         return Err(window.damaged("the header of a group's free space is wrong"));
     }
+    let is_own = !layout.has_checksums || has(&header, HEADER_IDENTITY, &layout.identity);
+    if !is_own || !layout.is_sound(&header, HEADER_CHECKSUM) {
+        return Err(window.damaged("the checksum of a group's header is wrong"));
+    }
+    window.claim(group.start, HEADERS * layout.sector);
     let free = group.walk(be32(&header, 16), be32(&header, 28), map)?;
     // INV-13: the group counts its free blocks too.
     if free != u64::from(be32(&header, 52)) {
         return Err(window.damaged("a group has another number of free blocks than it says"));
     }
-    Ok(())
+    group.claim_reserved(&header)?;
+    let (reserved, tree_blocks) = (be32(&header, 48), be32(&header, 60));
+    Ok(free + u64::from(reserved) + u64::from(tree_blocks))
 }
 
 impl Group<'_, '_> {
+    /// Claims the blocks that the group keeps for its trees, from a ring in its fourth sector.
+    fn claim_reserved(&self, header: &[u8]) -> Result<(), Unusable> {
+        let layout = self.layout;
+        let list = layout.window.read(self.start + 3 * layout.sector, layout.sector)?;
+        let start = if layout.has_checksums { LIST_HEADER } else { 0 };
+        if layout.has_checksums && !(has(&list, 0, b"XAFL") && layout.is_sound(&list, LIST_CHECKSUM)) {
+            return Err(layout
+                .window
+                .damaged("the checksum of a group's list of reserved blocks is wrong"));
+        }
+        let slots = (list.len() - start) / POINTER;
+        let (first, count) = (index(u64::from(be32(header, RESERVED_FIRST))), be32(header, 48));
+        if first >= slots || index(u64::from(count)) > slots {
+            return Err(layout.window.damaged("a group's list of reserved blocks is wrong"));
+        }
+        for slot in (first..).take(index(u64::from(count))) {
+            let block = u64::from(be32(&list, start + slot % slots * POINTER));
+            layout.window.claim(self.start + block * layout.block, layout.block);
+        }
+        Ok(())
+    }
+
     fn header_len(&self) -> usize {
         if self.layout.has_checksums { 56 } else { 16 }
     }
@@ -57,6 +101,11 @@ impl Group<'_, '_> {
         let most = (bytes.len() - self.header_len()) / item;
         if !has(&bytes, 0, magic) || u32::from(be16(&bytes, 4)) != level || records > most {
             return Err(layout.window.damaged("a tree of free space is wrong"));
+        }
+        let is_own =
+            has(&bytes, BLOCK_IDENTITY, &layout.identity) && u64::from(be32(&bytes, BLOCK_OWNER)) == self.number;
+        if layout.has_checksums && !(is_own && layout.is_sound(&bytes, BLOCK_CHECKSUM)) {
+            return Err(layout.window.damaged("the checksum of a tree of free space is wrong"));
         }
         Ok((bytes, records))
     }

@@ -3,7 +3,8 @@
 mod free_extents;
 mod log;
 
-use crate::bytes::{be16, be32, be64, byte, has};
+use crate::bytes::{be16, be32, be64, byte, has, le32};
+use crate::checksum::{crc32c_without, matches};
 use crate::probe::known_features;
 use crate::window::Window;
 use crate::{FreeMap, Unusable};
@@ -11,6 +12,9 @@ use crate::{FreeMap, Unusable};
 pub(crate) const NAME: &str = "XFS";
 
 const SECTOR: u64 = 512;
+const SUPERBLOCK_CHECKSUM: usize = 224;
+/// The identity of the structures is another one than that of the file system.
+const INCOMPAT_METADATA_IDENTITY: u32 = 0x4;
 const VERSION_MASK: u16 = 0xF;
 /// File types, sparse inodes, metadata identity, large time stamps, many extents, exchange of ranges, parent pointers.
 const INCOMPAT_KNOWN: u32 = 0x1 | 0x2 | 0x4 | 0x8 | 0x20 | 0x40 | 0x80;
@@ -27,6 +31,9 @@ pub(crate) struct Layout<'a> {
     group_blocks: u64,
     groups: u64,
     has_checksums: bool,
+    /// The identity that structures of version 5 bear.
+    identity: [u8; 16],
+    free_blocks: u64,
     log_start: u64,
     log_len: u64,
 }
@@ -36,15 +43,22 @@ pub(crate) fn recognise(window: &Window<'_>) -> Result<bool, Unusable> {
 }
 
 pub(crate) fn free_space(window: &Window<'_>) -> Result<FreeMap, Unusable> {
-    let superblock = window.read(0, SECTOR)?;
-    let layout = Layout::of(window, &superblock)?;
+    let layout = Layout::of(window, &window.read(0, SECTOR)?)?;
+    if !layout.is_sound(&window.read(0, layout.sector)?, SUPERBLOCK_CHECKSUM) {
+        return Err(window.damaged("the checksum of its superblock is wrong"));
+    }
     // INV-13: a log that is to be replayed changes the trees.
     if !log::is_clean(&layout)? {
         return Err(window.dirty("its log must be replayed"));
     }
     let mut map = window.free_map();
+    let mut free = 0;
     for group in 0..layout.groups {
-        free_extents::add_group(&layout, group, &mut map)?;
+        free += free_extents::add_group(&layout, group, &mut map)?;
+    }
+    // INV-13: the superblock of a clean file system counts the free blocks of all groups.
+    if free != layout.free_blocks {
+        return Err(window.damaged("it has another number of free blocks than it says"));
     }
     Ok(map)
 }
@@ -102,8 +116,19 @@ impl<'a> Layout<'a> {
             group_blocks,
             groups,
             has_checksums: version == 5,
+            identity: {
+                let has_own = version == 5 && be32(sb, 216) & INCOMPAT_METADATA_IDENTITY != 0;
+                let at = if has_own { 248 } else { 32 };
+                std::array::from_fn(|index| byte(sb, at + index))
+            },
+            free_blocks: be64(sb, 144),
             log_start: log_start.ok_or_else(|| window.damaged("its log is not inside it"))?,
             log_len: u64::from(be32(sb, 96)) * block,
         })
+    }
+
+    /// Whether a structure has the checksum that it says, at `at`. Before version 5 there are none.
+    fn is_sound(&self, bytes: &[u8], at: usize) -> bool {
+        !self.has_checksums || matches(!crc32c_without(bytes, at), le32(bytes, at))
     }
 }
