@@ -19,23 +19,23 @@ pub const NAMES: [&str; 5] = ["base.vhd", "middle.avhd", "child.avhd", "fixed.vh
 fn files() -> &'static [Vec<u8>] {
     static FILES: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
     FILES.get_or_init(|| {
-        let base = image(1, |file| {
-            drop(create_dynamic(file, SIZE, BLOCK).expect("the size is possible"))
-        });
+        let base = image(1, dynamic);
         let middle = image(2, |file| child(file, 1));
         let child = image(3, |file| child(file, 2));
         let content = [7; 64 << 10];
         let footer = Footer::new(DiskType::Fixed, content.len() as u64, id(4), Timestamp(1));
         let fixed = [&content[..], &footer.encode()].concat();
-        let stranger = image(5, |file| {
-            drop(create_dynamic(file, SIZE, BLOCK).expect("the size is possible"))
-        });
+        let stranger = image(5, dynamic);
         vec![base, middle, child, fixed, stranger]
     })
 }
 
 fn id(number: u8) -> UniqueId {
     UniqueId([number; 16])
+}
+
+fn dynamic(file: &dyn StorageFile) {
+    create_dynamic(file, SIZE, BLOCK).expect("the size is possible");
 }
 
 fn child(file: &dyn StorageFile, parent: u8) {

@@ -6,6 +6,8 @@ pub mod file_system;
 pub mod lab;
 pub mod locators;
 pub mod nbd;
+pub mod nbd_client;
+pub mod nbd_uri;
 pub mod open_image;
 pub mod partition_table;
 pub mod records;

@@ -44,8 +44,10 @@ impl Target {
         let opened = OpenOptions::new().write(true).open(&path).expect("it is an image");
         let changes = Box::new(ChangedAboveLayer { depth: 1 });
         let mut exports = ExportSet::new();
-        assert!(exports.add(Export::new("disk", opened.disk()).with_changes("base", changes)));
-        assert!(exports.add(Export::new("frozen", opened.disk()).read_only()));
+        exports
+            .add(Export::new("disk", opened.disk()).with_changes("base", changes))
+            .unwrap();
+        exports.add(Export::new("frozen", opened.disk()).read_only()).unwrap();
         let server = Server::new(exports, ServerOptions::default()).expect("there is a pipe");
         Self {
             server,

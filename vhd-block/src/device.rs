@@ -86,7 +86,8 @@ impl DeviceInfo {
 /// How zeroes are to be written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ZeroOptions {
-    /// The space may be given back to the host.
+    /// The space may be given back to the host. Without it the range has space afterwards, also where it had none: a later
+    /// write to it does not fail for want of space.
     pub may_unmap: bool,
     /// Fail with [`DeviceError::NotFast`] rather than write the zeroes out.
     pub fast_only: bool,

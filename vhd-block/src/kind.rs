@@ -91,7 +91,8 @@ impl ErrorKind {
 pub fn io_kind(error: &io::Error) -> ErrorKind {
     match error.kind() {
         io::ErrorKind::NotFound => ErrorKind::NotFound,
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
+        // A file that may grow no further (RLIMIT_FSIZE, the limit of a file system) is as full as a disk.
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => ErrorKind::NoSpace,
         io::ErrorKind::AlreadyExists => ErrorKind::Exists,
         io::ErrorKind::ReadOnlyFilesystem => ErrorKind::ReadOnly,
         io::ErrorKind::Unsupported => ErrorKind::Unsupported,

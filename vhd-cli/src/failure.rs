@@ -143,6 +143,7 @@ from_library!(
     vhd_block::DeviceError,
     vhd_core::image::CreateError,
     vhd_core::image::OpenError,
+    vhd_core::job::JobError,
     vhd_core::ops::OpsError,
     vhd_core::ops::azure::AzureError,
     vhd_core::ops::delta::DeltaError,

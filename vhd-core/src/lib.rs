@@ -114,6 +114,7 @@ pub mod device;
 pub mod error;
 pub mod format;
 pub mod image;
+pub mod job;
 pub mod ops;
 pub mod partition;
 pub mod record;

@@ -176,6 +176,22 @@ impl RecordKind {
     /// # Errors
     /// [`RecordError::Storage`], or [`RecordError::Unwritable`]; then the former record is there, whole.
     pub fn write<T: Serialize + Checked>(&self, path: &Path, record: &T) -> Result<(), RecordError> {
+        // INV-19: content before name, name before anything that relies on it.
+        Ok(self.stage(path, record)?.publish(true, true)?)
+    }
+
+    /// The same, but the name is durable only when the caller has synced the directory.
+    ///
+    /// # Errors
+    /// Those of [`write`](Self::write).
+    pub(crate) fn put<T: Serialize + Checked>(&self, path: &Path, record: &T) -> Result<(), RecordError> {
+        let staged = self.stage(path, record)?;
+        let synced = staged.storage().sync();
+        synced.map_err(|source| StorageError::at(path, "sync", source))?;
+        Ok(staged.publish(true, false)?)
+    }
+
+    fn stage<T: Serialize + Checked>(&self, path: &Path, record: &T) -> Result<StagedFile, RecordError> {
         let unwritable = |reason: String| RecordError::Unwritable {
             path: path.to_owned(),
             reason,
@@ -193,8 +209,7 @@ impl RecordKind {
         let staged = StagedFile::create_beside(path)?;
         let written = staged.storage().write_all_at(text.as_bytes(), 0);
         written.map_err(|source| StorageError::at(path, "write", source))?;
-        // INV-19: content before name, name before anything that relies on it.
-        Ok(staged.publish(true, true)?)
+        Ok(staged)
     }
 }
 

@@ -272,6 +272,48 @@ fn a_damaged_child_counts_or_makes_the_answer_unknown() {
 }
 
 #[test]
+fn children_as_other_programs_write_them() {
+    let dir = temp_dir();
+    let at = |name: &str| dir.path().join(name);
+    let base = at("base.vhd");
+    fs::write(&base, common::build::fixed(&vec![3; 1 << 20], id(1))).unwrap();
+    let far = format!("C:{}", base.display().to_string().replace('/', "\\"));
+    let windows = Parent {
+        locators: vec![common::build::Locator::new(3, b"W2ku", common::build::utf16le(&far))],
+        ..Parent::name_only(id(1), "BASE.VHD")
+    };
+    let bytes = |parent| Sparse::child(1 << 20, 64 << 10, id(2), parent).lay().bytes;
+    fs::create_dir_all(at("below/.hidden")).unwrap();
+    for (name, parent) in [
+        ("absolute.vhd", windows),
+        ("relative.vhd", Parent::named(id(1), "base.vhd")),
+        ("name only.vhd", Parent::name_only(id(1), "base.vhd")),
+        ("stale.vhd", Parent::name_only(id(1), "gone.vhd")),
+        ("below/stale.vhd", Parent::named(id(1), "base.vhd")),
+        ("below/.hidden/stale.vhd", Parent::named(id(1), "base.vhd")),
+    ] {
+        let child = at(name);
+        let mut whole = bytes(parent);
+        fs::write(&child, &whole).unwrap();
+        assert_eq!(children(&base), std::slice::from_ref(&child));
+        // Before 2004 a footer had 511 bytes.
+        whole.pop();
+        fs::write(&child, &whole).unwrap();
+        assert_eq!(children(&base), std::slice::from_ref(&child));
+        // Something was appended to it.
+        whole.extend([0; 4096]);
+        fs::write(&child, &whole).unwrap();
+        refused(&base);
+        // A fixed disk that holds it is no child.
+        let size = whole.len().next_multiple_of(512);
+        whole.resize(size, 0);
+        fs::write(&child, common::build::fixed(&whole, id(9))).unwrap();
+        writable(&base);
+        fs::remove_file(child).unwrap();
+    }
+}
+
+#[test]
 fn what_is_no_image_does_not_matter() {
     let dir = temp_dir();
     let base = base(&dir.path().join("base.vhd"));

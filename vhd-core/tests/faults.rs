@@ -686,12 +686,21 @@ fn new_blocks_need_no_zeroes() {
     let recorder = file.recorder();
     let device = dynamic().open(file, &OpenMode::read_write());
     recorder.clear();
-    device
-        .write_zeroes(ByteRange::new(0, 10 * BLOCK), ZeroOptions::default())
-        .unwrap();
+    let may_unmap = ZeroOptions {
+        may_unmap: true,
+        ..ZeroOptions::default()
+    };
+    device.write_zeroes(ByteRange::new(0, 10 * BLOCK), may_unmap).unwrap();
     assert_eq!(
         recorder.changes(),
         [],
         "absent blocks of a dynamic image read zero as they are"
     );
+    // Zeroes that are to keep their space need some.
+    let kept = ByteRange::new(6 * BLOCK + 512, 1024);
+    device.write_zeroes(kept, ZeroOptions::default()).unwrap();
+    assert_ne!(recorder.changes(), []);
+    let mut read = vec![1; 1024];
+    device.read_at(&mut read, kept.start).unwrap();
+    assert_eq!(read, [0; 1024]);
 }

@@ -83,6 +83,12 @@ fn is_sound(path: &Path) {
     assert!(!path.with_extension("vhd.resize").exists());
 }
 
+/// No resize that succeeded has left space that nothing uses.
+fn leaks_nothing(path: &Path) {
+    let report = check(&HostFile::open(path, Access::ReadOnly, Sharing::Exclusive).unwrap()).unwrap();
+    assert_eq!(report.leaked_bytes, 0, "{}: {:?}", path.display(), report.findings);
+}
+
 fn zero(disk: &Disk, range: ByteRange) {
     let options = ZeroOptions {
         may_unmap: true,
@@ -149,6 +155,29 @@ fn what_was_there_stays_and_what_is_new_reads_zero() {
         is_sound(&path);
         assert_same(&read_all(&open(&path, false).disk()), &model, "opened again");
     }
+}
+
+#[test]
+fn blocks_that_are_cut_off_leave_no_hole() {
+    let dir = temp_dir();
+    let path = Kind::Dynamic.create(dir.path(), SIZE);
+    let (disk, device) = resizable(&path);
+    for _ in 0..3 {
+        disk.resize(2 * SIZE).unwrap();
+        // The space of the part that goes lies before that of the part that stays.
+        disk.write_at(&[1; 4096], SIZE + 4 * MIB).unwrap();
+        disk.write_at(&[1; 4096], SIZE + 6 * MIB).unwrap();
+        disk.write_at(&[2; 4096], 0).unwrap();
+        disk.write_at(&[3; 4096], 4 * MIB).unwrap();
+        zero(&disk, ByteRange::new(SIZE, SIZE));
+        disk.resize(SIZE).unwrap();
+        let mut read = [0; 4096];
+        disk.read_at(&mut read, 4 * MIB).unwrap();
+        assert_eq!(read, [3; 4096]);
+    }
+    device.close().unwrap();
+    is_sound(&path);
+    leaks_nothing(&path);
 }
 
 #[test]

@@ -849,3 +849,66 @@ fn rescan_alone(lab: &mut Lab) {
     drop(tree);
     lab.check();
 }
+
+#[test]
+fn what_a_deleted_snapshot_holds_below_the_present_state_is_not_dropped_unasked() {
+    let mut lab = Lab::new(0x90);
+    lab.snapshot("first");
+    lab.snapshot("second");
+    // Another branch on it, so that its file must wait; then the present state is again a child of it.
+    lab.snapshot("third");
+    lab.apply("second", Unsaved::Refuse);
+    lab.tree().delete("second", false).unwrap();
+    lab.model.snapshots.remove("second");
+    lab.check();
+    // The leaf is empty: what the deleted snapshot holds is what would be lost.
+    let error = lab.tree().apply("first", Unsaved::Refuse).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::SnapshotsUnsaved, "{error}");
+    lab.check();
+    let before = lab.model.now.clone();
+    lab.tree().create("kept").unwrap();
+    lab.model.snapshots.insert("kept".to_owned(), before);
+    lab.apply("first", Unsaved::Refuse);
+    lab.check();
+}
+
+#[test]
+fn a_revert_says_what_a_deleted_snapshot_held() {
+    let mut lab = Lab::new(0x91);
+    lab.snapshot("first");
+    lab.snapshot("second");
+    lab.snapshot("third");
+    lab.apply("second", Unsaved::Refuse);
+    lab.tree().delete("second", false).unwrap();
+    let reverted = lab.tree().revert().unwrap();
+    assert_eq!(reverted.snapshot.name, "first");
+    assert!(reverted.discarded_bytes > 0);
+}
+
+#[test]
+fn the_present_state_is_no_frozen_base_while_a_deletion_is_unfinished() {
+    let mut lab = Lab::new(0x92);
+    lab.snapshot("first");
+    lab.write();
+    let steps = Crashes::of(lab.dir.path());
+    SnapshotTree::open(&lab.disk(), steps.work())
+        .unwrap()
+        .delete("first", false)
+        .unwrap();
+    let mut merged = 0;
+    for (step, dir) in steps.take() {
+        let disk = dir.path().join("vm.vhd");
+        let now = resolve(&disk, "now").unwrap();
+        assert_reads(&now, &lab.model.now);
+        // A guest may go on with it before any command has finished the deletion.
+        open(&now, true).close().unwrap();
+        if now == disk {
+            merged += 1;
+            assert!(frozen_base(&disk).is_none(), "{step}");
+        }
+    }
+    assert!(
+        merged > 0,
+        "no state was looked at in which the base is the present state"
+    );
+}

@@ -50,7 +50,6 @@ const EXT: &[&[&str]] = &[
         "-O sparse_super2",
         "-O ^sparse_super,^resize_inode",
         "-O ^resize_inode",
-        "-O quota",
     ],
     &["", "-E packed_meta_blocks=1", "-G 4", "-I 128", "-O inline_data"],
 ];

@@ -14,6 +14,8 @@
 
 #[cfg(feature = "client")]
 pub mod client;
+#[cfg(any(feature = "client", feature = "server"))]
+mod keepalive;
 pub mod kinds;
 pub mod protocol;
 #[cfg(feature = "server")]

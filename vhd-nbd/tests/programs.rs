@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 
 use support::{Running, SIZE, certificates, chain, create, exports, has, open};
-use vhd_nbd::server::{Export, ExportSet, Listener, Server, ServerOptions};
+use vhd_nbd::server::{Export, ExportSet, Listener, Server, ServerOptions, TcpPolicy};
 use vhd_nbd::tls::TlsServer;
 
 fn run(program: &str, arguments: &[&str]) -> Output {
@@ -106,7 +106,7 @@ fn nbdcopy_both_ways_over_several_connections() {
     create(&image, size.try_into().unwrap());
     let opened = open(&image, true);
     let mut exports = ExportSet::new();
-    assert!(exports.add(Export::new("", opened.disk())));
+    exports.add(Export::new("", opened.disk())).unwrap();
     let running = Running::start(dir.path(), exports, ServerOptions::default());
     let (source, copy) = (dir.path().join("source.raw"), dir.path().join("copy.raw"));
     let mut bytes = vec![0; size];
@@ -280,7 +280,7 @@ fn fio_finds_what_it_wrote() {
     create(&image, 128 << 20);
     let opened = open(&image, true);
     let mut exports = ExportSet::new();
-    assert!(exports.add(Export::new("", opened.disk())));
+    exports.add(Export::new("", opened.disk())).unwrap();
     let running = Running::start(dir.path(), exports, ServerOptions::default());
     let uri = format!("--uri={}", running.uri(""));
     let said = output(
@@ -329,7 +329,7 @@ fn tls_server(dir: &Path, pki: &Path, client_ca: bool) -> (Arc<Server>, SocketAd
     };
     let opened = chain(dir);
     let server = Server::new(exports(&opened), options).unwrap();
-    let listener = Listener::tcp("127.0.0.1:0".parse().unwrap(), Vec::new()).unwrap();
+    let listener = Listener::tcp("127.0.0.1:0".parse().unwrap(), TcpPolicy::default()).unwrap();
     let address = listener.to_string().parse().unwrap();
     let serving = Arc::clone(&server);
     let thread = std::thread::spawn(move || {

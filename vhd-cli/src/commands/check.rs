@@ -209,7 +209,7 @@ fn check_ancestors(args: &CheckArgs, source: &Source, outcome: &mut Outcome) -> 
 fn is_about_parents(warning: &ChainWarning) -> bool {
     matches!(
         warning,
-        ChainWarning::ParentTimestamp { .. } | ChainWarning::ParentSize { .. }
+        ChainWarning::ParentTimestamp { .. } | ChainWarning::ParentSize { .. } | ChainWarning::JobOpen { .. }
     )
 }
 

@@ -10,6 +10,7 @@ use vhd_core::ErrorKind;
 use vhd_core::chain::OpenedDisk;
 use vhd_core::chain::dependants::Search;
 use vhd_core::device::LayeredDevice;
+use vhd_core::job::require_no_job;
 use vhd_core::ops::compact::{CompactError, CompactOptions, CompactPlan, CompactReport, FreeSpace, Survey, compact};
 
 use super::measure::{PartitionSpace, partition_spaces};
@@ -108,6 +109,7 @@ pub(crate) fn run(args: &CompactArgs) -> Result<Exit, Failure> {
         return Err(Failure::usage("DISK@NAME is for reading: name the file to compact it"));
     }
     let opened = open(args, &source)?;
+    require_no_job([&source.path])?;
     let warnings = opened.warnings().iter().map(ToString::to_string).collect();
     let children = children_of(args, &opened)?;
     let space = args.free_space.then(|| DiskSpace::of(&opened.disk()));

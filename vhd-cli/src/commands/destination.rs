@@ -10,6 +10,7 @@ use vhd_core::chain::OpenedDisk;
 use vhd_core::chain::dependants::Search;
 use vhd_core::format::UniqueId;
 use vhd_core::image::Footers;
+use vhd_core::job::require_no_job;
 use vhd_core::storage::{Access, HostFile, Sharing, StorageError};
 
 use crate::children::{self, ChildrenArgs};
@@ -74,6 +75,7 @@ impl<'a> Destination<'a> {
         if !self.children.ignore_children {
             self.refuse_parent()?;
         }
+        require_no_job([self.path])?;
         match HostFile::open(self.path, Access::ReadWrite, Sharing::Exclusive) {
             Ok(file) => Ok(Some(file)),
             Err(error @ StorageError::Locked { .. }) => Err(error.into()),

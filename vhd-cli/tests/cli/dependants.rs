@@ -92,6 +92,37 @@ fn the_option_does_it_nevertheless() {
 }
 
 #[test]
+fn a_repair_that_leaves_doubts_asks_too() {
+    let lab = Lab::new();
+    lab.run(&["create", "base.vhd", "--size", "8M"], 0);
+    lab.write("base.vhd", 0, &[7; 4096]);
+    lab.run(&["create", "child", "--parent", "base.vhd"], 0);
+    // The entry of the one block leads nowhere: which block it was is assumed.
+    lab.damage("base.vhd", 1536, &[0, 0xFF, 0xFF, 0xFF]);
+    lab.run(&["repair", "base.vhd"], 4);
+    let before = fs::read(lab.path("base.vhd")).unwrap();
+    assert_eq!(code(&lab, &["repair", "base.vhd", "--yes"]), "VHD-E0207");
+    assert!(fs::read(lab.path("base.vhd")).unwrap() == before && !lab.exists("base.vhd.undo"));
+    lab.run(&["repair", "base.vhd", "--yes", "--ignore-children"], 0);
+    // Nothing is in doubt where a footer is written anew: the children get their parent back.
+    lab.damage("base.vhd", -512, &[0; 512]);
+    fs::remove_file(lab.path("base.vhd.undo")).unwrap();
+    lab.run(&["repair", "base.vhd", "--yes"], 0);
+}
+
+#[test]
+fn a_reparent_by_force_asks_and_another_does_not() {
+    let lab = forest();
+    lab.run(&["create", "other.vhd", "--size", "8M"], 0);
+    let forced = ["reparent", "one.avhd", "--parent", "other.vhd", "--force"];
+    assert_eq!(code(&lab, &forced), "VHD-E0207");
+    lab.run(&["reparent", "one.avhd", "--parent", "base.vhd"], 0);
+    lab.run(&["reparent", "one.avhd", "--parent", "other.vhd", "--rebase"], 0);
+    let all = [&forced[..], &["--ignore-children"]].concat();
+    lab.run(&all, 0);
+}
+
+#[test]
 fn a_merge_sees_the_children_of_both_layers_wherever_they_are() {
     let lab = forest();
     let read = |name: &str| fs::read(lab.path(name)).unwrap();

@@ -15,7 +15,8 @@ use fastrand::Rng;
 use rustix::process::Signal;
 use vhd_core::chain::OpenOptions;
 use vhd_nbd::protocol::{
-    Command, CommandFlags, ExportNameReply, Greeting, HeaderStyle, OptionRequest, RequestHeader, TransmissionFlags,
+    Command, CommandFlags, Errno, ExportNameReply, Greeting, HeaderStyle, OptionRequest, RequestHeader,
+    TransmissionFlags,
 };
 
 use crate::announce;
@@ -137,7 +138,12 @@ fn negotiate(stream: &mut UnixStream) -> io::Result<ExportNameReply> {
 fn reply(stream: &mut UnixStream) -> io::Result<u64> {
     let mut bytes = [0; 16];
     stream.read_exact(&mut bytes)?;
-    assert_eq!(bytes[4..8], [0; 4], "a request failed");
+    let error = u32::from_be_bytes(bytes[4..8].try_into().unwrap());
+    if error == Errno::Shutdown.number() {
+        // It was told to stop in order, and not killed yet.
+        return Err(io::ErrorKind::ConnectionAborted.into());
+    }
+    assert_eq!(error, 0, "a request failed");
     Ok(u64::from_be_bytes(bytes[8..].try_into().unwrap()))
 }
 
@@ -243,7 +249,9 @@ fn serve_and_kill(lab: &Lab, subject: Subject, cells: &Cells, sizes: &Sizes, rng
                 let _ = writer.run();
             });
         }
-        thread::sleep(Duration::from_millis(rng.u64(3..60)));
+        // A resize takes its time, on a busy machine above all.
+        let longest = if subject.resizing { 250 } else { 60 };
+        thread::sleep(Duration::from_millis(rng.u64(3..longest)));
         if rng.u8(..4) == 0 {
             serving.signal(Signal::TERM);
             thread::sleep(Duration::from_micros(rng.u64(..8000)));

@@ -1,12 +1,13 @@
 //! Creating a child of an existing disk.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use super::{ChainError, OpenOptions, OpenedDisk};
 use crate::ErrorKind;
 use crate::format::{DEFAULT_BLOCK_SIZE, MAX_BLOCK_SIZE, MIN_CREATE_BLOCK_SIZE, Timestamp, UniqueId};
 use crate::image::{CreateError, Image, ParentLink, create_differencing};
-use crate::storage::{StagedFile, StorageError, StorageFile};
+use crate::job::require_steady;
+use crate::storage::{StagedFile, StorageError, StorageFile, relative_to};
 
 /// Why a child can't be created.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +61,8 @@ pub(crate) fn create_child_of(
     block_size: Option<u64>,
     opened: &OpenedDisk,
 ) -> Result<UniqueId, CreateChildError> {
+    // What the child is to be based on must not change below it.
+    require_steady(parent).map_err(ChainError::from)?;
     let image = opened.layers().next().and_then(|leaf| leaf.layer.image());
     let parent_blocks = image
         .and_then(|image| image.header())
@@ -154,38 +157,4 @@ fn canonical_dir(path: &Path) -> Result<PathBuf, ChainError> {
         path: dir.to_owned(),
         source,
     })
-}
-
-/// The way from `base` to `dir`, both absolute and without symbolic links: `.` or `..` first.
-pub(crate) fn relative_to(dir: &Path, base: &Path) -> PathBuf {
-    let common = dir
-        .components()
-        .zip(base.components())
-        .take_while(|(a, b)| a == b)
-        .count();
-    let ups = base.components().skip(common).map(|_| Component::ParentDir);
-    let start = (base.components().count() == common).then_some(Component::CurDir);
-    start
-        .into_iter()
-        .chain(ups)
-        .chain(dir.components().skip(common))
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ways_between_directories() {
-        let way = |dir, base| {
-            relative_to(Path::new(dir), Path::new(base))
-                .to_str()
-                .unwrap()
-                .to_owned()
-        };
-        assert_eq!(way("/vm", "/vm"), ".");
-        assert_eq!(way("/vm/base", "/vm"), "./base");
-        assert_eq!(way("/vm/base", "/vm/snap/deep"), "../../base");
-    }
 }

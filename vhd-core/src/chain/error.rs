@@ -8,6 +8,7 @@ use super::dependants::{DependantsError, Doubt};
 use crate::ErrorKind;
 use crate::format::{FormatError, Timestamp, UniqueId};
 use crate::image::OpenError;
+use crate::job::{JobError, JobKind};
 use crate::storage::{StorageError, io_kind};
 
 /// Why a disk can't be opened.
@@ -49,6 +50,9 @@ pub enum ChainError {
         /// Where a footer would be.
         expected: u64,
     },
+    /// An unfinished job keeps the image from being written.
+    #[error(transparent)]
+    Job(#[from] JobError),
     /// No file with the parent's identity was found.
     #[error("the parent {wanted} of {} was not found{}", child.display(), Tried(tried))]
     ParentMissing {
@@ -134,6 +138,7 @@ impl ChainError {
             Self::Read { source, .. } => io_kind(source),
             Self::Image { source, .. } => source.kind(),
             Self::Ambiguous { .. } => ErrorKind::Ambiguous,
+            Self::Job(error) => error.kind(),
             Self::ParentMissing { .. } => ErrorKind::ParentMissing,
             Self::ParentMismatch { .. } => ErrorKind::ParentMismatch,
             Self::Cycle { .. } => ErrorKind::ChainCycle,
@@ -222,6 +227,20 @@ pub enum ChainWarning {
         recorded: Timestamp,
         /// The parent file's modification time.
         found: Timestamp,
+    },
+    /// An unfinished job changes the image: by itself it is neither what it was nor what it is going to be.
+    #[error(
+        "{} belongs to an unfinished {kind}, recorded in {}: by itself it may be neither what it was nor what it is \
+         going to be",
+        path.display(), record.display()
+    )]
+    JobOpen {
+        /// The image.
+        path: PathBuf,
+        /// The job.
+        kind: JobKind,
+        /// Its record.
+        record: PathBuf,
     },
     /// Child and parent differ in size.
     #[error("{} has {child_size} bytes but its parent {} has {parent_size}", child.display(), parent.display())]

@@ -15,6 +15,7 @@ use super::unfinished::unfinished_resize;
 use crate::device::{BlockDevice, DeviceError, Disk, Layer, LayeredDevice, RawDevice};
 use crate::format::{Timestamp, UniqueId};
 use crate::image::{FooterSource, Footers, Image, OpenMode, PublishFence};
+use crate::job::{open_job, require_steady};
 use crate::storage::{Access, FileIdentity, HostFile, Sharing, StorageError, StorageFile};
 
 /// The most layers a chain may have. Hyper-V stops at 50 snapshots; the limit is there so that a directory
@@ -31,6 +32,8 @@ pub struct OpenOptions {
     parent_dirs: Vec<PathBuf>,
     gate: Arc<dyn ParentGate>,
     fence: Option<Arc<dyn PublishFence>>,
+    /// The caller is a job, and has seen that no other is open on the image.
+    for_job: bool,
     ignore_children: bool,
 }
 
@@ -44,6 +47,7 @@ impl Default for OpenOptions {
             parent_dirs: Vec::new(),
             gate: Arc::new(AllowAll),
             fence: None,
+            for_job: false,
             ignore_children: false,
         }
     }
@@ -120,6 +124,12 @@ impl OpenOptions {
         self
     }
 
+    /// For a job, which looks itself whether another one is open on the image.
+    pub(crate) fn for_job(mut self) -> Self {
+        self.for_job = true;
+        self
+    }
+
     /// Opens the disk at `path`.
     ///
     /// # Errors
@@ -145,6 +155,37 @@ impl OpenOptions {
     }
 
     fn open_file(&self, path: &Path, file: Arc<HostFile>, found: &mut Vec<PathBuf>) -> Result<OpenedDisk, ChainError> {
+        let job_open = self.look_for_jobs(path)?;
+        let mut opened = self.open_format(path, file, found)?;
+        opened.warnings.extend(job_open);
+        Ok(opened)
+    }
+
+    /// INV-37: nobody writes to an image that an open job changes. For readers it is worth a warning.
+    fn look_for_jobs(&self, path: &Path) -> Result<Option<ChainWarning>, ChainError> {
+        match (self.access, self.for_job) {
+            (_, true) => Ok(None),
+            (Access::ReadWrite, false) => {
+                require_steady(path)?;
+                Ok(None)
+            }
+            (Access::ReadOnly, false) => {
+                let open = open_job(path).ok().flatten().filter(|job| !job.image.guest);
+                Ok(open.map(|job| ChainWarning::JobOpen {
+                    path: path.to_owned(),
+                    kind: job.kind,
+                    record: job.record,
+                }))
+            }
+        }
+    }
+
+    fn open_format(
+        &self,
+        path: &Path,
+        file: Arc<HostFile>,
+        found: &mut Vec<PathBuf>,
+    ) -> Result<OpenedDisk, ChainError> {
         if self.format != Some(ImageFormat::Raw)
             && let Some(error) = unfinished_resize(path, &*file)
         {

@@ -5,8 +5,8 @@ use std::io::{IoSlice, IoSliceMut};
 use std::sync::Arc;
 
 use vhd_block::{
-    BlockDevice, ByteRange, Capabilities, Coalescer, DeviceError, DeviceInfo, Extent, ExtentKind, ExtentVisitor,
-    LOGICAL_BLOCK, ZeroOptions, check_range, scatter,
+    BlockDevice, ByteRange, Capabilities, Coalescer, DeviceError, DeviceInfo, ErrorKind, Extent, ExtentKind,
+    ExtentVisitor, LOGICAL_BLOCK, ZeroOptions, check_range, scatter,
 };
 
 use super::places::{Located, Place, PlaceIndex};
@@ -262,7 +262,14 @@ impl LayeredDevice {
         while done < len {
             let located = self.locate_in_parents(offset + done, len - done)?;
             if located.place.is_some() {
-                self.store_zeroes(offset + done, located.len, options)?;
+                let range = ByteRange::new(offset + done, located.len);
+                match self.store_zeroes(range.start, range.len, options) {
+                    // Nothing needs to be stored where the parents read zero, which is not looked at as long as there is
+                    // space.
+                    Err(error)
+                        if error.kind() == ErrorKind::NoSpace && self.parents_read_zero(range, &mut Vec::new())? => {}
+                    stored => stored?,
+                }
             }
             done += located.len;
         }
@@ -362,6 +369,10 @@ impl BlockDevice for LayeredDevice {
             let span = self.leaf_span(at, range.end() - at)?;
             match span {
                 ReadSpan::Data { len, .. } => self.store_zeroes(at, len, options)?,
+                // It is to have space, whatever it reads.
+                ReadSpan::Parent { len } | ReadSpan::Zero { len } if !options.may_unmap => {
+                    self.store_zeroes(at, len, options)?;
+                }
                 ReadSpan::Parent { len } => self.cover_with_zeroes(at, len, options)?,
                 ReadSpan::Zero { .. } => {}
             }

@@ -10,7 +10,7 @@ use vhd_block::{
 
 use super::stretches::{Stretches, push_stored};
 use crate::image::{IoContext, Poison, discard_file_range, zero_file_range};
-use crate::storage::{PaddedFile, StorageFile};
+use crate::storage::{LeastLen, PaddedFile, StorageFile};
 
 /// Bytes per request that are cheapest for a plain file.
 const PREFERRED_TRANSFER: u32 = 1 << 20;
@@ -21,6 +21,7 @@ pub struct RawDevice {
     file: PaddedFile,
     info: DeviceInfo,
     poison: Poison,
+    least_len: LeastLen,
 }
 
 impl RawDevice {
@@ -34,6 +35,7 @@ impl RawDevice {
         };
         let info = DeviceInfo::new([0; 16], PREFERRED_TRANSFER, capabilities);
         Ok(Self {
+            least_len: LeastLen::new(file.len()?),
             file: PaddedFile::new(file, u64::from(LOGICAL_BLOCK))?,
             info,
             poison: Poison::new(),
@@ -90,6 +92,8 @@ impl BlockDevice for RawDevice {
             return Ok(());
         }
         self.poison.check()?;
+        self.poison
+            .on_error(self.least_len.check(&self.file).io_context("flush", 0))?;
         self.poison.on_error(self.file.sync().io_context("sync", 0))
     }
 

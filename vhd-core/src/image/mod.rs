@@ -54,7 +54,7 @@ pub(crate) use validate::{Region, Space, metadata_regions};
 pub(crate) use zeroing::{discard_file_range, zero_file_range};
 
 use crate::format::{DiskType, DynamicHeader, Footer, MAX_LOCATOR_LENGTH, PlatformCode, UniqueId, decode_locator};
-use crate::storage::StorageFile;
+use crate::storage::{LeastLen, StorageFile};
 use crate::units::{FileOffset, VirtualOffset, usize_from};
 use commit::Writer;
 use flush::FlushCoalescer;
@@ -108,6 +108,7 @@ pub struct Image {
     writable: bool,
     body: Body,
     coalescer: FlushCoalescer,
+    least_len: LeastLen,
     closed: bool,
 }
 
@@ -240,14 +241,23 @@ impl Image {
         }
         self.coalescer.run(|| match &self.body {
             Body::Fixed(poison) => {
-                poison.check()?;
+                self.check_len(poison)?;
                 poison.on_error(self.file.sync().io_context("sync", 0))
             }
             Body::Sparse(sparse) => match &sparse.writer {
                 None => Ok(()),
-                Some(writer) => commit::commit(sparse, writer, &*self.file),
+                Some(writer) => {
+                    self.check_len(&writer.poison)?;
+                    commit::commit(sparse, writer, &*self.file)
+                }
             },
         })
+    }
+
+    /// Nobody has cut off what was written.
+    fn check_len(&self, poison: &Poison) -> Result<(), DeviceError> {
+        poison.check()?;
+        poison.on_error(self.least_len.check(&*self.file).io_context("flush", 0))
     }
 
     /// Flushes, and gives unused space at the end of the file back.

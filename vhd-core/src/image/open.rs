@@ -17,7 +17,7 @@ use crate::format::{
     BlockLayout, DiskType, DynamicHeader, FOOTER_SIZE, Footer, HEADER_SIZE, LEGACY_FOOTER_SIZE, TABLE_ENTRY_SIZE,
     TableEntry, check_table_covers,
 };
-use crate::storage::StorageFile;
+use crate::storage::{LeastLen, StorageFile};
 use crate::sync::Mutex;
 use crate::units::{FileOffset, SECTOR_SIZE, u64_from, usize_from};
 
@@ -104,6 +104,7 @@ impl Image {
             writable: mode.writable,
             body,
             coalescer: FlushCoalescer::new(),
+            least_len: LeastLen::new(file_len),
             closed: false,
         })
     }

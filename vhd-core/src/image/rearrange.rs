@@ -160,6 +160,7 @@ impl Image {
             return Err(DeviceError::ReadOnly);
         };
         let result = check_fence(writer).and_then(|()| cut_file(self, end));
+        self.least_len.forget();
         self.poison_on_error(result)
     }
 

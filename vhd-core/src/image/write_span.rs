@@ -151,7 +151,7 @@ impl<'a> WriteSpan<'a> {
     /// # Errors
     /// [`DeviceError::NotFast`] if they would have to be written out and `fast_only` is set.
     pub fn zero(&self, options: ZeroOptions) -> Result<(), DeviceError> {
-        if matches!(self.completion, Completion::NewBlock(_)) {
+        if options.may_unmap && matches!(self.completion, Completion::NewBlock(_)) {
             return Ok(()); // INV-04: new space reads zero.
         }
         zero_file_range(self.file(), self.file_offset.0, self.len, options)

@@ -3,7 +3,7 @@
 use vhd_block::{DeviceError, ZeroOptions};
 
 use super::IoContext;
-use crate::storage::{StorageFile, clear_range, zero_range_kept};
+use crate::storage::{StorageFile, clear_range, is_hole_already, zero_range_kept};
 
 /// Makes a range of a file zero in the way the options allow.
 pub(crate) fn zero_file_range(
@@ -23,6 +23,7 @@ pub(crate) fn zero_file_range(
     };
     match result {
         Err(error) if options.fast_only && error.kind() == std::io::ErrorKind::Unsupported => Err(DeviceError::NotFast),
+        Err(error) if options.may_unmap && is_hole_already(&error, file, offset, len) => Ok(()),
         other => other.io_context("zero", offset),
     }
 }
@@ -31,6 +32,7 @@ pub(crate) fn zero_file_range(
 pub(crate) fn discard_file_range(file: &dyn StorageFile, offset: u64, len: u64) -> Result<(), DeviceError> {
     match file.punch_hole(offset, len) {
         Err(error) if error.kind() == std::io::ErrorKind::Unsupported => Ok(()),
+        Err(error) if is_hole_already(&error, file, offset, len) => Ok(()),
         _ if len == 0 => Ok(()),
         other => other.io_context("punch a hole", offset),
     }

@@ -7,9 +7,10 @@ use super::create::frozen;
 use super::delete::Settled;
 use super::error::SnapshotError;
 use super::manifest::{Active, ImageFile, Pending, Snapshot};
-use super::survey::stored_bytes;
+use super::survey::{look_at, stored_bytes};
 use super::tree::SnapshotTree;
 use crate::image::{Image, OpenMode};
+use crate::job::require_no_job;
 
 /// What becomes of writes that no snapshot has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,11 +69,15 @@ impl SnapshotTree<'_> {
             path: leaf.clone(),
             source,
         })?;
-        let bytes = stored_bytes(&image, &leaf)?;
+        let bytes = stored_bytes(&image, &leaf)? + self.stored_in_deleted()?;
         drop(image);
         match unsaved {
             Unsaved::Refuse if bytes > 0 => return Err(SnapshotError::Unsaved { leaf, bytes }),
-            Unsaved::Refuse | Unsaved::Discard => self.place.refuse_children(&former.file)?,
+            Unsaved::Refuse | Unsaved::Discard => {
+                self.place.refuse_children(&former.file)?;
+                // INV-37: the file goes, and an open job on it could not be finished any more.
+                require_no_job([&leaf])?;
+            }
             Unsaved::Snapshot(name) => self.check_new_name(name)?,
         }
         let taken = match unsaved {
@@ -89,6 +94,19 @@ impl SnapshotTree<'_> {
             snapshot: target,
             settled: self.settle()?,
         })
+    }
+
+    /// Bytes that deleted snapshots hold between the active leaf and the nearest snapshot that is listed: the present
+    /// state has them, and no snapshot that could be applied.
+    fn stored_in_deleted(&self) -> Result<u64, SnapshotError> {
+        let line = self.manifest.line(self.manifest.active.parent);
+        let unlisted = line.take_while(|snapshot| snapshot.deleted);
+        let mut bytes = 0;
+        for snapshot in unlisted {
+            let path = self.path(&snapshot.file);
+            bytes += stored_bytes(&look_at(&path)?, &path)?;
+        }
+        Ok(bytes)
     }
 
     /// Makes a new leaf on `target` the active one; the former becomes the snapshot `taken`, or goes.

@@ -8,6 +8,7 @@ use super::manifest::{Node, Pending, Snapshot};
 use super::tree::SnapshotTree;
 use crate::ErrorKind;
 use crate::format::UniqueId;
+use crate::job::require_no_job;
 
 /// What was done about the files of deleted snapshots.
 #[derive(Debug, Default)]
@@ -119,6 +120,8 @@ impl SnapshotTree<'_> {
         }
         let _held = self.place.hold(&snapshot.file.name)?;
         self.place.refuse_children(&snapshot.file)?;
+        // INV-37: an open job on the file could not be finished any more.
+        require_no_job([self.path(&snapshot.file)])?;
         let mut next = self.manifest.clone();
         next.snapshots.retain(|other| other.id != snapshot.id);
         next.pending = Some(Pending::Remove {
@@ -130,7 +133,10 @@ impl SnapshotTree<'_> {
     }
 }
 
-/// Somebody else uses or needs a file: the deletion is done when he does not any more.
+/// Somebody else uses or needs a file, or has a job on it: the deletion is done when he does not any more.
 pub(super) fn can_wait(error: &SnapshotError) -> bool {
-    matches!(error.kind(), ErrorKind::Locked | ErrorKind::HasChildren)
+    matches!(
+        error.kind(),
+        ErrorKind::Locked | ErrorKind::HasChildren | ErrorKind::JobPending
+    )
 }

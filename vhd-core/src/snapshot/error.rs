@@ -7,6 +7,7 @@ use crate::chain::dependants::DependantsError;
 use crate::chain::{ChainError, CreateChildError};
 use crate::device::DeviceError;
 use crate::image::{AmendError, OpenError};
+use crate::job::JobError;
 use crate::ops::merge::MergeError;
 use crate::record::RecordError;
 use crate::storage::StorageError;
@@ -48,11 +49,14 @@ pub enum SnapshotError {
         name: String,
     },
     /// Writes would be lost that no snapshot holds.
-    #[error("{} holds {bytes} bytes that no snapshot has: discard them, or take a snapshot first", leaf.display())]
+    #[error(
+        "the present state ({}) has {bytes} bytes that no snapshot has: discard them, or take a snapshot first",
+        leaf.display()
+    )]
     Unsaved {
         /// The active leaf.
         leaf: PathBuf,
-        /// Bytes written since it was made.
+        /// Bytes written since the nearest snapshot that is listed.
         bytes: u64,
     },
     /// The manifest does not describe the files.
@@ -108,6 +112,9 @@ pub enum SnapshotError {
         #[source]
         source: AmendError,
     },
+    /// A job outside the snapshots is open on a file that would go or change.
+    #[error(transparent)]
+    Job(#[from] JobError),
     /// The manifest can't be read or written.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -166,6 +173,7 @@ impl SnapshotError {
             Self::Verification { .. } => ErrorKind::Verification,
             Self::Relink { source, .. } => source.kind(),
             Self::Record(error) => error.kind(),
+            Self::Job(error) => error.kind(),
             Self::Storage(error) => error.kind(),
             Self::Create(error) => error.kind(),
             Self::Interrupted { .. } => ErrorKind::Cancelled,

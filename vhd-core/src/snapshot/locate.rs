@@ -45,14 +45,16 @@ pub fn resolve(disk: &Path, name: &str) -> Result<PathBuf, SnapshotError> {
 pub fn frozen_base(disk: &Path) -> Option<FrozenBase> {
     let place = Place::with_base(disk).ok()?;
     let manifest = place.read().ok()??;
-    if manifest.active.file.name == place.base() {
+    // After a killed command the base may be the present state already, before the manifest says so.
+    let active = place.current_path(&manifest, &manifest.active.file);
+    if active == place.disk() {
         return None;
     }
     let mut listed = manifest.listed();
     let snapshot = listed.find(|snapshot| snapshot.file.name == place.base());
     Some(FrozenBase {
         snapshot: snapshot.map(|snapshot| snapshot.name.clone()),
-        active: place.current_path(&manifest, &manifest.active.file),
+        active,
     })
 }
 

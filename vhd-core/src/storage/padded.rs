@@ -35,7 +35,9 @@ impl PaddedFile {
     }
 
     fn read_into(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        let stored = usize_from(self.file.len()?.saturating_sub(offset)).min(buf.len());
+        // It may have become longer by a write; if it has become shorter, that is an error.
+        let len = self.file.len()?.max(self.len);
+        let stored = usize_from(len.saturating_sub(offset)).min(buf.len());
         let (inside, behind) = buf.split_at_mut(stored);
         behind.fill(0);
         self.file.read_exact_at(inside, offset)

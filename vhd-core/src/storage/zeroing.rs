@@ -4,7 +4,8 @@ use std::io;
 
 use vhd_block::is_zero;
 
-use super::{Segment, StorageFile};
+use super::{Segment, StorageFile, io_kind};
+use crate::ErrorKind;
 use crate::units::{u64_from, usize_from};
 
 const CHUNK: usize = 64 << 10;
@@ -16,6 +17,17 @@ const LOOK: u64 = 256 << 10;
 /// Makes a range read zero and frees its space, or writes zeroes where the file system has no holes.
 pub fn clear_range(file: &dyn StorageFile, offset: u64, len: u64) -> io::Result<()> {
     or_write_zeroes(file, offset, len, file.punch_hole(offset, len))
+}
+
+/// Whether a failure to make a range a hole is that the file system needs space for that, and says so although there is a
+/// hole already.
+pub(crate) fn is_hole_already(error: &io::Error, file: &dyn StorageFile, offset: u64, len: u64) -> bool {
+    io_kind(error) == ErrorKind::NoSpace && is_hole(file, offset, len).unwrap_or(false)
+}
+
+fn is_hole(file: &dyn StorageFile, offset: u64, len: u64) -> io::Result<bool> {
+    let (segment, end) = file.segment_at(offset)?;
+    Ok(segment == Segment::Hole && end >= offset.saturating_add(len))
 }
 
 /// Makes a range read zero and keeps its space, by writing zeroes where the file system has nothing better.

@@ -12,6 +12,8 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use vsock::VsockStream;
 
+use crate::keepalive::keep_alive;
+
 /// Where a server is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
@@ -70,6 +72,7 @@ fn connect_tcp(host: &str, port: u16, timeout: Duration) -> io::Result<OwnedFd> 
             Ok(stream) => {
                 // Requests are sent in whole: there is nothing to wait for.
                 stream.set_nodelay(true)?;
+                keep_alive(&stream)?;
                 return Ok(stream.into());
             }
             Err(error) => failure = error,

@@ -57,9 +57,6 @@ impl Agreement {
         }
         let usable = preferred.is_power_of_two() && preferred <= maximum;
         let preferred = if usable { preferred.max(block) } else { block };
-        if !size.is_multiple_of(minimum.into()) {
-            return Err(format!("an export of {size} bytes and blocks of {minimum}"));
-        }
         Ok(Self {
             size,
             flags,

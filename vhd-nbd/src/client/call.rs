@@ -8,8 +8,8 @@ use vhd_block::{ByteRange, scatter};
 use super::broken::Break;
 use super::inbox::Receiver;
 use crate::protocol::{
-    Chunk, ChunkHeader, ChunkType, Descriptor, Errno, MAX_DESCRIPTORS, MAX_STRING, MetaContextId, ReplyFlags,
-    ReplyHeader, ReplyStyle,
+    Chunk, ChunkHeader, ChunkType, Descriptor, Errno, MAX_DESCRIPTORS, MetaContextId, ReplyFlags, ReplyHeader,
+    ReplyStyle,
 };
 
 /// Parts that a read may come in before they join: more would only cost memory.
@@ -53,16 +53,23 @@ pub(super) struct Bytes<'w, 'b> {
 /// A request that waits for its reply.
 pub(super) struct Call<'w, 'b> {
     wanted: Wanted<'w, 'b>,
+    /// The offset of the request, which long headers of replies repeat.
+    offset: u64,
     error: Option<ServerError>,
 }
 
 impl<'w, 'b> Call<'w, 'b> {
     pub(super) fn new(wanted: Wanted<'w, 'b>) -> Self {
-        Self { wanted, error: None }
+        Self {
+            wanted,
+            offset: 0,
+            error: None,
+        }
     }
 
-    /// What came is forgotten: the request will be sent again.
-    pub(super) fn reset(&mut self) {
+    /// The request with this offset is sent, perhaps again: what came is forgotten.
+    pub(super) fn begin(&mut self, offset: u64) {
+        self.offset = offset;
         self.error = None;
         match &mut self.wanted {
             Wanted::Nothing => {}
@@ -85,7 +92,10 @@ impl<'w, 'b> Call<'w, 'b> {
     ) -> Result<bool, Break> {
         let whole = match header {
             ReplyHeader::Chunk(header) => {
-                self.take_chunk(header, receiver)?;
+                if style == ReplyStyle::Extended && header.offset != self.offset {
+                    return Err(Break::protocol("a reply with the offset of another request"));
+                }
+                self.take_chunk(header, style, receiver)?;
                 header.flags.contains(ReplyFlags::DONE)
             }
             ReplyHeader::Simple(reply) => {
@@ -106,7 +116,11 @@ impl<'w, 'b> Call<'w, 'b> {
         Ok(whole)
     }
 
-    fn take_chunk(&mut self, header: ChunkHeader, receiver: &mut Receiver<'_>) -> Result<(), Break> {
+    fn take_chunk(&mut self, header: ChunkHeader, style: ReplyStyle, receiver: &mut Receiver<'_>) -> Result<(), Break> {
+        let status = match style {
+            ReplyStyle::Extended => ChunkType::BlockStatusExtended,
+            ReplyStyle::Simple | ReplyStyle::Structured => ChunkType::BlockStatus,
+        };
         let unexpected = || Err(Break::protocol("a chunk that was not asked for"));
         match (header.chunk, &mut self.wanted) {
             (ChunkType::OffsetData, Wanted::Bytes(bytes)) => bytes.take_data(header.length, receiver),
@@ -117,7 +131,7 @@ impl<'w, 'b> Call<'w, 'b> {
                     _ => unexpected(),
                 }
             }
-            (ChunkType::BlockStatus | ChunkType::BlockStatusExtended, Wanted::Status(wanted, found)) => {
+            (chunk, Wanted::Status(wanted, found)) if chunk == status => {
                 let payload = receiver.payload(header.length, MAX_STATUS)?;
                 match Chunk::decode(header.chunk, &payload)? {
                     Chunk::BlockStatus { context, descriptors } if context == *wanted && found.is_empty() => {
@@ -143,7 +157,6 @@ impl<'w, 'b> Call<'w, 'b> {
 
     /// The first error of a reply is the one to tell.
     fn fail(&mut self, errno: Errno, message: String) {
-        let message = message.chars().take(MAX_STRING).collect();
         self.error.get_or_insert(ServerError { errno, message });
     }
 

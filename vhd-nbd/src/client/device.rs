@@ -2,6 +2,7 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use vhd_block::units::usize_from;
 use vhd_block::{
@@ -16,6 +17,7 @@ use super::extents::{Piece, StatusCache, pass, pieces};
 use super::line::Target;
 use super::link::Request;
 use super::pool::Pool;
+use super::text::appended;
 use super::{ClientError, ClientOptions, NbdUri};
 use crate::kinds;
 use crate::protocol::{Command, CommandFlags, Errno, MetaContextId, TransmissionFlags};
@@ -23,6 +25,30 @@ use crate::tls::TlsClient;
 
 /// Bytes; the longest range of a request without a payload. All servers know it as a number, and have it done in time.
 const MAX_RANGE: u64 = 1 << 30;
+
+/// The longest request of a kind that the server takes, as far as is known.
+#[derive(Debug)]
+struct Longest(AtomicU64);
+
+impl Longest {
+    fn new(bytes: u64) -> Self {
+        Self(AtomicU64::new(bytes))
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// A request of `len` bytes was too long. Returns whether there are shorter ones, in whole blocks.
+    fn shorten(&self, len: u64, block: u64) -> bool {
+        let half = len / 2 / block * block;
+        if half == 0 {
+            return false;
+        }
+        self.0.fetch_min(half, Ordering::Relaxed);
+        true
+    }
+}
 
 /// An export of an NBD server. The bytes of a last block that is not whole read zero behind the export's end.
 ///
@@ -33,6 +59,9 @@ pub struct NbdDevice {
     pool: Pool,
     info: DeviceInfo,
     status: StatusCache,
+    /// Of reads and writes, and of what has no payload.
+    transfers: Longest,
+    ranges: Longest,
     /// For an export whose size can be changed: requests pass it, and a resize has it to itself, because none may be on its
     /// way to what is cut off.
     gate: Option<Gate<()>>,
@@ -73,6 +102,8 @@ impl NbdDevice {
         Ok(Arc::new(Self {
             gate: can_resize(agreed, write).then(|| Gate::new(())),
             info: info(agreed, write),
+            transfers: Longest::new(agreed.maximum.into()),
+            ranges: Longest::new(MAX_RANGE),
             pool,
             status: StatusCache::default(),
         }))
@@ -109,10 +140,7 @@ impl NbdDevice {
             Errno::NotSup => ErrorKind::Unsupported,
             _ => ErrorKind::Io,
         };
-        let said = match error.message.as_str() {
-            "" => String::new(),
-            message => format!(": {message}"),
-        };
+        let said = appended(&error.message);
         let (address, errno) = (&self.pool.target().address, error.errno);
         DeviceError::Remote {
             kind,
@@ -132,6 +160,27 @@ impl NbdDevice {
             check_request(request.offset, request.length, size, 1)?;
         }
         self.pool.run(request, call)
+    }
+
+    /// Has a range asked for in requests that the server takes. One that is too long for it is cut further, and so are
+    /// all later ones. The inner error is the server's, with the offset of the request.
+    fn in_requests(
+        &self,
+        range: ByteRange,
+        longest: &Longest,
+        mut ask: impl FnMut(ByteRange) -> Result<Result<(), ServerError>, DeviceError>,
+    ) -> Result<Result<(), (u64, ServerError)>, DeviceError> {
+        let mut at = range.start;
+        while at < range.end() {
+            let part = ByteRange::new(at, longest.get().min(range.end() - at));
+            match ask(part)? {
+                Ok(()) => at = part.end(),
+                Err(error)
+                    if error.errno == Errno::Overflow && longest.shorten(part.len, self.agreed().block.into()) => {}
+                Err(error) => return Ok(Err((part.start, error))),
+            }
+        }
+        Ok(Ok(()))
     }
 
     /// Asks the server for a size, with no other request on its way.
@@ -229,10 +278,10 @@ impl NbdDevice {
         };
         let mut descriptors = Vec::new();
         let (_, answered) = self.run(&request, &mut Call::new(Wanted::Status(context, &mut descriptors)))?;
-        match answered {
-            Ok(()) => {}
-            Err(error) if matches!(error.errno, Errno::NotSup | Errno::Inval) => return Ok(Vec::new()),
-            Err(error) => return Err(self.failed(request.command, range.start, &error)),
+        if let Err(ServerError { errno, message }) = answered {
+            // Whatever it is that the server can't say: all of it may be stored.
+            tracing::debug!(?errno, message, "the server does not tell what it stores");
+            return Ok(Vec::new());
         }
         if inside.len < range.len
             && let Some(last) = descriptors.last_mut()
@@ -288,7 +337,7 @@ impl BlockDevice for NbdDevice {
         let range = ByteRange::new(offset, len);
         self.check(range)?;
         let inside = self.in_export(range);
-        for part in parts(inside, self.info.maximum_transfer.into()) {
+        let asked = self.in_requests(inside, &self.transfers, |part| {
             let request = Request {
                 command: Command::Read,
                 flags: CommandFlags::empty(),
@@ -298,9 +347,9 @@ impl BlockDevice for NbdDevice {
             };
             let skip = usize_from(part.start - offset);
             let mut call = Call::new(Wanted::Bytes(Bytes::new(bufs, skip, part)));
-            let (_, answered) = self.run(&request, &mut call)?;
-            answered.map_err(|error| self.failed(request.command, part.start, &error))?;
-        }
+            Ok(self.run(&request, &mut call)?.1)
+        });
+        asked?.map_err(|(at, error)| self.failed(Command::Read, at, &error))?;
         let behind = range.len - inside.len;
         let cleared: Result<(), DeviceError> =
             scatter::for_each_mut(bufs, usize_from(inside.len), usize_from(behind), |part, _| {
@@ -315,17 +364,16 @@ impl BlockDevice for NbdDevice {
         let range = ByteRange::new(offset, len);
         self.check_write(range)?;
         let flags = self.fua_flag(fua);
-        for part in parts(range, self.info.maximum_transfer.into()) {
-            let request = Request {
+        let asked = self.in_requests(range, &self.transfers, |part| {
+            self.change(&Request {
                 command: Command::Write,
                 flags,
                 offset: part.start,
                 length: part.len,
                 payload: Some((bufs, usize_from(part.start - offset))),
-            };
-            self.change(&request)?
-                .map_err(|error| self.failed(request.command, part.start, &error))?;
-        }
+            })
+        });
+        asked?.map_err(|(at, error)| self.failed(Command::Write, at, &error))?;
         self.flush_unless(fua, flags)
     }
 
@@ -369,20 +417,19 @@ impl BlockDevice for NbdDevice {
         let mut flags = fua;
         flags.set(CommandFlags::NO_HOLE, !options.may_unmap);
         flags.set(CommandFlags::FAST_ZERO, options.fast_only);
-        for part in parts(range, MAX_RANGE) {
-            let request = Request {
+        let asked = self.in_requests(range, &self.ranges, |part| {
+            self.change(&Request {
                 command: Command::WriteZeroes,
                 flags,
                 offset: part.start,
                 length: part.len,
                 payload: None,
-            };
-            match self.change(&request)? {
-                Ok(()) => {}
-                Err(error) if options.fast_only && error.errno == Errno::NotSup => return Err(DeviceError::NotFast),
-                Err(error) => return Err(self.failed(request.command, part.start, &error)),
-            }
-        }
+            })
+        });
+        asked?.map_err(|(at, error)| match error.errno {
+            Errno::NotSup if options.fast_only => DeviceError::NotFast,
+            _ => self.failed(Command::WriteZeroes, at, &error),
+        })?;
         self.flush_unless(options.fua, fua)
     }
 
@@ -391,18 +438,16 @@ impl BlockDevice for NbdDevice {
         if !self.info.capabilities.discard {
             return Err(DeviceError::Unsupported("discard"));
         }
-        for part in parts(range, MAX_RANGE) {
-            let request = Request {
+        let asked = self.in_requests(range, &self.ranges, |part| {
+            self.change(&Request {
                 command: Command::Trim,
                 flags: CommandFlags::empty(),
                 offset: part.start,
                 length: part.len,
                 payload: None,
-            };
-            self.change(&request)?
-                .map_err(|error| self.failed(request.command, part.start, &error))?;
-        }
-        Ok(())
+            })
+        });
+        asked?.map_err(|(at, error)| self.failed(Command::Trim, at, &error))
     }
 
     fn extents(&self, range: ByteRange, visitor: ExtentVisitor<'_>) -> Result<(), DeviceError> {

@@ -1,19 +1,34 @@
 //! The negotiation with a server: from its greeting to an export that can be used.
 
+use std::cell::Cell;
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::agreement::Agreement;
+use super::text::appended;
 use super::{Address, ClientError};
 use crate::protocol::{
-    ClientFlags, ContextQuery, EXPORT_NAME_PADDING, ExportNameReply, Greeting, HandshakeFlags, InfoItem, InfoRequest,
-    InfoType, MetaContextId, MetaContextRequest, OptionReply, OptionReplyHeader, OptionRequest, ReplyError, ReplyStyle,
+    ClientFlags, Command, CommandFlags, ContextQuery, EXPORT_NAME_PADDING, ExportNameReply, Greeting, HandshakeFlags,
+    InfoItem, InfoRequest, InfoType, MetaContextId, MetaContextRequest, OptionReply, OptionReplyHeader, OptionRequest,
+    ReplyError, ReplyStyle, RequestHeader,
 };
 use crate::tls::TlsClient;
 use crate::transport::Transport;
 
 /// Replies to one option; no server needs so many.
 const MAX_REPLIES: usize = 64;
+
+/// How long a server has to take the last word.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
+/// How far a negotiation has come: what a good-bye looks like.
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    /// No good-bye would be understood.
+    Greeting,
+    Options,
+    Transmission(ReplyStyle),
+}
 
 /// A negotiation under way.
 pub(super) struct Handshake<'a> {
@@ -22,6 +37,7 @@ pub(super) struct Handshake<'a> {
     export: &'a str,
     /// When the server must be done with it.
     deadline: Instant,
+    phase: Cell<Phase>,
 }
 
 /// How the last reply to an option ended it.
@@ -37,11 +53,43 @@ impl<'a> Handshake<'a> {
             address,
             export,
             deadline,
+            phase: Cell::new(Phase::Greeting),
         }
     }
 
-    /// Negotiates the best that both sides can do. With `tls`, nothing is told to a server without.
+    /// Negotiates the best that both sides can do. With `tls`, nothing is told to a server without. A server that is of
+    /// no use is told good-bye.
     pub(super) fn run(&self, tls: Option<&TlsClient>) -> Result<Agreement, ClientError> {
+        let result = self.negotiate(tls);
+        if result.is_err() {
+            self.leave();
+        }
+        result
+    }
+
+    /// Says good-bye, so that the server need not wonder. Nobody waits for an answer.
+    fn leave(&self) {
+        let mut message = Vec::new();
+        match self.phase.get() {
+            Phase::Greeting => return,
+            Phase::Options => OptionRequest::Abort.encode(&mut message),
+            Phase::Transmission(style) => {
+                let disconnect = RequestHeader {
+                    flags: CommandFlags::empty(),
+                    command: Command::Disconnect,
+                    cookie: 0,
+                    offset: 0,
+                    length: 0,
+                };
+                disconnect.encode(style.header_style(), &mut message);
+            }
+        }
+        let _ = self.transport.set_timeouts(Some(LAST_WORD));
+        let _ = self.transport.send(&[&message]);
+        self.transport.say_goodbye();
+    }
+
+    fn negotiate(&self, tls: Option<&TlsClient>) -> Result<Agreement, ClientError> {
         let greeting = self.decoded(Greeting::decode(&self.receive::<{ Greeting::SIZE }>()?))?;
         let fixed = greeting.flags.contains(HandshakeFlags::FIXED_NEWSTYLE);
         let mut flags = ClientFlags::empty();
@@ -56,6 +104,7 @@ impl<'a> Handshake<'a> {
                 Some(_) => Err(self.no_tls(String::new())),
             };
         }
+        self.phase.set(Phase::Options);
         if let Some(tls) = tls {
             self.start_tls(tls)?;
         }
@@ -77,8 +126,11 @@ impl<'a> Handshake<'a> {
         }
         let connection = tls.connection();
         let connection = connection.map_err(|error| self.lost(io::Error::new(io::ErrorKind::InvalidData, error)))?;
+        self.phase.set(Phase::Greeting);
         let started = self.transport.start_tls(connection, Some(self.deadline));
-        started.map_err(|error| self.lost(error))
+        started.map_err(|error| self.lost(error))?;
+        self.phase.set(Phase::Options);
+        Ok(())
     }
 
     fn reply_style(&self) -> Result<ReplyStyle, ClientError> {
@@ -120,6 +172,7 @@ impl<'a> Handshake<'a> {
             Ended::Refused(ReplyError::Unsupported, _) => return Ok(None),
             Ended::Refused(error, message) => return Err(self.refused(error, message)),
         };
+        self.phase.set(Phase::Transmission(style));
         let mut export = None;
         let mut blocks = None;
         for reply in replies {
@@ -154,6 +207,7 @@ impl<'a> Handshake<'a> {
         if !without_zeroes {
             self.receive::<EXPORT_NAME_PADDING>()?;
         }
+        self.phase.set(Phase::Transmission(style));
         let agreement = Agreement::new(reply.size, reply.flags, None, style, allocation);
         agreement.map_err(|what| self.senseless(what))
     }
@@ -176,17 +230,14 @@ impl<'a> Handshake<'a> {
             match self.decoded(OptionReply::decode(header.reply, &data))? {
                 OptionReply::Ack => return Ok(Ended::Ack(replies)),
                 OptionReply::Error { error, message } => {
-                    let message = if message.is_empty() {
-                        message
-                    } else {
-                        format!(": {message}")
-                    };
+                    let message = appended(&message);
                     return match error {
                         ReplyError::TlsRequired => Err(self.refused(error, message)),
                         error => Ok(Ended::Refused(error, message)),
                     };
                 }
-                reply => replies.push(reply),
+                reply if reply.belongs_to(request.option()) => replies.push(reply),
+                _ => return Err(self.senseless("a reply of a kind that the option does not have")),
             }
         }
         Err(self.senseless("replies without end to one option"))

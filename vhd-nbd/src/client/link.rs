@@ -133,7 +133,7 @@ impl Link {
         request: &Request<'_>,
         call: &mut Call<'_, '_>,
     ) -> Result<Result<(), ServerError>, Break> {
-        call.reset();
+        call.begin(request.offset);
         let deadline = Instant::now() + self.timeout;
         let cookie = self.cookies.fetch_add(1, Ordering::Relaxed);
         let wakes = Arc::new(Condvar::new());

@@ -27,6 +27,7 @@ mod line;
 mod link;
 mod options;
 mod pool;
+mod text;
 mod uri;
 mod uri_error;
 

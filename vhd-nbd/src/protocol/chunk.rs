@@ -1,8 +1,8 @@
 //! The payloads of reply chunks.
 
 use super::option_reply::error_text;
-use super::wire::{Fields, PutFields as _, len32};
-use super::{ChunkHeader, Descriptor, Errno, HeaderStyle, MAX_STRING, MetaContextId, ProtocolError, ReplyFlags};
+use super::wire::{Fields, PutFields as _, len32, within_limit};
+use super::{ChunkHeader, Descriptor, Errno, HeaderStyle, MetaContextId, ProtocolError, ReplyFlags};
 
 /// The kind of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,7 +160,7 @@ impl<'a> Chunk<'a> {
                 }
             }
             Self::Error { error, message, offset } => {
-                let message = shown(message);
+                let message = within_limit(message);
                 out.put_u32(error.number());
                 out.put_u16(u16::try_from(message.len()).expect("a text of at most 4096 bytes"));
                 out.extend_from_slice(message.as_bytes());
@@ -170,6 +170,12 @@ impl<'a> Chunk<'a> {
             }
             Self::Unknown { data, .. } => out.extend_from_slice(data),
         }
+    }
+
+    /// Bytes of the chunk with its header, at most.
+    #[must_use]
+    pub fn size(&self, style: HeaderStyle) -> usize {
+        ChunkHeader::MAX_SIZE + self.payload_size(style)
     }
 
     fn payload_size(&self, style: HeaderStyle) -> usize {
@@ -184,7 +190,7 @@ impl<'a> Chunk<'a> {
                 };
                 prefix + descriptors.len() * Descriptor::size(style)
             }
-            Self::Error { message, offset, .. } => 6 + shown(message).len() + offset.map_or(0, |_| 8),
+            Self::Error { message, offset, .. } => 6 + within_limit(message).len() + offset.map_or(0, |_| 8),
             Self::Unknown { data, .. } => data.len(),
         }
     }
@@ -248,15 +254,10 @@ fn decode_error<'a>(fields: &mut Fields<'_>, with_offset: bool) -> Result<Chunk<
     Ok(Chunk::Error { error, message, offset })
 }
 
-/// What of a text may be sent.
-fn shown(message: &str) -> &str {
-    &message[..message.floor_char_boundary(MAX_STRING)]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{ReplyHeader, ReplyStyle};
+    use crate::protocol::{MAX_STRING, ReplyHeader, ReplyStyle};
     use proptest::prelude::*;
 
     fn there_and_back(chunk: &Chunk<'_>, style: ReplyStyle) {

@@ -1,6 +1,6 @@
 //! What a server tells of an export before it is used.
 
-use super::wire::{Fields, PutFields as _};
+use super::wire::{Fields, PutFields as _, within_limit};
 use super::{ProtocolError, TransmissionFlags};
 
 /// The kind of an information item.
@@ -96,7 +96,7 @@ impl InfoItem {
                 out.put_u64(*size);
                 out.put_u16(flags.bits());
             }
-            Self::Name(text) | Self::Description(text) => out.extend_from_slice(text.as_bytes()),
+            Self::Name(text) | Self::Description(text) => out.extend_from_slice(within_limit(text).as_bytes()),
             Self::BlockSize {
                 minimum,
                 preferred,

@@ -1,7 +1,7 @@
 //! Replies to options.
 
 use super::option::NAME;
-use super::wire::{Fields, PutFields as _, len32};
+use super::wire::{Fields, PutFields as _, len32, within_limit};
 use super::{InfoItem, MAX_OPTION_LENGTH, MAX_STRING, MetaContextId, OptionType, ProtocolError};
 
 const REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
@@ -159,7 +159,19 @@ pub enum OptionReply {
 }
 
 impl OptionReply {
-    /// Appends the reply to `option` with its header.
+    /// Whether the reply is one that `option` can have.
+    #[must_use]
+    pub const fn belongs_to(&self, option: OptionType) -> bool {
+        match self {
+            Self::Ack | Self::Error { .. } => true,
+            Self::Server { .. } => matches!(option, OptionType::List),
+            Self::Info(_) => matches!(option, OptionType::Info | OptionType::Go),
+            Self::MetaContext { .. } => matches!(option, OptionType::ListMetaContext | OptionType::SetMetaContext),
+            Self::Unknown { .. } => false,
+        }
+    }
+
+    /// Appends the reply to `option` with its header. Texts are cut to [`MAX_STRING`].
     pub fn encode(&self, option: OptionType, out: &mut Vec<u8>) {
         let data = self.data();
         let header = OptionReplyHeader {
@@ -187,15 +199,15 @@ impl OptionReply {
         match self {
             Self::Ack => {}
             Self::Server { name, description } => {
-                data.put_text32(name);
-                data.extend_from_slice(description.as_bytes());
+                data.put_text32(within_limit(name));
+                data.extend_from_slice(within_limit(description).as_bytes());
             }
             Self::Info(item) => item.encode(&mut data),
             Self::MetaContext { id, name } => {
                 data.put_u32(id.0);
-                data.extend_from_slice(name.as_bytes());
+                data.extend_from_slice(within_limit(name).as_bytes());
             }
-            Self::Error { message, .. } => data.extend_from_slice(message.as_bytes()),
+            Self::Error { message, .. } => data.extend_from_slice(within_limit(message).as_bytes()),
             Self::Unknown { data: unknown, .. } => data.extend_from_slice(unknown),
         }
         data
@@ -285,6 +297,31 @@ mod tests {
             (5u32..1000, prop::collection::vec(any::<u8>(), 0..9))
                 .prop_map(|(number, data)| OptionReply::Unknown { number, data }),
         ]
+    }
+
+    #[test]
+    fn long_texts_are_cut() {
+        let long = "\u{e4}".repeat(3000);
+        let (name, description, message) = (long.clone(), long.clone(), long.clone());
+        for reply in [
+            OptionReply::Error {
+                error: ReplyError::Unknown,
+                message,
+            },
+            OptionReply::MetaContext {
+                id: MetaContextId(1),
+                name: long.clone(),
+            },
+            OptionReply::Info(InfoItem::Description(long)),
+            OptionReply::Server { name, description },
+        ] {
+            let mut out = Vec::new();
+            reply.encode(OptionType::Go, &mut out);
+            let (header, data) = out.split_at(OptionReplyHeader::SIZE);
+            let header = OptionReplyHeader::decode(header).unwrap();
+            assert_eq!(usize::try_from(header.length).unwrap(), data.len());
+            assert!(OptionReply::decode(header.reply, data).is_ok(), "{reply:?}");
+        }
     }
 
     proptest! {

@@ -146,6 +146,11 @@ impl PutFields for Vec<u8> {
     }
 }
 
+/// As much of a text as may be sent.
+pub(super) fn within_limit(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_STRING)]
+}
+
 /// A length as 32 bits.
 ///
 /// # Panics

@@ -4,8 +4,8 @@ use std::io;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::control::Control;
 use super::handshake::{Handshake, HandshakeError, Negotiated, Step, TlsPolicy};
-use super::registry::Control;
 use super::server::Server;
 use super::session::{Session, SessionError};
 use crate::protocol::{MAX_OPTION_LENGTH, OptionHeader};
@@ -44,18 +44,20 @@ impl Connection<'_> {
         let Some((negotiated, rest)) = self.negotiate()? else {
             return Ok(());
         };
+        let timeouts = self.server.options().timeouts();
         let transport = &self.control.transport;
-        transport.set_timeouts(None)?;
-        transport.set_receive_timeout(self.server.options().idle_timeout)?;
+        transport.set_timeouts(Some(timeouts.stall))?;
+        transport.set_receive_timeout(Some(timeouts.tick()))?;
         transport.be_eager();
         self.control.serving.store(true, Ordering::Relaxed);
         let session = Session {
-            transport,
+            control: self.control,
             export: &negotiated.export,
             style: negotiated.style,
-            contexts: &negotiated.contexts,
+            contexts: negotiated.contexts.into(),
             stats: self.server.stats_of(),
-            stop: &self.control.stop,
+            budget: self.server.budget(),
+            timeouts,
         };
         Ok(session.run(&rest)?)
     }
@@ -68,11 +70,16 @@ impl Connection<'_> {
         let (mut input, mut output) = (Vec::new(), Vec::new());
         Handshake::greet(&mut output);
         loop {
+            if self.control.is_stopping() {
+                handshake.stop();
+            }
             let (taken, step) = handshake.advance(&input, &mut output)?;
             input.drain(..taken);
             self.send(&output, deadline).map_err(|error| too_slow(error, limit))?;
             output.clear();
+            output.shrink_to(RECEIVE);
             match step {
+                Step::Send => {}
                 Step::NeedBytes => match self.receive(&mut input, deadline) {
                     Ok(true) => {}
                     Ok(false) => return Err(ConnectionError::Gone),

@@ -85,10 +85,10 @@ impl Export {
         }
     }
 
-    /// A text for people who list the exports.
+    /// A text for people who list the exports. Control characters are not passed on to their terminals.
     #[must_use]
     pub fn with_description(mut self, description: impl Into<String>) -> Self {
-        self.description = description.into();
+        self.description = description.into().replace(char::is_control, "\u{fffd}");
         self
     }
 

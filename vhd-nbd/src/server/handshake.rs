@@ -21,6 +21,9 @@ pub(super) enum TlsPolicy {
     Active,
 }
 
+/// Bytes of replies that are kept before they are sent.
+const MAX_OUTPUT: usize = 32 << 10;
+
 /// What client and server agreed on.
 #[derive(Clone, Debug)]
 pub(super) struct Negotiated {
@@ -34,6 +37,8 @@ pub(super) struct Negotiated {
 pub(super) enum Step {
     /// Come again with more bytes.
     NeedBytes,
+    /// Send what was said so far, and come again.
+    Send,
     /// Change to TLS, and begin anew.
     StartTls,
     /// Serve the export.
@@ -53,6 +58,10 @@ pub(super) enum HandshakeError {
     TlsRequired,
     #[error("an option that extended headers rule out")]
     ExportNameAfterExtended,
+    #[error("the client does not speak the fixed newstyle of the handshake, without which there is no TLS")]
+    NotFixed,
+    #[error("the server is about to stop")]
+    Stopping,
 }
 
 /// One negotiation.
@@ -64,6 +73,8 @@ pub(super) struct Handshake<'a> {
     selection: Option<Selection>,
     /// Bytes of a refused option that are still to come.
     skip: u64,
+    /// The server is about to stop.
+    stopping: bool,
 }
 
 /// Metadata contexts that were chosen for the export of this name.
@@ -93,7 +104,13 @@ impl<'a> Handshake<'a> {
             style: ReplyStyle::Simple,
             selection: None,
             skip: 0,
+            stopping: false,
         }
+    }
+
+    /// The server is about to stop: all that is asked for from now on is refused.
+    pub(super) fn stop(&mut self) {
+        self.stopping = true;
     }
 
     /// What the server says first.
@@ -123,6 +140,9 @@ impl<'a> Handshake<'a> {
             taken += count;
             if let Some(step) = answer {
                 return Ok((taken, step));
+            }
+            if out.len() >= MAX_OUTPUT {
+                return Ok((taken, Step::Send));
             }
         }
     }
@@ -161,12 +181,20 @@ impl<'a> Handshake<'a> {
 
     fn accept_client(&mut self, found: u32) -> Result<(), HandshakeError> {
         let flags = ClientFlags::from_bits(found).ok_or(ProtocolError::ClientFlags { found })?;
+        if self.tls == TlsPolicy::Required && !flags.contains(ClientFlags::FIXED_NEWSTYLE) {
+            // It could not be told to use TLS, and is told nothing else.
+            return Err(HandshakeError::NotFixed);
+        }
         self.client = Some(flags);
         Ok(())
     }
 
     fn answer(&mut self, option: OptionType, data: &[u8], out: &mut Vec<u8>) -> Result<Option<Step>, HandshakeError> {
         let answer = match (self.tls, option) {
+            (_, OptionType::ExportName) if self.stopping => return Err(HandshakeError::Stopping),
+            (_, option) if self.stopping && option != OptionType::Abort => {
+                Answer::Refuse(ReplyError::Shutdown, "the server is about to stop".into())
+            }
             (TlsPolicy::Required, OptionType::ExportName) => return Err(HandshakeError::TlsRequired),
             (TlsPolicy::Required, option) if !matches!(option, OptionType::StartTls | OptionType::Abort) => {
                 Answer::Refuse(ReplyError::TlsRequired, "TLS comes first".into())

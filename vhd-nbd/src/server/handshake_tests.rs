@@ -24,8 +24,8 @@ fn exports() -> ExportSet {
     let first = Export::new("first", disk())
         .with_description("of two")
         .with_changes("base", changes);
-    assert!(exports.add(first));
-    assert!(exports.add(Export::new("second", disk()).read_only()));
+    exports.add(first).unwrap();
+    exports.add(Export::new("second", disk()).read_only()).unwrap();
     exports
 }
 

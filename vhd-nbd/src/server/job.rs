@@ -2,30 +2,38 @@
 
 use std::io;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::Instant;
 
 use vhd_block::units::u64_from;
 use vhd_block::{ByteRange, DeviceError, Disk, ExtentKind, ZeroOptions};
 
+use super::budget::PIECE;
+use super::control::Verdict;
 use super::export::Context;
 use super::outbox::Outbox;
 use super::read::Reads;
 use super::rules::Refusal;
 use super::session::Session;
 use super::stats::Tally;
-use crate::protocol::{
-    Chunk, Command, CommandFlags, Descriptor, HeaderStyle, MAX_DESCRIPTORS, MetaContextId, RequestHeader,
-};
+use crate::protocol::{Chunk, Command, CommandFlags, Descriptor, Errno, HeaderStyle, MetaContextId, RequestHeader};
 
-/// Bytes that CACHE reads at once.
-const CACHE_PIECE: usize = 256 << 10;
+/// Extents in a reply, per context: so many that they and their encoding take two pieces of memory. The client asks again
+/// behind them.
+const MAX_EXTENTS: usize = PIECE / size_of::<Descriptor>();
+
+/// Bytes that are zeroed before it is asked again whether anybody waits for it.
+const ZERO_STEP: u64 = 64 << 20;
+
+/// The contexts of a session, or some of them.
+pub(super) type Contexts = Arc<[(MetaContextId, Context)]>;
 
 /// A request that has been checked, and what of its payload is of interest.
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) request: RequestHeader,
     /// BLOCK_STATUS: the contexts that are asked about.
-    pub(super) contexts: Vec<(MetaContextId, Context)>,
+    pub(super) contexts: Contexts,
     /// When the request was received.
     pub(super) since: Instant,
 }
@@ -45,13 +53,32 @@ pub(super) struct Executor<'a> {
     reads: Reads<'a>,
 }
 
+/// What becomes of a job that was begun.
+enum Failure {
+    Refused(Refusal),
+    /// Nobody waits for it any more.
+    Dropped,
+}
+
+impl From<DeviceError> for Failure {
+    fn from(error: DeviceError) -> Self {
+        Self::Refused(Refusal::from_device(&error))
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
 impl<'a> Executor<'a> {
-    pub(super) fn new(session: &'a Session<'a>) -> Self {
-        Self {
+    pub(super) fn new(session: &'a Session<'a>) -> io::Result<Self> {
+        Ok(Self {
             session,
-            outbox: Outbox::for_data(session.transport, session.style),
-            reads: Reads::new(session.export.disk()),
-        }
+            outbox: Outbox::of_worker(&session.control.transport, session.style, session.budget)?,
+            reads: Reads::new(session),
+        })
     }
 
     /// Executes jobs and replies. More than one are flushes.
@@ -65,7 +92,10 @@ impl<'a> Executor<'a> {
             flushes => {
                 let flushed = self.session.export.disk().flush();
                 for job in flushes {
-                    self.reply(&job.request, &flushed)?;
+                    let result = flushed
+                        .as_ref()
+                        .map_err(|error| Failure::from(Refusal::from_device(error)));
+                    self.reply(&job.request, result.copied())?;
                     tally.count(job.request.command, job.request.length, flushed.is_ok());
                 }
             }
@@ -80,64 +110,100 @@ impl<'a> Executor<'a> {
     fn execute_one(&mut self, job: &Job) -> io::Result<bool> {
         let request = &job.request;
         let range = ByteRange::new(request.offset, request.length);
-        let result = match request.command {
-            Command::Read => return self.reads.execute(request, &mut self.outbox),
-            Command::BlockStatus => return self.status(job),
-            Command::WriteZeroes => self.zero(request, range),
-            Command::Trim => self.trim(request, range),
-            Command::Cache => self.cache(range),
-            Command::Resize => self.session.export.resize(request.offset),
-            command => unreachable!("{command:?} is executed where it is received"),
+        let result = match (self.go_on(request.command), request.command) {
+            (Err(failure), _) => Err(failure),
+            (Ok(()), Command::Read) => return self.reads.execute(request, &mut self.outbox),
+            (Ok(()), Command::BlockStatus) => return self.status(job),
+            (Ok(()), Command::WriteZeroes) => self.zero(request, range),
+            (Ok(()), Command::Trim) => self.trim(request, range),
+            (Ok(()), Command::Cache) => self.cache(range),
+            (Ok(()), Command::Resize) => self.session.export.resize(request.offset).map_err(Failure::from),
+            (Ok(()), command) => unreachable!("{command:?} is executed where it is received"),
         };
-        self.reply(request, &result)?;
-        Ok(result.is_ok())
+        let succeeded = result.is_ok();
+        self.reply(request, result)?;
+        Ok(succeeded)
     }
 
-    fn reply(&mut self, request: &RequestHeader, result: &Result<(), DeviceError>) -> io::Result<()> {
-        match result {
-            Ok(()) => self.outbox.done(request),
-            Err(error) => {
-                let Refusal { errno, message } = Refusal::from_device(error);
-                self.outbox.error(request, errno, message, None)
-            }
+    /// Whether there is somebody for whom a job is executed, or goes on.
+    fn go_on(&self, command: Command) -> Result<(), Failure> {
+        match self.session.control.verdict(command) {
+            Verdict::Execute => Ok(()),
+            Verdict::Drop => Err(Failure::Dropped),
+            Verdict::Refuse => Err(Refusal::stopping().into()),
         }
     }
 
-    fn zero(&self, request: &RequestHeader, range: ByteRange) -> Result<(), DeviceError> {
+    fn reply(&mut self, request: &RequestHeader, result: Result<(), Failure>) -> io::Result<()> {
+        match result {
+            Ok(()) => self.outbox.done(request),
+            Err(Failure::Refused(Refusal { errno, message })) => self.outbox.error(request, errno, message, None),
+            Err(Failure::Dropped) => Ok(()),
+        }
+    }
+
+    fn zero(&self, request: &RequestHeader, range: ByteRange) -> Result<(), Failure> {
         let options = ZeroOptions {
             may_unmap: !request.flags.contains(CommandFlags::NO_HOLE),
             fast_only: request.flags.contains(CommandFlags::FAST_ZERO),
-            fua: request.flags.contains(CommandFlags::FUA),
+            fua: false,
         };
-        self.session.export.disk().write_zeroes(range, options)
+        let disk = self.session.export.disk();
+        if options.fast_only {
+            // All of it or nothing.
+            disk.write_zeroes(range, options)?;
+        } else {
+            self.in_steps(request.command, range, |step| disk.write_zeroes(step, options))?;
+        }
+        self.flush_if_asked(request)
     }
 
-    fn trim(&self, request: &RequestHeader, range: ByteRange) -> Result<(), DeviceError> {
+    fn trim(&self, request: &RequestHeader, range: ByteRange) -> Result<(), Failure> {
         let disk = self.session.export.disk();
-        disk.discard(range)?;
-        if request.flags.contains(CommandFlags::FUA) {
-            disk.flush()
-        } else {
-            Ok(())
+        self.in_steps(request.command, range, |step| disk.discard(step))?;
+        self.flush_if_asked(request)
+    }
+
+    /// Changes a range step by step, as long as there is somebody for whom.
+    fn in_steps(
+        &self,
+        command: Command,
+        range: ByteRange,
+        change: impl Fn(ByteRange) -> Result<(), DeviceError>,
+    ) -> Result<(), Failure> {
+        let mut at = range.start;
+        while at < range.end() {
+            self.go_on(command)?;
+            // Steps end on borders of blocks, wherever the range begins.
+            let len = (ZERO_STEP - at % ZERO_STEP).min(range.end() - at);
+            change(ByteRange::new(at, len))?;
+            at += len;
         }
+        Ok(())
+    }
+
+    fn flush_if_asked(&self, request: &RequestHeader) -> Result<(), Failure> {
+        if request.flags.contains(CommandFlags::FUA) {
+            self.session.export.disk().flush()?;
+        }
+        Ok(())
     }
 
     /// Reads what is stored of the range, so that the system has it in memory. A range may be as long as the disk, and
     /// mostly nothing.
-    fn cache(&self, range: ByteRange) -> Result<(), DeviceError> {
+    fn cache(&self, range: ByteRange) -> Result<(), Failure> {
         let disk = self.session.export.disk();
-        let mut buffer = vec![0; CACHE_PIECE];
+        let mut pieces = self.session.take_pieces(PIECE)?;
+        let buffer = &mut pieces[0];
         let mut rest = range;
         while rest.len > 0
             && let Some(stored) = first_stored(disk, rest)?
         {
             let mut at = stored.start;
             while at < stored.end() {
-                if self.session.is_stopping() {
-                    return Ok(());
-                }
+                self.go_on(Command::Cache)?;
                 let left = usize::try_from(stored.end() - at).unwrap_or(usize::MAX);
-                let piece = &mut buffer[..left.min(CACHE_PIECE)];
+                let piece = &mut buffer[..left.min(PIECE)];
                 disk.read_at(piece, at)?;
                 at += u64_from(piece.len());
             }
@@ -147,33 +213,39 @@ impl<'a> Executor<'a> {
     }
 
     fn status(&mut self, job: &Job) -> io::Result<bool> {
-        let mut chunks = Vec::new();
-        for (id, context) in &job.contexts {
-            match self.descriptors(&job.request, *context) {
-                Ok(descriptors) => chunks.push((*id, descriptors)),
-                Err(error) => {
-                    self.reply(&job.request, &Err(error))?;
-                    return Ok(false);
+        let request = &job.request;
+        // For the extents, and for the message that they become.
+        let _memory = match self.session.take(2 * PIECE) {
+            Ok(memory) => memory,
+            Err(refusal) => return self.reply(request, Err(refusal.into())).map(|()| false),
+        };
+        let count = job.contexts.len();
+        for (number, (context, kind)) in (1..).zip(job.contexts.iter()) {
+            match self.descriptors(request, *kind) {
+                Ok(descriptors) => {
+                    let context = *context;
+                    let chunk = Chunk::BlockStatus { context, descriptors };
+                    self.outbox.chunk(request, number == count, &chunk)?;
                 }
+                Err(failure) => return self.reply(request, Err(failure)).map(|()| false),
             }
-        }
-        let count = chunks.len();
-        for (number, (context, descriptors)) in (1..).zip(chunks) {
-            let chunk = Chunk::BlockStatus { context, descriptors };
-            self.outbox.chunk(&job.request, number == count, &chunk)?;
         }
         Ok(true)
     }
 
-    /// The extents of a range in a context, from its start, as many as a chunk may have.
-    fn descriptors(&self, request: &RequestHeader, context: Context) -> Result<Vec<Descriptor>, DeviceError> {
+    /// The extents of a range in a context, from its start, as many as a reply may have.
+    fn descriptors(&self, request: &RequestHeader, context: Context) -> Result<Vec<Descriptor>, Failure> {
         let range = ByteRange::new(request.offset, request.length);
         let one = request.flags.contains(CommandFlags::REQ_ONE);
         let mut list = DescriptorList::new(range, self.outbox.style().header_style(), one);
-        self.session
-            .export
-            .status(context, range, &mut |part, status| list.push(part, status))?;
-        Ok(list.finish())
+        self.session.export.status(context, range, &mut |part, status| {
+            if self.go_on(Command::BlockStatus).is_err() {
+                return ControlFlow::Break(());
+            }
+            list.push(part, status)
+        })?;
+        self.go_on(Command::BlockStatus)?;
+        Ok(list.finish()?)
     }
 }
 
@@ -197,6 +269,7 @@ struct DescriptorList {
     longest: u64,
     limit: usize,
     list: Vec<Descriptor>,
+    no_memory: bool,
 }
 
 impl DescriptorList {
@@ -208,8 +281,9 @@ impl DescriptorList {
                 HeaderStyle::Compact => u64::from(u32::MAX) & !0xfff,
                 HeaderStyle::Extended => u64::MAX,
             },
-            limit: if one { 1 } else { MAX_DESCRIPTORS },
+            limit: if one { 1 } else { MAX_EXTENTS },
             list: Vec::new(),
+            no_memory: false,
         }
     }
 
@@ -217,16 +291,18 @@ impl DescriptorList {
         let start = part.start.max(self.range.start);
         let length = part.end().min(self.range.end()).saturating_sub(start);
         let status = u64::from(status);
-        let full = self.list.len() == self.limit;
-        let last = self.list.last_mut();
-        match last.filter(|last| last.status == status && last.length + length <= self.longest) {
-            Some(last) => last.length += length,
-            None if length == 0 => {}
-            None if full => return ControlFlow::Break(()),
-            None => self.list.push(Descriptor {
+        let joined = |last: &&mut Descriptor| last.status == status && last.length + length <= self.longest;
+        if let Some(last) = self.list.last_mut().filter(joined) {
+            last.length += length;
+        } else if length > 0 {
+            self.no_memory = self.list.try_reserve(1).is_err();
+            if self.no_memory || self.list.len() == self.limit {
+                return ControlFlow::Break(());
+            }
+            self.list.push(Descriptor {
                 length: length.min(self.longest),
                 status,
-            }),
+            });
         }
         if length > self.longest {
             // What comes behind an extent that was cut would be in the wrong place.
@@ -235,8 +311,11 @@ impl DescriptorList {
         ControlFlow::Continue(())
     }
 
-    fn finish(self) -> Vec<Descriptor> {
-        self.list
+    fn finish(self) -> Result<Vec<Descriptor>, Refusal> {
+        match self.no_memory {
+            false => Ok(self.list),
+            true => Err(Refusal::new(Errno::NoMem, "no memory for a list of extents")),
+        }
     }
 }
 
@@ -251,7 +330,11 @@ mod tests {
                 break;
             }
         }
-        list.finish().iter().map(|part| (part.length, part.status)).collect()
+        list.finish()
+            .unwrap()
+            .iter()
+            .map(|part| (part.length, part.status))
+            .collect()
     }
 
     #[test]

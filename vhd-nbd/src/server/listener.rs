@@ -2,15 +2,20 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileTypeExt as _;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 
-use ipnet::IpNet;
 use listenfd::ListenFd;
+use rustix::net::sockopt::socket_acceptconn;
 use vsock::VsockListener;
+
+use super::activation::Passed;
+use super::complaint::Complaint;
+use super::policy::{OpenToAll, TcpPolicy};
+use super::socket_file::SocketFile;
+use crate::keepalive::keep_alive;
 
 /// Why a server can't listen.
 #[derive(Debug, thiserror::Error)]
@@ -20,7 +25,21 @@ pub struct ListenError {
     pub address: String,
     /// Why not.
     #[source]
-    pub source: io::Error,
+    pub source: ListenFailure,
+}
+
+/// Why a server can't listen somewhere.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenFailure {
+    /// The system can't, or does not want to.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The policy does not allow it.
+    #[error(transparent)]
+    Policy(#[from] OpenToAll),
+    /// What a service manager passed is no socket that clients can connect to.
+    #[error("{0}")]
+    Passed(String),
 }
 
 /// A socket that clients connect to.
@@ -28,32 +47,21 @@ pub struct ListenError {
 pub struct Listener {
     kind: Kind,
     address: String,
+    complaint: Complaint,
 }
 
 #[derive(Debug)]
 enum Kind {
     Unix {
-        listener: UnixListener,
-        /// Removed with the listener; `None` if somebody else made the socket.
+        /// Dropped before the listener, which keeps the identity of the file; `None` if somebody else made the socket.
         _file: Option<SocketFile>,
+        listener: UnixListener,
     },
     Tcp {
         listener: TcpListener,
-        /// Who may come; everybody if empty.
-        allowed: Vec<IpNet>,
+        policy: TcpPolicy,
     },
     Vsock(VsockListener),
-}
-
-/// The name of a unix socket, removed with its listener.
-#[derive(Debug)]
-struct SocketFile(PathBuf);
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        // Somebody may have removed it, or put another in its place: neither is worth a word.
-        let _ = std::fs::remove_file(&self.0);
-    }
 }
 
 impl fmt::Display for Listener {
@@ -69,35 +77,23 @@ impl Listener {
     /// Another server listens there; the name is taken by something else; the directory can't be written.
     pub fn unix(path: &Path) -> Result<Self, ListenError> {
         let address = path.display().to_string();
-        let bind = || {
-            let listener = bind_unix(path)?;
-            let file = SocketFile(path.to_owned());
+        Self::new(address, || {
+            let (listener, file) = SocketFile::bind(path)?;
             listener.set_nonblocking(true)?;
-            Ok(Kind::Unix {
-                listener,
-                _file: Some(file),
-            })
-        };
-        Self::new(address, bind)
+            let _file = Some(file);
+            Ok(Kind::Unix { _file, listener })
+        })
     }
 
-    /// Listens on a TCP address; port 0 is any free one. If `allowed` names networks, connections from elsewhere are
-    /// closed at once.
+    /// Listens on a TCP address; port 0 is any free one. Connections that the policy does not allow are closed at once.
     ///
     /// # Errors
-    /// The port is in use; the address is not this machine's.
-    pub fn tcp(address: SocketAddr, allowed: Vec<IpNet>) -> Result<Self, ListenError> {
-        let mut listener = Self::new(address.to_string(), || {
-            let listener = TcpListener::bind(address)?;
-            listener.set_nonblocking(true)?;
-            Ok(Kind::Tcp { listener, allowed })
-        })?;
-        if let Kind::Tcp { listener: tcp, .. } = &listener.kind
-            && let Ok(address) = tcp.local_addr()
-        {
-            listener.address = address.to_string();
-        }
-        Ok(listener)
+    /// The port is in use; the address is not this machine's; the policy does not allow to listen there.
+    pub fn tcp(address: SocketAddr, policy: TcpPolicy) -> Result<Self, ListenError> {
+        Self::new(address.to_string(), || {
+            policy.may_listen(address)?;
+            Kind::tcp(TcpListener::bind(address)?, policy)
+        })
     }
 
     /// Listens on a port for virtual machines; the context number `u32::MAX` is any of this machine's.
@@ -116,31 +112,62 @@ impl Listener {
     /// manager. To be called once, before threads are started.
     ///
     /// # Errors
-    /// A passed file is no listening socket of these kinds.
-    pub fn activated() -> Result<Vec<Self>, ListenError> {
+    /// A passed file is no listening socket of these kinds; it can't be told how many there are; the policy does not allow
+    /// to listen on one.
+    pub fn activated(policy: &TcpPolicy) -> Result<Vec<Self>, ListenError> {
+        let said = Passed::from_env().map_err(|message| ListenError {
+            address: "the sockets of the service manager".to_owned(),
+            source: ListenFailure::Passed(message),
+        })?;
+        let Some(said) = said else {
+            return Ok(Vec::new());
+        };
         let mut passed = ListenFd::from_env();
-        (0..passed.len()).map(|index| Self::take(&mut passed, index)).collect()
+        let taken = (0..said.count).map(|index| Self::take(&mut passed, index, said.name(index), policy));
+        taken.collect()
     }
 
-    fn take(passed: &mut ListenFd, index: usize) -> Result<Self, ListenError> {
-        Self::new(format!("socket {index} of the service manager"), || {
+    /// Whether a service manager passed sockets to this process.
+    ///
+    /// # Errors
+    /// It can't be told how many there are.
+    pub fn are_passed() -> Result<bool, ListenError> {
+        let said = Passed::from_env().map_err(|message| ListenError {
+            address: "the sockets of the service manager".to_owned(),
+            source: ListenFailure::Passed(message),
+        })?;
+        Ok(said.is_some())
+    }
+
+    fn take(passed: &mut ListenFd, index: usize, name: String, policy: &TcpPolicy) -> Result<Self, ListenError> {
+        Self::new(name, || {
+            let wrong = || ListenFailure::Passed("it is no socket of TCP or unix streams that listens".to_owned());
             if let Ok(Some(listener)) = passed.take_unix_listener(index) {
+                is_listening(&listener).then_some(()).ok_or_else(wrong)?;
                 listener.set_nonblocking(true)?;
-                return Ok(Kind::Unix { listener, _file: None });
+                return Ok(Kind::Unix { _file: None, listener });
             }
-            let missing = || io::Error::from(io::ErrorKind::InvalidInput);
-            let listener = passed.take_tcp_listener(index)?.ok_or_else(missing)?;
-            listener.set_nonblocking(true)?;
-            let allowed = Vec::new();
-            Ok(Kind::Tcp { listener, allowed })
+            let listener = passed.take_tcp_listener(index).ok().flatten().ok_or_else(wrong)?;
+            is_listening(&listener).then_some(()).ok_or_else(wrong)?;
+            policy.may_listen(listener.local_addr()?)?;
+            Kind::tcp(listener, policy.clone())
         })
     }
 
-    fn new(address: String, bind: impl FnOnce() -> io::Result<Kind>) -> Result<Self, ListenError> {
+    fn new(address: String, bind: impl FnOnce() -> Result<Kind, ListenFailure>) -> Result<Self, ListenError> {
         match bind() {
-            Ok(kind) => Ok(Self { kind, address }),
+            Ok(kind) => Ok(Self {
+                address: kind.tcp_address().unwrap_or(address),
+                kind,
+                complaint: Complaint::default(),
+            }),
             Err(source) => Err(ListenError { address, source }),
         }
+    }
+
+    /// What goes wrong with it again and again.
+    pub(super) fn complaint(&self) -> &Complaint {
+        &self.complaint
     }
 
     /// Takes a connection, with a text that says whose it is; `None` if there is none, or one that is not allowed.
@@ -149,7 +176,7 @@ impl Listener {
             Kind::Unix { listener, .. } => listener
                 .accept()
                 .map(|(stream, _)| Some((stream.into(), format!("a client of {}", self.address)))),
-            Kind::Tcp { listener, allowed } => accept_tcp(listener, allowed),
+            Kind::Tcp { listener, policy } => accept_tcp(listener, policy, &self.complaint),
             Kind::Vsock(listener) => listener
                 .accept()
                 .map(|(stream, peer)| Some((stream.into(), peer.to_string()))),
@@ -178,72 +205,41 @@ impl AsFd for Listener {
     }
 }
 
-fn accept_tcp(listener: &TcpListener, allowed: &[IpNet]) -> io::Result<Option<(OwnedFd, String)>> {
+impl Kind {
+    fn tcp(listener: TcpListener, policy: TcpPolicy) -> Result<Self, ListenFailure> {
+        listener.set_nonblocking(true)?;
+        Ok(Self::Tcp { listener, policy })
+    }
+
+    /// The address of a TCP socket, with its real port.
+    fn tcp_address(&self) -> Option<String> {
+        match self {
+            Self::Tcp { listener, .. } => listener.local_addr().ok().map(|address| address.to_string()),
+            _ => None,
+        }
+    }
+}
+
+fn is_listening(socket: impl AsFd) -> bool {
+    socket_acceptconn(socket).unwrap_or(false)
+}
+
+fn accept_tcp(
+    listener: &TcpListener,
+    policy: &TcpPolicy,
+    complaint: &Complaint,
+) -> io::Result<Option<(OwnedFd, String)>> {
     let (stream, peer) = listener.accept()?;
-    if !is_allowed(peer.ip(), allowed) {
-        tracing::warn!(%peer, "refused: not in an allowed network");
+    if !policy.may_connect(peer.ip()) {
+        complaint.say(|times| tracing::warn!(%peer, times, "refused: not in an allowed network"));
         return Ok(None);
     }
-    // Replies are sent in whole: there is nothing to wait for.
-    stream.set_nodelay(true)?;
+    prepare(&stream)?;
     Ok(Some((stream.into(), peer.to_string())))
 }
 
-fn is_allowed(peer: IpAddr, allowed: &[IpNet]) -> bool {
-    // An IPv4 peer of an IPv6 socket is an IPv4 peer.
-    let peer = peer.to_canonical();
-    allowed.is_empty() || allowed.iter().any(|network| network.contains(&peer))
-}
-
-fn bind_unix(path: &Path) -> io::Result<UnixListener> {
-    match UnixListener::bind(path) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_left_behind(path) => {
-            std::fs::remove_file(path)?;
-            UnixListener::bind(path)
-        }
-        other => other,
-    }
-}
-
-/// Whether a path is a socket that nobody listens to.
-fn is_left_behind(path: &Path) -> bool {
-    let is_socket = path
-        .symlink_metadata()
-        .is_ok_and(|metadata| metadata.file_type().is_socket());
-    let refused = || UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
-    is_socket && refused()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn peers_are_allowed_by_network() {
-        let allowed: Vec<IpNet> = vec!["10.1.0.0/16".parse().unwrap(), "2001:db8::/32".parse().unwrap()];
-        let is_allowed = |peer: &str, allowed| is_allowed(peer.parse().unwrap(), allowed);
-        for peer in ["10.1.2.3", "::ffff:10.1.2.3", "2001:db8::1"] {
-            assert!(is_allowed(peer, &allowed), "{peer}");
-        }
-        for peer in ["10.2.2.3", "::1", "::ffff:10.2.0.1"] {
-            assert!(!is_allowed(peer, &allowed), "{peer}");
-            assert!(is_allowed(peer, &[]));
-        }
-    }
-
-    #[test]
-    fn a_dead_socket_is_replaced_and_nothing_else() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("socket");
-        drop(UnixListener::bind(&path).unwrap());
-        assert!(path.exists());
-        let listener = Listener::unix(&path).unwrap();
-        let second = Listener::unix(&path).unwrap_err();
-        assert_eq!(second.source.kind(), io::ErrorKind::AddrInUse);
-        drop(listener);
-        assert!(!path.exists());
-        std::fs::write(&path, "a file").unwrap();
-        assert!(Listener::unix(&path).is_err());
-        assert_eq!(std::fs::read(&path).unwrap(), b"a file");
-    }
+fn prepare(stream: &TcpStream) -> io::Result<()> {
+    // Replies are sent in whole: there is nothing to wait for.
+    stream.set_nodelay(true)?;
+    keep_alive(stream)
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   Server       accepts, limits, stops                        server.rs, listener.rs, registry.rs
+//!   Budget       what clients can make the server take         budget.rs
 //!   connection   greeting to good-bye of one client            connection.rs
 //!   Handshake    bytes -> replies, no I/O                      handshake.rs
 //!   Session      one thread decodes and executes requests      session.rs, inbox.rs, outbox.rs, read.rs, rules.rs
@@ -13,7 +14,11 @@
 //! another thread costs more than the request. What waits for a device goes to the session's own workers, so a slow
 //! request delays neither other connections nor the requests behind it. NBD gives no order to requests in flight.
 
+mod activation;
+mod budget;
+mod complaint;
 mod connection;
+mod control;
 mod export;
 mod export_set;
 mod handshake;
@@ -22,17 +27,21 @@ mod job;
 mod listener;
 mod outbox;
 mod pace;
+mod policy;
 mod read;
 mod registry;
 mod rules;
 #[expect(clippy::module_inception, reason = "the server itself")]
 mod server;
 mod session;
+mod socket_file;
 mod stats;
 mod workers;
 
+pub use budget::MIN_MEMORY;
 pub use export::{ChangeVisitor, ChangedAboveLayer, ChangedRanges, Export};
-pub use export_set::ExportSet;
-pub use listener::{ListenError, Listener};
+pub use export_set::{ExportNameError, ExportSet};
+pub use listener::{ListenError, ListenFailure, Listener};
+pub use policy::{OpenToAll, TcpPolicy};
 pub use server::{Server, ServerOptions};
 pub use stats::StatsReport;

@@ -1,13 +1,22 @@
 //! Replies that wait to be sent together.
 
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::budget::{Budget, Buffer, PIECE};
 use crate::protocol::{Chunk, ChunkHeader, ChunkType, Errno, ReplyFlags, ReplyStyle, RequestHeader, SimpleReply};
 use crate::transport::Transport;
 
-/// Bytes of replies that are kept at most.
-const OUTBOX_SIZE: usize = 256 << 10;
+/// Bytes of replies that are kept at most by a connection, while it has no more memory than every one has; with it,
+/// [`PIECE`].
+const NARROW: usize = 32 << 10;
+
+/// The same for a worker, whose replies are short: what it reads does not go through here.
+const WORKER: usize = 4 << 10;
+
+/// Bytes; a longer buffer for messages is given back after its use.
+const KEEP: usize = 8 << 10;
 
 /// Bytes of replies from which on they are sent although more requests are there: so client and server work at the
 /// same time.
@@ -17,13 +26,13 @@ const SEND_FROM: usize = 96 << 10;
 const MAX_PREFIX: usize = ChunkHeader::MAX_SIZE + Chunk::DATA_PREFIX;
 
 /// Bytes; the longest data that is read into the outbox itself.
-pub(super) const MAX_IN_PLACE: usize = OUTBOX_SIZE / 2;
+const MAX_IN_PLACE: usize = PIECE / 2;
 
 /// Encodes the replies of one style, and sends many of them with one call.
 pub(super) struct Outbox<'a> {
     transport: &'a Transport,
     style: ReplyStyle,
-    buf: Box<[u8]>,
+    buf: Buffer,
     len: usize,
     /// For messages that are encoded before they are put in place.
     small: Vec<u8>,
@@ -32,20 +41,25 @@ pub(super) struct Outbox<'a> {
 }
 
 impl<'a> Outbox<'a> {
-    pub(super) fn new(transport: &'a Transport, style: ReplyStyle, size: usize) -> Self {
-        Self {
+    /// The replies of a connection.
+    pub(super) fn new(transport: &'a Transport, style: ReplyStyle, budget: &Arc<Budget>) -> io::Result<Self> {
+        Self::with_size(transport, style, budget, NARROW)
+    }
+
+    /// The replies of a worker.
+    pub(super) fn of_worker(transport: &'a Transport, style: ReplyStyle, budget: &Arc<Budget>) -> io::Result<Self> {
+        Self::with_size(transport, style, budget, WORKER)
+    }
+
+    fn with_size(transport: &'a Transport, style: ReplyStyle, budget: &Arc<Budget>, size: usize) -> io::Result<Self> {
+        Ok(Self {
             transport,
             style,
-            buf: vec![0; size].into_boxed_slice(),
+            buf: Buffer::new(budget, size)?,
             len: 0,
             small: Vec::new(),
             sending: Duration::ZERO,
-        }
-    }
-
-    /// One that has room for data of READ.
-    pub(super) fn for_data(transport: &'a Transport, style: ReplyStyle) -> Self {
-        Self::new(transport, style, OUTBOX_SIZE)
+        })
     }
 
     /// The style of the replies.
@@ -109,6 +123,8 @@ impl<'a> Outbox<'a> {
     pub(super) fn chunk(&mut self, request: &RequestHeader, last: bool, chunk: &Chunk<'_>) -> io::Result<()> {
         let mut small = std::mem::take(&mut self.small);
         small.clear();
+        let size = chunk.size(self.style.header_style());
+        small.try_reserve(size).map_err(io::Error::from)?;
         let flags = if last { ReplyFlags::DONE } else { ReplyFlags::empty() };
         chunk.encode(
             self.style.header_style(),
@@ -118,7 +134,9 @@ impl<'a> Outbox<'a> {
             &mut small,
         );
         let result = self.put(&small);
-        self.small = small;
+        if small.capacity() <= KEEP {
+            self.small = small;
+        }
         result
     }
 
@@ -134,13 +152,24 @@ impl<'a> Outbox<'a> {
         Ok(())
     }
 
-    /// Room for `len` bytes (at most [`MAX_IN_PLACE`]) of a reply to READ, to be filled and then committed.
-    pub(super) fn room(&mut self, len: usize) -> io::Result<&mut [u8]> {
-        if self.buf.len() - self.len < MAX_PREFIX + len {
+    /// Room for `len` bytes of a reply to READ, to be filled and then committed; `None` if that is not to be had.
+    pub(super) fn room(&mut self, len: usize) -> io::Result<Option<&mut [u8]>> {
+        if len > MAX_IN_PLACE {
+            return Ok(None);
+        }
+        let needed = MAX_PREFIX + len;
+        if self.buf.len() - self.len < needed {
+            // A client that fills the buffer is worth a larger one.
+            self.buf.widen(self.len);
+        }
+        if self.buf.len() - self.len < needed {
             self.send()?;
         }
+        if self.buf.len() < needed {
+            return Ok(None);
+        }
         let start = self.len + self.data_prefix();
-        Ok(&mut self.buf[start..start + len])
+        Ok(Some(&mut self.buf[start..start + len]))
     }
 
     /// The room holds the whole reply to a READ.
@@ -151,20 +180,32 @@ impl<'a> Outbox<'a> {
         self.len += prefix + len;
     }
 
-    /// Sends data of a READ from elsewhere, behind what is there.
-    pub(super) fn send_data(
+    /// Sends data of a READ from elsewhere, behind what is there: `len` bytes in parts.
+    pub(super) fn send_data<'data>(
         &mut self,
         request: &RequestHeader,
         last: bool,
         offset: u64,
-        data: &[u8],
+        len: usize,
+        data: impl Iterator<Item = &'data [u8]>,
     ) -> io::Result<()> {
-        self.encode_data_prefix(request, last, offset, data.len());
+        self.encode_data_prefix(request, last, offset, len);
         let began = Instant::now();
-        let len = std::mem::take(&mut self.len);
-        let sent = self.transport.send(&[&self.buf[..len], &self.small, data]);
+        let waiting = std::mem::take(&mut self.len);
+        let mut parts: Vec<&[u8]> = vec![&self.buf[..waiting], &self.small];
+        for part in data {
+            parts.push(part);
+        }
+        let sent = self.transport.send(&parts);
         self.sending += began.elapsed();
         sent
+    }
+
+    /// The client rests: gives memory back.
+    pub(super) fn relax(&mut self) {
+        if self.len == 0 {
+            self.buf.relax();
+        }
     }
 
     fn data_prefix(&self) -> usize {
@@ -209,7 +250,8 @@ mod tests {
         const SLOW: Duration = Duration::from_millis(60);
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let transport = Transport::new(ours.into());
-        let mut outbox = Outbox::for_data(&transport, ReplyStyle::Simple);
+        let (budget, _) = Budget::new(0, 1, false);
+        let mut outbox = Outbox::new(&transport, ReplyStyle::Simple, &budget).unwrap();
         let request = RequestHeader {
             flags: CommandFlags::empty(),
             command: Command::Read,
@@ -222,7 +264,10 @@ mod tests {
                 thread::sleep(SLOW);
                 theirs.read_exact(&mut vec![0; SimpleReply::SIZE + LEN]).unwrap();
             });
-            outbox.send_data(&request, true, 0, &vec![1; LEN]).unwrap();
+            let data = vec![1; LEN];
+            outbox
+                .send_data(&request, true, 0, LEN, [&data[..]].into_iter())
+                .unwrap();
         });
         assert!(outbox.take_sending() >= SLOW / 2);
         assert_eq!(outbox.take_sending(), Duration::ZERO);

@@ -1,29 +1,22 @@
 //! READ: bytes from the disk into replies.
 
-use std::io;
+use std::io::{self, IoSliceMut};
 
-use vhd_block::is_zero;
 use vhd_block::units::{u64_from, usize_from};
-use vhd_block::{DeviceError, Disk};
+use vhd_block::{DeviceError, is_zero};
 
-use super::outbox::{MAX_IN_PLACE, Outbox};
+use super::budget::{PIECE, Piece};
+use super::outbox::Outbox;
 use super::rules::Refusal;
+use super::session::Session;
 use crate::protocol::{Chunk, CommandFlags, ReplyStyle, RequestHeader};
-
-/// Bytes of a long read that are in memory at once, unless it must be answered in one piece.
-const PIECE: usize = 256 << 10;
 
 /// Bytes: zeroes shorter than this inside of data are sent as data. A chunk more costs the client more than they do.
 const MIN_HOLE: usize = 32 << 10;
 
-/// Bytes; a longer buffer is given back after its use.
-const KEEP: usize = 1 << 20;
-
 /// Answers requests to read.
 pub(super) struct Reads<'a> {
-    disk: &'a Disk,
-    /// For data that does not fit the outbox.
-    scratch: Vec<u8>,
+    session: &'a Session<'a>,
 }
 
 /// A run of bytes that are all zero, or not.
@@ -34,27 +27,26 @@ struct Run {
 }
 
 impl<'a> Reads<'a> {
-    pub(super) fn new(disk: &'a Disk) -> Self {
-        Self {
-            disk,
-            scratch: Vec::new(),
-        }
+    pub(super) fn new(session: &'a Session<'a>) -> Self {
+        Self { session }
     }
 
     /// Executes a request whose range has been checked, and puts its reply into `outbox`. Returns whether it succeeded.
-    pub(super) fn execute(&mut self, request: &RequestHeader, outbox: &mut Outbox<'_>) -> io::Result<bool> {
+    pub(super) fn execute(&self, request: &RequestHeader, outbox: &mut Outbox<'_>) -> io::Result<bool> {
         let len = usize_from(request.length);
+        if len == 0 {
+            return self.nothing(request, outbox);
+        }
         let whole = outbox.style() == ReplyStyle::Simple || request.flags.contains(CommandFlags::DF);
-        let read = match len {
-            0 => return self.nothing(request, outbox),
-            1..=MAX_IN_PLACE => self.in_place(request, len, whole, outbox)?,
-            _ if whole => self.in_one_piece(request, len, outbox)?,
-            _ => return self.in_pieces(request, len, outbox),
+        let read = match self.in_place(request, len, whole, outbox)? {
+            Some(read) => read,
+            None if whole => self.in_one_piece(request, len, outbox)?,
+            None => return self.in_pieces(request, len, outbox),
         };
         match read {
             Ok(()) => Ok(true),
-            Err(error) => {
-                refuse(request, &error, request.offset, outbox)?;
+            Err(refusal) => {
+                refuse(request, refusal, request.offset, outbox)?;
                 Ok(false)
             }
         }
@@ -69,54 +61,69 @@ impl<'a> Reads<'a> {
         Ok(true)
     }
 
-    /// Reads straight into the buffer that is sent.
+    /// Reads straight into the buffer that is sent; `None` if there is no room in it.
     fn in_place(
         &self,
         request: &RequestHeader,
         len: usize,
         whole: bool,
         outbox: &mut Outbox<'_>,
-    ) -> io::Result<Result<(), DeviceError>> {
-        let room = outbox.room(len)?;
-        if let Err(error) = self.disk.read_at(room, request.offset) {
-            return Ok(Err(error));
+    ) -> io::Result<Option<Result<(), Refusal>>> {
+        let Some(room) = outbox.room(len)? else {
+            return Ok(None);
+        };
+        if let Err(error) = self.session.export.disk().read_at(room, request.offset) {
+            return Ok(Some(Err(Refusal::from_device(&error))));
         }
         if !whole && is_zero(room) {
             outbox.chunk(request, true, &hole(request.offset, len))?;
         } else {
             outbox.commit(request, len);
         }
-        Ok(Ok(()))
+        Ok(Some(Ok(())))
     }
 
     fn in_one_piece(
-        &mut self,
+        &self,
         request: &RequestHeader,
         len: usize,
         outbox: &mut Outbox<'_>,
-    ) -> io::Result<Result<(), DeviceError>> {
-        let buffer = filled(&mut self.scratch, len);
-        let read = self.disk.read_at(buffer, request.offset);
-        if read.is_ok() {
-            outbox.send_data(request, true, request.offset, buffer)?;
+    ) -> io::Result<Result<(), Refusal>> {
+        let mut pieces = match self.session.take_pieces(len) {
+            Ok(pieces) => pieces,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        if let Err(error) = self.read_into(&mut pieces, request.offset, len) {
+            return Ok(Err(Refusal::from_device(&error)));
         }
-        if self.scratch.len() > KEEP {
-            self.scratch = Vec::new();
-        }
-        Ok(read)
+        let parts = pieces.iter().zip(lengths(len)).map(|(piece, len)| &piece[..len]);
+        outbox.send_data(request, true, request.offset, len, parts).map(Ok)
+    }
+
+    fn read_into(&self, pieces: &mut [Piece], offset: u64, len: usize) -> Result<(), DeviceError> {
+        let parts = pieces.iter_mut().zip(lengths(len));
+        let mut bufs: Vec<_> = parts.map(|(piece, len)| IoSliceMut::new(&mut piece[..len])).collect();
+        self.session.export.disk().read_vectored_at(&mut bufs, offset)
     }
 
     /// Reads and sends piece by piece, what is zero as holes: the data stays in the processor's cache on its way.
-    fn in_pieces(&mut self, request: &RequestHeader, len: usize, outbox: &mut Outbox<'_>) -> io::Result<bool> {
-        let buffer = filled(&mut self.scratch, PIECE);
+    fn in_pieces(&self, request: &RequestHeader, len: usize, outbox: &mut Outbox<'_>) -> io::Result<bool> {
+        let mut pieces = match self.session.take_pieces(PIECE) {
+            Ok(pieces) => pieces,
+            Err(refusal) => {
+                refuse(request, refusal, request.offset, outbox)?;
+                return Ok(false);
+            }
+        };
+        let buffer = &mut pieces[0];
         let mut done = 0;
         // A hole that may go on in the next piece.
         let mut pending = 0;
         while done < len {
             let piece = &mut buffer[..PIECE.min(len - done)];
             let offset = request.offset + u64_from(done);
-            if let Err(error) = self.disk.read_at(piece, offset) {
-                refuse(request, &error, offset, outbox)?;
+            if let Err(error) = self.session.export.disk().read_at(piece, offset) {
+                refuse(request, Refusal::from_device(&error), offset, outbox)?;
                 return Ok(false);
             }
             let mut at = 0;
@@ -130,7 +137,8 @@ impl<'a> Reads<'a> {
                         outbox.chunk(request, false, &hole(start, std::mem::take(&mut pending)))?;
                     }
                     let last = done + at + run.len == len;
-                    outbox.send_data(request, last, place, &piece[at..at + run.len])?;
+                    let data = [&piece[at..at + run.len]].into_iter();
+                    outbox.send_data(request, last, place, run.len, data)?;
                 }
                 at += run.len;
             }
@@ -144,12 +152,9 @@ impl<'a> Reads<'a> {
     }
 }
 
-fn filled(buffer: &mut Vec<u8>, len: usize) -> &mut [u8] {
-    if buffer.len() < len {
-        // Not resized: new zeroes come without being written.
-        *buffer = vec![0; len];
-    }
-    &mut buffer[..len]
+/// How `len` bytes lie in pieces.
+fn lengths(len: usize) -> impl Iterator<Item = usize> {
+    (0..len).step_by(PIECE).map(move |at| PIECE.min(len - at))
 }
 
 fn hole(offset: u64, len: usize) -> Chunk<'static> {
@@ -157,8 +162,8 @@ fn hole(offset: u64, len: usize) -> Chunk<'static> {
     Chunk::OffsetHole { offset, length }
 }
 
-fn refuse(request: &RequestHeader, error: &DeviceError, offset: u64, outbox: &mut Outbox<'_>) -> io::Result<()> {
-    let Refusal { errno, message } = Refusal::from_device(error);
+fn refuse(request: &RequestHeader, refusal: Refusal, offset: u64, outbox: &mut Outbox<'_>) -> io::Result<()> {
+    let Refusal { errno, message } = refusal;
     outbox.error(request, errno, message, Some(offset))
 }
 

@@ -1,10 +1,11 @@
 //! The connections of a server.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::control::{Control, Ending};
 use crate::transport::Transport;
 
 /// Connections that were closed to make room, and whose threads have not ended; more are waited for.
@@ -12,18 +13,6 @@ const LEAVING: usize = 16;
 
 /// How long they are waited for.
 const EVICTION: Duration = Duration::from_secs(5);
-
-/// What others can do to a connection.
-#[derive(Debug)]
-pub(super) struct Control {
-    pub(super) transport: Transport,
-    /// It is to execute what it has received, and to end.
-    pub(super) stop: AtomicBool,
-    /// The negotiation is over.
-    pub(super) serving: AtomicBool,
-    /// It has been closed to make room, and its thread is about to end.
-    evicted: AtomicBool,
-}
 
 /// The connections by the order in which they came.
 #[derive(Debug, Default)]
@@ -69,12 +58,7 @@ impl Registry {
         }
         let number = state.next;
         state.next += 1;
-        let control = Arc::new(Control {
-            transport,
-            stop: AtomicBool::new(false),
-            serving: AtomicBool::new(false),
-            evicted: AtomicBool::new(false),
-        });
+        let control = Arc::new(Control::new(transport));
         state.connections.insert(number, Arc::clone(&control));
         Some((number, control))
     }
@@ -85,16 +69,36 @@ impl Registry {
         self.changed.notify_all();
     }
 
-    /// Tells all to end: those that serve when they have executed what they received.
+    /// Lets all refuse what they are asked from now on.
     pub(super) fn stop_all(&self) {
+        self.lock().connections.values().for_each(|control| control.stop());
+    }
+
+    /// Lets all end when they have answered what has arrived.
+    pub(super) fn end_all(&self) {
+        let state = self.lock();
+        state
+            .connections
+            .values()
+            .for_each(|control| control.transport.stop_receiving());
+    }
+
+    /// Closes those that negotiate.
+    pub(super) fn close_negotiating(&self) {
         for control in self.lock().connections.values() {
-            control.stop.store(true, Ordering::Relaxed);
-            if control.serving.load(Ordering::Relaxed) {
-                control.transport.stop_receiving();
-            } else {
+            if !control.serving.load(Ordering::Relaxed) {
                 control.transport.close();
             }
         }
+    }
+
+    /// Lets all refuse what they have been asked and have not done.
+    pub(super) fn give_up_all(&self) {
+        let state = self.lock();
+        state
+            .connections
+            .values()
+            .for_each(|control| control.end(Ending::Stopped));
     }
 
     /// Closes all.

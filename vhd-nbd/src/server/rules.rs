@@ -5,6 +5,7 @@ use vhd_block::ErrorKind;
 use vhd_block::with_causes;
 
 use super::Export;
+use super::budget::NoMemory;
 use crate::protocol::{Command, CommandFlags, DEFAULT_MAX_PAYLOAD, Errno, HeaderStyle, ReplyStyle, RequestHeader};
 
 /// A request that is refused: with what, and a text for people.
@@ -22,6 +23,11 @@ impl Refusal {
         }
     }
 
+    /// The server is about to stop.
+    pub(super) fn stopping() -> Self {
+        Self::new(Errno::Shutdown, "the server is about to stop")
+    }
+
     fn invalid(message: impl Into<String>) -> Self {
         Self::new(Errno::Inval, message)
     }
@@ -37,6 +43,12 @@ impl Refusal {
             _ => Errno::Io,
         };
         Self::new(errno, with_causes(error))
+    }
+}
+
+impl From<NoMemory> for Refusal {
+    fn from(error: NoMemory) -> Self {
+        Self::new(Errno::NoMem, error.to_string())
     }
 }
 

@@ -5,15 +5,19 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use vhd_block::DeviceError;
 
+use super::budget::Budget;
+use super::complaint::Complaint;
 use super::connection::Connection;
+use super::control::Control;
 use super::export_set::ExportSet;
 use super::listener::Listener;
-use super::registry::{Control, Registry};
+use super::registry::Registry;
+use super::session::Timeouts;
 use super::stats::{Stats, StatsReport};
 use super::workers::STACK_SIZE;
 use crate::tls::TlsServer;
@@ -22,8 +26,8 @@ use crate::transport::Transport;
 /// How long the server rests when the system has no room for another connection.
 const REST: Duration = Duration::from_millis(50);
 
-/// How long closed connections may take to notice.
-const LAST_WAIT: Duration = Duration::from_secs(30);
+/// How often a server that stops looks whether requests are being executed.
+const LOOK: Duration = Duration::from_millis(2);
 
 /// What a server allows its clients.
 #[derive(Clone, Debug)]
@@ -32,23 +36,42 @@ pub struct ServerOptions {
     pub max_connections: usize,
     /// How long a negotiation may take.
     pub handshake_timeout: Duration,
-    /// A client that sends nothing for so long is disconnected; `None`: never.
+    /// How long a client may leave a message unfinished: its own, or ours by not receiving it. A long message has that
+    /// time for each MiB. It is no longer than `idle_timeout`.
+    pub stall_timeout: Duration,
+    /// A client that sends nothing for so long, while nothing is done for it, is disconnected; `None`: never.
     pub idle_timeout: Option<Duration>,
     /// With it, clients must change to TLS before they are told anything.
     pub tls: Option<TlsServer>,
-    /// How long requests in flight may take when the server stops.
+    /// Bytes; what clients can make the server take, all together: [`MIN_MEMORY`](super::MIN_MEMORY) at least. Connections
+    /// take up to half of it: there are no more than that allows.
+    pub memory: u64,
+    /// How long requests in flight may take when the server stops. Those that are not done then are refused, and get a
+    /// quarter more to notice.
     pub grace: Duration,
 }
 
 impl Default for ServerOptions {
-    /// 1024 connections, 10 s to negotiate, no idle timeout, no TLS, 10 s to finish.
+    /// 1024 connections, 10 s to negotiate, 60 s for a message, no idle timeout, no TLS, 512 MiB, 8 s to finish.
     fn default() -> Self {
         Self {
             max_connections: 1024,
             handshake_timeout: Duration::from_secs(10),
+            stall_timeout: Duration::from_secs(60),
             idle_timeout: None,
             tls: None,
-            grace: Duration::from_secs(10),
+            memory: 512 << 20,
+            grace: Duration::from_secs(8),
+        }
+    }
+}
+
+impl ServerOptions {
+    pub(super) fn timeouts(&self) -> Timeouts {
+        let idle = self.idle_timeout;
+        Timeouts {
+            stall: idle.map_or(self.stall_timeout, |idle| idle.min(self.stall_timeout)),
+            idle,
         }
     }
 }
@@ -59,6 +82,10 @@ pub struct Server {
     exports: ExportSet,
     options: ServerOptions,
     stats: Stats,
+    budget: Arc<Budget>,
+    /// Connections at once: as many as the options and the memory allow.
+    max_connections: usize,
+    refusals: Complaint,
     registry: Arc<Registry>,
     stopping: AtomicBool,
     wake_reader: PipeReader,
@@ -72,10 +99,14 @@ impl Server {
     /// The system has no pipe to wake it with.
     pub fn new(exports: ExportSet, options: ServerOptions) -> io::Result<Arc<Self>> {
         let (wake_reader, wake_writer) = io::pipe()?;
+        let (budget, max_connections) = Budget::new(options.memory, options.max_connections, options.tls.is_some());
         Ok(Arc::new(Self {
             exports,
             options,
             stats: Stats::new(),
+            budget,
+            max_connections,
+            refusals: Complaint::default(),
             registry: Arc::new(Registry::default()),
             stopping: AtomicBool::new(false),
             wake_reader,
@@ -84,27 +115,49 @@ impl Server {
     }
 
     /// Accepts connections until [`stop`](Self::stop) is called; then lets all connections finish what they received,
-    /// closes them, and flushes the disks.
+    /// refuses what comes meanwhile, closes them, and flushes the disks.
     ///
     /// # Errors
     /// The sockets can't be waited for. A failed flush is the inner error.
     pub fn serve(self: &Arc<Self>, listeners: &[Listener]) -> io::Result<Result<(), DeviceError>> {
         let accepted = self.accept_until_stopped(listeners);
-        self.registry.stop_all();
-        if !self.registry.wait_empty(self.options.grace) {
-            self.registry.close_all();
-            self.registry.wait_empty(LAST_WAIT);
-        }
+        self.end_connections();
         let flushed = self.exports.iter().map(|export| export.disk().flush());
         let flushed = flushed.fold(Ok(()), Result::and);
         accepted.map(|()| flushed)
     }
 
+    fn end_connections(&self) {
+        let grace = self.options.grace;
+        let deadline = Instant::now() + grace;
+        self.registry.stop_all();
+        while self.stats.in_flight.load(Ordering::Relaxed) > 0 && Instant::now() < deadline {
+            thread::sleep(LOOK);
+        }
+        self.registry.end_all();
+        self.registry.wait_empty(grace / 40);
+        self.registry.close_negotiating();
+        if !self
+            .registry
+            .wait_empty(deadline.saturating_duration_since(Instant::now()))
+        {
+            self.registry.give_up_all();
+            if !self.registry.wait_empty(grace / 8) {
+                self.registry.close_all();
+                // What the system does not let go of must not keep the disks from being flushed.
+                self.registry.wait_empty(grace / 8);
+            }
+        }
+    }
+
     /// Serves a connected socket on a thread of its own, beside those that [`serve`](Self::serve) accepts.
     pub fn serve_socket(self: &Arc<Self>, socket: OwnedFd, peer: String) {
-        let added = self.registry.add(Transport::new(socket), self.options.max_connections);
+        let added = self.registry.add(Transport::new(socket), self.max_connections);
         let Some((number, control)) = added else {
-            tracing::warn!(peer, "refused: there are {} connections", self.options.max_connections);
+            self.refusals.say(|times| {
+                let limit = self.max_connections;
+                tracing::error!(peer, times, "refused: there are {limit} connections");
+            });
             return;
         };
         self.stats.connections.fetch_add(1, Ordering::Relaxed);
@@ -118,7 +171,8 @@ impl Server {
             server.run_connection(&control, &peer);
         });
         if let Err(error) = spawned {
-            tracing::warn!(%error, "no thread for a connection");
+            self.refusals
+                .say(|times| tracing::error!(%error, times, "no thread for a connection"));
             self.registry.remove(number);
         }
     }
@@ -150,8 +204,18 @@ impl Server {
         &self.stats
     }
 
+    pub(super) fn budget(&self) -> &Arc<Budget> {
+        &self.budget
+    }
+
+    /// Connections at once: as many as the options and the memory allow.
+    #[must_use]
+    pub fn max_connections(&self) -> usize {
+        self.max_connections
+    }
+
     fn run_connection(&self, control: &Control, peer: &str) {
-        self.stats.open.fetch_add(1, Ordering::Relaxed);
+        let _open = self.stats.opened();
         tracing::info!(peer, "connected");
         match (Connection { server: self, control }).run() {
             Ok(()) => tracing::info!(peer, "disconnected"),
@@ -162,7 +226,6 @@ impl Server {
         }
         control.transport.say_goodbye();
         control.transport.close();
-        self.stats.open.fetch_sub(1, Ordering::Relaxed);
     }
 
     fn accept_until_stopped(self: &Arc<Self>, listeners: &[Listener]) -> io::Result<()> {
@@ -190,7 +253,9 @@ impl Server {
             Ok(None) => {}
             Err(error) => {
                 // Out of files or memory: both come back when connections end.
-                tracing::warn!(%error, "can't accept on {listener}");
+                listener
+                    .complaint()
+                    .say(|times| tracing::error!(%error, times, "can't accept on {listener}"));
                 thread::sleep(REST);
             }
         }

@@ -1,16 +1,19 @@
 //! The transmission phase of one connection.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
 use vhd_block::DeviceError;
 use vhd_block::units::{u64_from, usize_from};
 
-use super::export::{Context, Export};
-use super::inbox::{INBOX_SIZE, Inbox};
-use super::job::Job;
+use super::budget::{Budget, Charge, Piece};
+use super::control::{Control, Ending, Verdict};
+use super::export::Export;
+use super::inbox::Inbox;
+use super::job::{Contexts, Job};
 use super::outbox::Outbox;
 use super::pace::Pace;
 use super::read::Reads;
@@ -18,14 +21,8 @@ use super::rules::{self, Refusal};
 use super::stats::{Stats, Tally};
 use super::workers::Workers;
 use crate::protocol::{
-    Command, CommandFlags, DEFAULT_MAX_PAYLOAD, Errno, MetaContextId, ProtocolError, ReplyStyle, RequestHeader,
-    StatusFilter,
+    Command, CommandFlags, DEFAULT_MAX_PAYLOAD, Errno, ProtocolError, ReplyStyle, RequestHeader, StatusFilter,
 };
-use crate::transport::Transport;
-
-/// Bytes of a long payload that are waited for before they are written: so few that the client can go on sending
-/// meanwhile, for a socket holds some 200 KiB.
-const PIECE: usize = INBOX_SIZE / 2;
 
 /// Why a session ended otherwise than by the client's wish.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +33,17 @@ pub(super) enum SessionError {
     Io(#[from] io::Error),
     #[error("the client went away in the middle of a request")]
     CutOff,
+    #[error("the client sent nothing for {0:?}")]
+    Idle(Duration),
+    #[error("the client did not go on with a request for {0:?}")]
+    Stalled(Duration),
+}
+
+impl SessionError {
+    /// Whether the client may still be there, and wait for answers.
+    fn is_timeout(&self) -> bool {
+        matches!(self, Self::Idle(_) | Self::Stalled(_))
+    }
 }
 
 /// Whether a session goes on behind a request.
@@ -45,33 +53,82 @@ enum Flow {
     End,
 }
 
+/// How long a client may do nothing.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Timeouts {
+    /// In the middle of a message, its own or ours.
+    pub(super) stall: Duration,
+    /// Between messages, while nothing is done for it; `None`: for ever.
+    pub(super) idle: Option<Duration>,
+}
+
+/// How often a session that waits looks at the clock, at least.
+const TICK: Duration = Duration::from_secs(5);
+
+impl Timeouts {
+    /// How often to look at the clock.
+    pub(super) fn tick(self) -> Duration {
+        let shortest = self.idle.map_or(self.stall, |idle| idle.min(self.stall));
+        (shortest / 4).min(TICK)
+    }
+}
+
 /// What a session is about; shared by its threads.
 pub(super) struct Session<'a> {
-    pub(super) transport: &'a Transport,
+    pub(super) control: &'a Control,
     pub(super) export: &'a Export,
     pub(super) style: ReplyStyle,
-    pub(super) contexts: &'a [(MetaContextId, Context)],
+    pub(super) contexts: Contexts,
     pub(super) stats: &'a Stats,
-    pub(super) stop: &'a AtomicBool,
+    pub(super) budget: &'a Arc<Budget>,
+    pub(super) timeouts: Timeouts,
 }
 
 impl Session<'_> {
     /// Serves until the client has had enough, or the server. `rest` came behind the negotiation.
     pub(super) fn run(&self, rest: &[u8]) -> Result<(), SessionError> {
         let workers = Workers::default();
+        let inbox = Inbox::new(self.budget, rest)?;
+        let outbox = Outbox::new(&self.control.transport, self.style, self.budget)?;
         thread::scope(|scope| {
             let _end = EndWorkers(&workers);
-            let mut receiver = Receiver::new(self, &workers, scope, rest);
+            let mut receiver = Receiver::new(self, &workers, scope, inbox, outbox);
             let result = receiver.run();
             // Requests that were executed are answered, whatever happened behind them.
             let sent = receiver.outbox.send();
-            result.and(sent.map_err(SessionError::from))
+            drop(receiver);
+            match &result {
+                Ok(Flow::End) => workers.finish(self),
+                // What is stopped from receiving by the server still has its client.
+                _ if self.control.is_stopping() => {}
+                Err(error) if error.is_timeout() => self.control.transport.close(),
+                _ => self.control.end(Ending::Lost),
+            }
+            result.map(drop).and(sent.map_err(SessionError::from))
         })
     }
 
-    /// Whether the server is about to stop.
-    pub(super) fn is_stopping(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
+    /// Memory for a request. Waits for it as long as a client may hold it that does not receive.
+    pub(super) fn take(&self, bytes: usize) -> Result<Charge, Refusal> {
+        Ok(self.budget.take(bytes, self.timeouts.stall, || self.has_ended())?)
+    }
+
+    /// Buffers for a request.
+    pub(super) fn take_pieces(&self, bytes: usize) -> Result<Vec<Piece>, Refusal> {
+        Ok(self
+            .budget
+            .take_pieces(bytes, self.timeouts.stall, || self.has_ended())?)
+    }
+
+    /// So many jobs are answered or dropped.
+    pub(super) fn done_with(&self, jobs: usize) {
+        self.control.jobs_end(jobs);
+        self.stats.in_flight.fetch_sub(u64_from(jobs), Ordering::Relaxed);
+    }
+
+    /// Whether nobody waits for what is read.
+    fn has_ended(&self) -> bool {
+        self.control.verdict(Command::Read) != Verdict::Execute
     }
 }
 
@@ -98,6 +155,8 @@ struct Receiver<'scope, 'env> {
     since: Instant,
     /// Time spent in waiting for the rest of them.
     receiving: Duration,
+    /// The server had begun to stop when they arrived.
+    refuses: bool,
 }
 
 impl<'scope, 'env> Receiver<'scope, 'env> {
@@ -105,38 +164,72 @@ impl<'scope, 'env> Receiver<'scope, 'env> {
         session: &'scope Session<'scope>,
         workers: &'scope Workers,
         scope: &'scope Scope<'scope, 'env>,
-        rest: &[u8],
+        inbox: Inbox,
+        outbox: Outbox<'scope>,
     ) -> Self {
         Self {
             session,
             workers,
             scope,
-            inbox: Inbox::new(rest),
-            outbox: Outbox::for_data(session.transport, session.style),
-            reads: Reads::new(session.export.disk()),
+            inbox,
+            outbox,
+            reads: Reads::new(session),
             pace: Pace::default(),
             tally: Tally::default(),
             since: Instant::now(),
             receiving: Duration::ZERO,
+            refuses: session.control.is_stopping(),
         }
     }
 
-    fn run(&mut self) -> Result<(), SessionError> {
+    fn run(&mut self) -> Result<Flow, SessionError> {
         loop {
             self.session.stats.in_flight.fetch_add(1, Ordering::Relaxed);
             let flow = self.execute_all();
             self.session.stats.in_flight.fetch_sub(1, Ordering::Relaxed);
-            if flow? == Flow::End || self.session.is_stopping() {
-                return Ok(());
+            if flow? == Flow::End {
+                return Ok(Flow::End);
             }
-            if !self.inbox.fill(self.session.transport)? {
-                return if self.inbox.bytes().is_empty() {
-                    Ok(())
+            let is_whole = self.inbox.bytes().is_empty();
+            if !self.fill(is_whole)? {
+                return if is_whole {
+                    Ok(Flow::GoOn)
                 } else {
                     Err(SessionError::CutOff)
                 };
             }
             self.since = Instant::now();
+            self.refuses = self.session.control.is_stopping();
+        }
+    }
+
+    /// Waits for bytes: for as long as the client may be idle, or may leave a request unfinished. While its jobs are being
+    /// done it is neither. Returns whether any came; `false` is the end.
+    fn fill(&mut self, between_requests: bool) -> Result<bool, SessionError> {
+        let Timeouts { stall, idle } = self.session.timeouts;
+        let mut began = None;
+        loop {
+            match self.inbox.fill(&self.session.control.transport) {
+                Err(error) if is_timeout(&error) => {}
+                other => return Ok(other?),
+            }
+            let tick = self.session.timeouts.tick();
+            // The first tick has passed already.
+            let began = began.get_or_insert_with(|| Instant::now().checked_sub(tick).unwrap_or_else(Instant::now));
+            if between_requests && self.session.control.has_jobs() {
+                *began = Instant::now();
+                continue;
+            }
+            let waited = began.elapsed();
+            match idle {
+                _ if !between_requests && waited >= stall => return Err(SessionError::Stalled(stall)),
+                Some(idle) if waited >= idle => return Err(SessionError::Idle(idle)),
+                _ if between_requests => {
+                    self.inbox.relax();
+                    self.outbox.relax();
+                }
+                _ => {}
+            }
         }
     }
 
@@ -174,7 +267,12 @@ impl<'scope, 'env> Receiver<'scope, 'env> {
                 limit: DEFAULT_MAX_PAYLOAD.into(),
             }));
         }
-        if let Err(refusal) = rules::check(request, self.session.style, self.session.export) {
+        let checked = match request.command {
+            Command::Disconnect => Ok(()),
+            _ if self.refuses => Err(Refusal::stopping()),
+            _ => rules::check(request, self.session.style, self.session.export),
+        };
+        if let Err(refusal) = checked {
             self.skip(usize_from(payload))?;
             self.refuse(request, refusal)?;
             return Ok(Flow::GoOn);
@@ -187,7 +285,7 @@ impl<'scope, 'env> Receiver<'scope, 'env> {
             Command::Write => self.write(request)?,
             Command::Disconnect => return Ok(Flow::End),
             Command::BlockStatus => self.block_status(request, usize_from(payload))?,
-            _ => self.hand_over(*request, Vec::new())?,
+            _ => self.hand_over(*request, Contexts::default())?,
         }
         Ok(Flow::GoOn)
     }
@@ -197,7 +295,7 @@ impl<'scope, 'env> Receiver<'scope, 'env> {
         self.outbox.error(request, refusal.errno, refusal.message, None)
     }
 
-    fn hand_over(&mut self, request: RequestHeader, contexts: Vec<(MetaContextId, Context)>) -> io::Result<()> {
+    fn hand_over(&mut self, request: RequestHeader, contexts: Contexts) -> io::Result<()> {
         let job = Job {
             request,
             contexts,
@@ -221,7 +319,7 @@ impl<'scope, 'env> Receiver<'scope, 'env> {
             None => self.write_in_pieces(request.offset, len)?,
         };
         match written {
-            Ok(()) if request.flags.contains(CommandFlags::FUA) => self.hand_over(*request, Vec::new())?,
+            Ok(()) if request.flags.contains(CommandFlags::FUA) => self.hand_over(*request, Contexts::default())?,
             Ok(()) => {
                 self.outbox.done(request)?;
                 self.tally.count(Command::Write, request.length, true);
@@ -234,8 +332,9 @@ impl<'scope, 'env> Receiver<'scope, 'env> {
     /// Writes a payload while it arrives. After a failure the rest is thrown away.
     fn write_in_pieces(&mut self, offset: u64, len: usize) -> Result<Result<(), DeviceError>, SessionError> {
         let mut done = 0;
+        let step = self.inbox.piece();
         while done < len {
-            self.await_bytes(PIECE.min(len - done))?;
+            self.await_bytes(step.min(len - done))?;
             let at = offset + u64_from(done);
             let piece = piece_len(at, len - done, self.inbox.bytes().len());
             let written = self.session.export.disk().write_at(&self.inbox.bytes()[..piece], at);
@@ -253,7 +352,7 @@ impl<'scope, 'env> Receiver<'scope, 'env> {
         let selected = if request.flags.contains(CommandFlags::PAYLOAD_LEN) {
             self.filtered(request, payload)?
         } else {
-            Ok((*request, self.session.contexts.to_vec()))
+            Ok((*request, Arc::clone(&self.session.contexts)))
         };
         match selected {
             Ok((request, contexts)) if !contexts.is_empty() => Ok(self.hand_over(request, contexts)?),
@@ -263,12 +362,11 @@ impl<'scope, 'env> Receiver<'scope, 'env> {
     }
 
     /// What a request with a payload asks for.
-    #[expect(clippy::type_complexity, reason = "a request and its contexts, or why not")]
     fn filtered(
         &mut self,
         request: &RequestHeader,
         payload: usize,
-    ) -> Result<Result<(RequestHeader, Vec<(MetaContextId, Context)>), Refusal>, SessionError> {
+    ) -> Result<Result<(RequestHeader, Contexts), Refusal>, SessionError> {
         if payload > StatusFilter::MAX_SIZE {
             self.skip(payload)?;
             return Ok(Err(Refusal::new(Errno::Inval, "a list of contexts that is too long")));
@@ -281,11 +379,7 @@ impl<'scope, 'env> Receiver<'scope, 'env> {
             .and_then(|filter| self.select(request, &filter)))
     }
 
-    fn select(
-        &self,
-        request: &RequestHeader,
-        filter: &StatusFilter,
-    ) -> Result<(RequestHeader, Vec<(MetaContextId, Context)>), Refusal> {
+    fn select(&self, request: &RequestHeader, filter: &StatusFilter) -> Result<(RequestHeader, Contexts), Refusal> {
         let request = RequestHeader {
             length: filter.length,
             flags: request.flags.difference(CommandFlags::PAYLOAD_LEN),
@@ -300,16 +394,16 @@ impl<'scope, 'env> Receiver<'scope, 'env> {
                 _ => return Err(Refusal::new(Errno::Inval, "a context is not known, or named twice")),
             }
         }
-        Ok((request, contexts))
+        Ok((request, contexts.into()))
     }
 
-    /// Waits until `len` bytes (at most [`INBOX_SIZE`]) are there.
+    /// Waits until `len` bytes (at most half of the inbox) are there.
     fn await_bytes(&mut self, len: usize) -> Result<(), SessionError> {
         while self.inbox.bytes().len() < len {
             // The client may wait for replies before it goes on.
             self.outbox.send()?;
             let began = Instant::now();
-            if !self.inbox.fill(self.session.transport)? {
+            if !self.fill(false)? {
                 return Err(SessionError::CutOff);
             }
             self.receiving += began.elapsed();
@@ -329,6 +423,11 @@ impl<'scope, 'env> Receiver<'scope, 'env> {
     }
 }
 
+/// Whether only the time for one wait has passed.
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
 /// Bytes of a payload of which `left` are to come and `there` are there that are written at once: all but the last
 /// piece end on a border of blocks.
 fn piece_len(offset: u64, left: usize, there: usize) -> usize {
@@ -342,6 +441,8 @@ fn piece_len(offset: u64, left: usize, there: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const PIECE: usize = 128 << 10;
 
     #[test]
     fn pieces_end_on_borders() {

@@ -17,7 +17,7 @@ const LONGEST: u64 = 60_000_000_000;
 pub(super) struct Stats {
     totals: Mutex<Totals>,
     pub(super) connections: AtomicU64,
-    pub(super) open: AtomicU64,
+    open: AtomicU64,
     /// Requests that have been received and not been answered.
     pub(super) in_flight: AtomicU64,
 }
@@ -84,6 +84,15 @@ impl Tally {
     }
 }
 
+/// A connection that is open.
+pub(super) struct Open<'a>(&'a AtomicU64);
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Stats {
     pub(super) fn new() -> Self {
         let latency = Histogram::new_with_bounds(1000, LONGEST, 2).expect("bounds that a histogram can have");
@@ -97,6 +106,12 @@ impl Stats {
             open: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
         }
+    }
+
+    /// Counts a connection as open, until the guard is dropped.
+    pub(super) fn opened(&self) -> Open<'_> {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        Open(&self.open)
     }
 
     /// Adds requests that were all answered so long after they had been received, and empties the tally.

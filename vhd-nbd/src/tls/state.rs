@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rustls::Connection;
 
 /// Bytes of encrypted data that are received at once: several records.
-const RECEIVE: usize = 128 << 10;
+const RECEIVE: usize = 64 << 10;
 
 /// Bytes that are encrypted before they are sent.
 const ENCRYPT: usize = 64 << 10;

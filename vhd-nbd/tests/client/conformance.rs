@@ -45,7 +45,9 @@ impl Servers {
     ) -> Arc<dyn BlockDevice> {
         let mut exports = ExportSet::new();
         let export = Export::new("disk", disk).resizable();
-        assert!(exports.add(if read_only { export.read_only() } else { export }));
+        exports
+            .add(if read_only { export.read_only() } else { export })
+            .unwrap();
         let running = Running::start(dir.path(), exports, self.options.clone());
         let options = ClientOptions {
             write: !read_only,

@@ -9,13 +9,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use vhd_block::ErrorKind;
-use vhd_block::{BlockDevice as _, ByteRange, DeviceError, Disk};
+use vhd_block::{BlockDevice as _, ByteRange, DeviceError, Disk, ZeroOptions};
 use vhd_nbd::client::{ClientError, ClientOptions, NbdDevice};
 use vhd_nbd::kinds;
 use vhd_nbd::protocol::{
-    Chunk, ChunkHeader, ChunkType, Descriptor, Greeting, HandshakeFlags, HeaderStyle, InfoItem, MetaContextId,
-    OptionHeader, OptionReply, OptionReplyHeader, OptionType, ReplyError, ReplyFlags, RequestHeader, SimpleReply,
-    TransmissionFlags,
+    Chunk, ChunkHeader, ChunkType, Command, Descriptor, Errno, Greeting, HandshakeFlags, HeaderStyle, InfoItem,
+    MetaContextId, OptionHeader, OptionReply, OptionReplyHeader, OptionType, ReplyError, ReplyFlags, RequestHeader,
+    SimpleReply, TransmissionFlags,
 };
 
 pub(crate) const SIZE: u64 = 1 << 20;
@@ -467,4 +467,202 @@ fn statuses_that_make_no_sense() {
     assert_eq!(walk(&other).unwrap_err().kind(), kinds::SERVER_PROTOCOL);
     let none = answering(|request| chunk(&Chunk::None, ReplyFlags::DONE, request.cookie));
     assert_eq!(walk(&none).unwrap_err().kind(), kinds::SERVER_PROTOCOL);
+}
+
+/// Negotiates as it should be, with extended headers.
+fn negotiate_extended(stream: &mut UnixStream) -> Option<()> {
+    greet(stream)?;
+    loop {
+        let asked = option(stream)?;
+        let context = OptionReply::MetaContext {
+            id: MetaContextId(7),
+            name: "base:allocation".into(),
+        };
+        match asked {
+            OptionType::Go => return reply(stream, asked, &[export(SIZE), OptionReply::Ack]),
+            OptionType::SetMetaContext => reply(stream, asked, &[context, OptionReply::Ack])?,
+            _ => reply(stream, asked, &[OptionReply::Ack])?,
+        }
+    }
+}
+
+/// Answers requests in extended headers, with an offset and chunk that depend on the request.
+fn extended(answer: impl Fn(&RequestHeader) -> (u64, Chunk<'static>) + Send + Sync + 'static) -> Hostile {
+    Hostile::start(move |mut stream| {
+        negotiate_extended(&mut stream)?;
+        loop {
+            let bytes = receive::<{ HeaderStyle::Extended.request_size() }>(&mut stream)?;
+            let request = RequestHeader::decode(HeaderStyle::Extended, &bytes).ok()?;
+            let (offset, chunk) = answer(&request);
+            let mut bytes = Vec::new();
+            chunk.encode(
+                HeaderStyle::Extended,
+                ReplyFlags::DONE,
+                request.cookie,
+                offset,
+                &mut bytes,
+            );
+            send(&mut stream, &bytes)?;
+        }
+    })
+}
+
+#[test]
+fn a_reply_repeats_the_offset_of_its_request() {
+    let hole = |offset| Chunk::OffsetHole { offset, length: 4096 };
+    let good = extended(move |request| (request.offset, hole(request.offset)));
+    let disk = Disk::new(good.open().unwrap());
+    disk.read_at(&mut [1; 4096], 8192).unwrap();
+    refuses(
+        "another offset",
+        &extended(move |request| (request.offset + 512, hole(request.offset))),
+    );
+    refuses("no offset", &extended(move |request| (0, hole(request.offset))));
+}
+
+#[test]
+fn replies_of_a_kind_that_was_not_asked_for() {
+    let status = || Chunk::BlockStatus {
+        context: MetaContextId(7),
+        descriptors: vec![Descriptor {
+            length: 4096,
+            status: 0,
+        }],
+    };
+    refuses(
+        "a status for a read",
+        &extended(move |request| (request.offset, status())),
+    );
+    for wrong in [
+        OptionReply::Server {
+            name: "disk".into(),
+            description: String::new(),
+        },
+        OptionReply::MetaContext {
+            id: MetaContextId(1),
+            name: "base:allocation".into(),
+        },
+        OptionReply::Unknown {
+            number: 99,
+            data: vec![1],
+        },
+    ] {
+        let server = Hostile::start(move |mut stream| {
+            greet(&mut stream)?;
+            loop {
+                let asked = option(&mut stream)?;
+                let replies = match asked {
+                    OptionType::Go => vec![wrong.clone(), export(SIZE), OptionReply::Ack],
+                    _ => vec![OptionReply::Ack],
+                };
+                reply(&mut stream, asked, &replies)?;
+            }
+        });
+        assert_eq!(server.open().unwrap_err().kind(), kinds::SERVER_PROTOCOL);
+    }
+}
+
+#[test]
+fn a_server_that_is_of_no_use_is_told_good_bye() {
+    let (told, heard) = std::sync::mpsc::channel();
+    let told = std::sync::Mutex::new(told);
+    let server = Hostile::start(move |mut stream| {
+        greet(&mut stream)?;
+        loop {
+            let asked = option(&mut stream)?;
+            told.lock().unwrap().send(asked).unwrap();
+            let error = OptionReply::Error {
+                error: ReplyError::Unknown,
+                message: "\u{1b}[2Jno \u{9b}1m\u{202e}disk\r\n".into(),
+            };
+            reply(&mut stream, asked, &[error])?;
+        }
+    });
+    let error = vhd_block::with_causes(&server.open().unwrap_err());
+    assert!(error.contains("\\u{1b}[2Jno \\u{9b}1m\\u{202e}disk\\r\\n"), "{error}");
+    assert!(!error.contains(char::is_control), "{error:?}");
+    let last = heard.iter().find(|asked| *asked == OptionType::Abort);
+    assert_eq!(last, Some(OptionType::Abort));
+
+    // One that gives the export, and makes no sense.
+    let (told, heard) = std::sync::mpsc::channel();
+    let told = std::sync::Mutex::new(told);
+    let server = Hostile::start(move |mut stream| {
+        negotiate_export(&mut stream, u64::MAX, FLAGS)?;
+        let request = request(&mut stream)?;
+        told.lock().unwrap().send(request.command).unwrap();
+        None
+    });
+    assert_eq!(server.open().unwrap_err().kind(), kinds::SERVER_PROTOCOL);
+    assert_eq!(heard.recv_timeout(Duration::from_secs(10)), Ok(Command::Disconnect));
+}
+
+#[test]
+fn a_server_that_takes_less_is_asked_for_less() {
+    // It does not say so while it is asked for anything: by errors only.
+    const TAKES: u64 = 3 * 4096;
+    let (told, heard) = std::sync::mpsc::channel();
+    let told = std::sync::Mutex::new(told);
+    let server = Hostile::start(move |mut stream| {
+        negotiate(&mut stream)?;
+        loop {
+            let request = request(&mut stream)?;
+            let mut payload = vec![0; request.payload_length(HeaderStyle::Compact).try_into().ok()?];
+            stream.read_exact(&mut payload).ok()?;
+            told.lock().unwrap().send(request.length).ok()?;
+            let (offset, length) = (request.offset, u32::try_from(request.length).ok()?);
+            let answer = match request.command {
+                _ if request.length > TAKES => Chunk::Error {
+                    error: Errno::Overflow,
+                    message: "too long".into(),
+                    offset: None,
+                },
+                Command::Read => Chunk::OffsetHole { offset, length },
+                _ => Chunk::None,
+            };
+            send(&mut stream, &chunk(&answer, ReplyFlags::DONE, request.cookie))?;
+        }
+    });
+    let device = server.open().unwrap();
+    let mut read = vec![1; 100 << 10];
+    device.read_at(&mut read, 0).unwrap();
+    assert!(read.iter().all(|&byte| byte == 0));
+    device
+        .write_vectored_at(&[std::io::IoSlice::new(&read)], 0, false)
+        .unwrap();
+    device
+        .write_zeroes(ByteRange::new(0, SIZE), ZeroOptions::default())
+        .unwrap();
+    drop(device);
+    let asked: Vec<u64> = heard.iter().take_while(|length| *length > 0).collect();
+    assert!(asked.contains(&(100 << 10)), "{asked:?}");
+    // It learns: the second pass begins with what the server takes.
+    assert!(asked.iter().filter(|length| **length > TAKES).count() < 20, "{asked:?}");
+}
+
+#[test]
+fn a_server_that_cannot_tell_what_it_stores() {
+    for errno in [Errno::Io, Errno::Overflow, Errno::NoMem, Errno::NotSup] {
+        let server = Hostile::start(move |mut stream| {
+            negotiate(&mut stream)?;
+            loop {
+                let request = request(&mut stream)?;
+                let error = Chunk::Error {
+                    error: errno,
+                    message: String::new(),
+                    offset: None,
+                };
+                send(&mut stream, &chunk(&error, ReplyFlags::DONE, request.cookie))?;
+            }
+        });
+        let disk = Disk::new(server.open().unwrap());
+        let mut stored = 0;
+        disk.extents(ByteRange::new(0, SIZE), &mut |extent| {
+            assert_eq!(extent.kind, vhd_block::ExtentKind::Data);
+            stored += extent.range.len;
+            std::ops::ControlFlow::Continue(())
+        })
+        .unwrap();
+        assert_eq!(stored, SIZE, "{errno:?}");
+    }
 }

@@ -206,6 +206,50 @@ fn odd_sizes_are_read_and_not_written() {
 }
 
 #[test]
+fn sizes_that_are_no_whole_blocks_of_the_server_are_read() {
+    if !has("nbdkit") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let bytes: Vec<u8> = (0..100_352_u32).map(|at| at.to_le_bytes()[0] | 1).collect();
+    std::fs::write(dir.path().join("odd"), &bytes).unwrap();
+    let blocks = [
+        "--filter=blocksize-policy",
+        "file",
+        "odd",
+        "blocksize-minimum=4096",
+        "blocksize-preferred=4096",
+    ];
+    let served = Served::nbdkit(dir.path(), &[&blocks[..], &["blocksize-maximum=64K"]].concat());
+    let disk = Disk::new(served.open(ClientOptions::default()).unwrap());
+    assert_eq!(disk.size(), 102_400);
+    let mut read = vec![0xee; 102_400];
+    disk.read_at(&mut read, 0).unwrap();
+    assert!(read[..bytes.len()] == bytes && read[bytes.len()..].iter().all(|&byte| byte == 0));
+    assert!(matches!(served.open(writing()), Err(ClientError::OddSize { .. })));
+}
+
+#[test]
+fn a_server_whose_extents_fail_is_read_in_full() {
+    if !has("nbdkit") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("disk"), vec![5; 1 << 20]).unwrap();
+    let errors = ["error-extents=EIO", "error-rate=0%", "error-extents-rate=100%"];
+    let served = Served::nbdkit(dir.path(), &[&["--filter=error", "file", "disk"], &errors[..]].concat());
+    let disk = Disk::new(served.open(ClientOptions::default()).unwrap());
+    let mut stored = 0;
+    let visit = &mut |extent: vhd_block::Extent| {
+        assert_eq!(extent.kind, vhd_block::ExtentKind::Data);
+        stored += extent.range.len;
+        std::ops::ControlFlow::Continue(())
+    };
+    disk.extents(vhd_block::ByteRange::new(0, disk.size()), visit).unwrap();
+    assert_eq!(stored, 1 << 20);
+}
+
+#[test]
 fn failures_of_the_server_are_told() {
     if !has("nbdkit") {
         return;

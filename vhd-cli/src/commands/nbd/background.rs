@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -51,12 +52,20 @@ impl BackgroundArgs {
     }
 }
 
-/// Starts this program again with the same arguments, and returns when that listens or has failed.
-pub(super) fn start() -> Result<Exit, Failure> {
+/// Which process the sockets of a service manager are for; without it, for whoever has them.
+const LISTEN_PID: &str = "LISTEN_PID";
+
+/// Starts this program again with the same arguments, and returns when that listens or has failed. Sockets that were
+/// passed to this process are passed on.
+pub(super) fn start(sockets_passed: bool) -> Result<Exit, Failure> {
     let failed = |error: io::Error| system("start a process in the background", &error);
     let arguments = std::env::args_os().skip(1);
     let arguments = arguments.map(|argument| if argument == FORK { FORKED.into() } else { argument });
-    let mut child = Command::new(std::env::current_exe().map_err(failed)?)
+    let mut command = Command::new(std::env::current_exe().map_err(failed)?);
+    if sockets_passed {
+        command.env_remove(LISTEN_PID);
+    }
+    let mut child = command
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -77,19 +86,44 @@ pub(super) fn start() -> Result<Exit, Failure> {
 }
 
 /// A file with the number of this process, while it serves.
-pub(super) struct PidFile(PathBuf);
+pub(super) struct PidFile {
+    path: PathBuf,
+    /// Open, so that no other file can have its identity.
+    file: File,
+}
 
 impl PidFile {
     pub(super) fn write(path: &Path) -> Result<Self, Failure> {
-        std::fs::write(path, format!("{}\n", std::process::id()))
-            .map_err(|error| Failure::io("write", path, &error))?;
-        Ok(Self(path.to_owned()))
+        let write = || {
+            let mut file = File::create(path)?;
+            file.write_all(content().as_bytes())?;
+            Ok(file)
+        };
+        let file = write().map_err(|error| Failure::io("write", path, &error))?;
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+        })
     }
+
+    /// Whether the file of this name is the one that was written, and says what it said.
+    fn is_ours(&self) -> io::Result<bool> {
+        let (found, ours) = (std::fs::symlink_metadata(&self.path)?, self.file.metadata()?);
+        let same = (found.dev(), found.ino()) == (ours.dev(), ours.ino());
+        Ok(same && std::fs::read_to_string(&self.path)? == content())
+    }
+}
+
+fn content() -> String {
+    format!("{}\n", std::process::id())
 }
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        // It is in the way of nobody.
-        let _ = std::fs::remove_file(&self.0);
+        // A newer server may have put its own there.
+        if self.is_ours().unwrap_or(false) {
+            // It is in the way of nobody.
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }

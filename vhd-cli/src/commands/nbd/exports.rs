@@ -9,7 +9,7 @@ use vhd_core::device::{DeviceError, Disk};
 use vhd_core::error::with_causes;
 use vhd_core::ops::resize::{Opening, ResizableDisk};
 use vhd_core::snapshot;
-use vhd_nbd::server::{ChangedAboveLayer, Export, ExportSet};
+use vhd_nbd::server::{ChangedAboveLayer, Export, ExportNameError, ExportSet};
 
 use super::NbdArgs;
 use crate::children;
@@ -29,10 +29,13 @@ impl FromStr for NamedImage {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.split_once('=') {
-            Some((name, image)) if !name.is_empty() && !image.is_empty() => Ok(Self {
-                name: name.to_owned(),
-                image: image.into(),
-            }),
+            Some((name, image)) if !name.is_empty() && !image.is_empty() => {
+                ExportNameError::check(name).map_err(|error| error.to_string())?;
+                Ok(Self {
+                    name: name.to_owned(),
+                    image: image.into(),
+                })
+            }
             _ => Err("NAME=IMAGE is needed".into()),
         }
     }
@@ -95,10 +98,7 @@ impl Served {
     }
 
     fn serve(&mut self, export: Export, image: String, opened: Open, exports: &mut ExportSet) -> Result<(), Failure> {
-        let name = export.name().to_owned();
-        if !exports.add(export) {
-            return Err(Failure::usage(format!("two exports are called {name:?}")));
-        }
+        exports.add(export).map_err(|error| Failure::usage(error.to_string()))?;
         self.disks.push((image, opened));
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use clap::Args;
 use ipnet::IpNet;
 use vhd_core::error::with_causes;
-use vhd_nbd::server::{ListenError, Listener};
+use vhd_nbd::server::{ListenError, ListenFailure, Listener, TcpPolicy};
 
 use crate::codes::Kind;
 use crate::failure::Failure;
@@ -28,7 +28,8 @@ pub(super) struct AddressArgs {
     /// Listen for virtual machines; CID is a number or `any`
     #[arg(long, value_name = "CID:PORT", group = "address")]
     vsock: Option<VsockAddress>,
-    /// Let in TCP clients of this network only (ADDR/BITS); without TLS an address that others reach needs it
+    /// Let in TCP clients of this network only (ADDR/BITS), on passed sockets too; without TLS an address that others
+    /// reach needs it
     #[arg(long = "allow", value_name = "NETWORK", conflicts_with_all = ["unix", "vsock"])]
     allowed: Vec<IpNet>,
 }
@@ -57,36 +58,43 @@ impl FromStr for VsockAddress {
 impl AddressArgs {
     /// Listens; on the sockets of a service manager where nothing else is said.
     pub(super) fn listen(&self, tls: bool) -> Result<Vec<Listener>, Failure> {
+        let policy = TcpPolicy {
+            allowed: self.allowed.clone(),
+            tls,
+        };
+        let passed = Listener::activated(&policy).map_err(failure)?;
+        if !passed.is_empty() {
+            if self.is_said() {
+                return Err(Failure::usage(
+                    "a service manager passed sockets (LISTEN_FDS): leave --unix, --tcp or --vsock out to use them",
+                ));
+            }
+            return Ok(passed);
+        }
         let listener = match (&self.unix, self.tcp, self.vsock) {
             (Some(path), ..) => Listener::unix(path),
-            (_, Some(address), _) => return self.listen_tcp(address, tls),
             (.., Some(VsockAddress { cid, port })) => Listener::vsock(cid, port),
-            (None, None, None) => {
-                let passed = Listener::activated().map_err(failure)?;
-                if !passed.is_empty() {
-                    return Ok(passed);
-                }
-                return self.listen_tcp(DEFAULT_ADDRESS.parse().expect("an address"), tls);
+            (None, address, None) => {
+                let default = || DEFAULT_ADDRESS.parse().expect("an address");
+                Listener::tcp(address.unwrap_or_else(default), policy)
             }
         };
         Ok(vec![listener.map_err(failure)?])
     }
 
-    fn listen_tcp(&self, address: SocketAddr, tls: bool) -> Result<Vec<Listener>, Failure> {
-        if !address.ip().to_canonical().is_loopback() && !tls && self.allowed.is_empty() {
-            return Err(Failure::usage(format!(
-                "whoever reaches {address} could read and write the disk: use TLS, or say with --allow who may"
-            )));
-        }
-        let listener = Listener::tcp(address, self.allowed.clone());
-        Ok(vec![listener.map_err(failure)?])
+    fn is_said(&self) -> bool {
+        self.unix.is_some() || self.tcp.is_some() || self.vsock.is_some()
     }
 }
 
-fn failure(error: ListenError) -> Failure {
-    let kind = match error.source.kind() {
-        io::ErrorKind::AddrInUse => Kind::AddressInUse,
-        _ => Kind::Listen,
+pub(super) fn failure(error: ListenError) -> Failure {
+    let kind = match &error.source {
+        ListenFailure::Policy(_) => {
+            let message = with_causes(&error);
+            return Failure::usage(format!("{message}: give --tls-cert and --tls-key, or --allow NETWORK"));
+        }
+        ListenFailure::Io(error) if error.kind() == io::ErrorKind::AddrInUse => Kind::AddressInUse,
+        ListenFailure::Io(_) | ListenFailure::Passed(_) => Kind::Listen,
     };
     Failure::new(kind, with_causes(&error))
 }

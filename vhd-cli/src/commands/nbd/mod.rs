@@ -14,7 +14,7 @@ use clap::Args;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::{Handle, Signals};
 use vhd_core::error::with_causes;
-use vhd_nbd::server::{Server, ServerOptions};
+use vhd_nbd::server::{Listener, MIN_MEMORY, Server, ServerOptions};
 use vhd_nbd::tls::TlsServer;
 
 use crate::children::ChildrenArgs;
@@ -23,6 +23,7 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::input::SourceArgs;
 use crate::output;
+use crate::size::parse_bytes;
 use background::{BackgroundArgs, PidFile};
 use exports::{NamedImage, Served};
 use listen::AddressArgs;
@@ -76,9 +77,13 @@ pub(crate) struct NbdArgs {
     /// Connections at once
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     max_connections: u32,
-    /// Disconnect clients that send nothing for so many seconds
+    /// Disconnect clients that send nothing for so many seconds while nothing is done for them, or that leave a message
+    /// unfinished for so long (60 s without it)
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     idle_timeout: Option<u64>,
+    /// Memory that all clients together may make the server take, 64M at least; requests wait for it or fail
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_memory)]
+    memory: u64,
     /// Say at the end what was done: requests, bytes, latencies
     #[arg(long)]
     stats: bool,
@@ -98,17 +103,25 @@ pub(crate) fn run(args: &NbdArgs) -> Result<Exit, Failure> {
         return Err(Failure::usage("--force-share takes no locks: it needs --read-only"));
     }
     if args.background.fork {
-        return background::start();
+        return background::start(Listener::are_passed().map_err(listen::failure)?);
     }
     let options = ServerOptions {
         max_connections: usize::try_from(args.max_connections).unwrap_or(usize::MAX),
         idle_timeout: args.idle_timeout.map(Duration::from_secs),
+        memory: args.memory,
         tls: tls(args)?,
         ..ServerOptions::default()
     };
     let listeners = args.address.listen(options.tls.is_some())?;
     let (served, exports) = Served::open(args)?;
     let server = Server::new(exports, options).map_err(|error| system("start the server", &error))?;
+    let connections = server.max_connections();
+    if connections < usize::try_from(args.max_connections).unwrap_or(usize::MAX) {
+        output::warning(format_args!(
+            "--memory allows {connections} connections, not {}",
+            args.max_connections
+        ));
+    }
     let signals = handle_signals(&server)?;
     let _pid_file = args.background.pid_file.as_deref().map(PidFile::write).transpose()?;
     for listener in &listeners {
@@ -126,6 +139,14 @@ pub(crate) fn run(args: &NbdArgs) -> Result<Exit, Failure> {
     flushed.map_err(Failure::from)?;
     closed?;
     Ok(Exit::Ok)
+}
+
+fn parse_memory(text: &str) -> Result<u64, String> {
+    let bytes = parse_bytes(text)?;
+    if bytes < MIN_MEMORY {
+        return Err(format!("at least {MIN_MEMORY} bytes are needed"));
+    }
+    Ok(bytes)
 }
 
 fn system(operation: &str, error: &io::Error) -> Failure {

@@ -10,6 +10,7 @@ use vhd_core::ErrorKind;
 use vhd_core::chain::dependants::Search;
 use vhd_core::format::{DiskType, UniqueId};
 use vhd_core::image::Footers;
+use vhd_core::job::RepairJob;
 use vhd_core::ops::repair::{Facts, JournalState, RepairError, RepairPlan, UndoFile};
 use vhd_core::storage::{Access, HostFile, Sharing, StorageFile};
 
@@ -94,6 +95,7 @@ pub(crate) fn run(args: &RepairArgs) -> Result<Exit, Failure> {
         name: path_text(&args.image),
         file: Arc::new(HostFile::open(&args.image, access, Sharing::Exclusive)?),
     };
+    RepairJob::of(&args.image).check()?;
     let (mut json, exit) = if args.undo { job.undo() } else { job.repair() }?;
     json.list_all = args.verbose;
     output::report(args.report, NAME, &json)?;
@@ -118,7 +120,10 @@ impl Job<'_> {
             let message = format!("{} does not exist: there is no repair to undo", path.display());
             return Err(Failure::new(Kind::Library(ErrorKind::NotFound), message));
         };
+        let job = RepairJob::of(self.image);
+        job.begin()?;
         undo.journal().undo(&*self.file).map_err(|error| self.failure(error))?;
+        job.end();
         let json = RepairJson::of_journal(&self.name, Verdict::Undone, undo.journal());
         undo.remove().map_err(|error| self.failure(error))?;
         Ok((json, Exit::Ok))
@@ -183,11 +188,15 @@ impl Job<'_> {
             .map_err(|error| children::explain(error).about(&self.name))
     }
 
+    /// INV-36: as long as a part of the repair is in the image, everybody sees that.
     fn make(&self, undo: &UndoFile) -> Result<Verdict, Failure> {
+        let job = RepairJob::of(self.image);
+        job.begin()?;
         undo.journal().apply(&*self.file).map_err(|error| {
             let failure = self.failure(error);
             failure.about("nothing is lost: run it again to finish, or with --undo")
         })?;
+        job.end();
         Ok(Verdict::Repaired)
     }
 

@@ -59,7 +59,7 @@ pub(super) fn is_empty(path: &Path) -> bool {
 
 /// The structures that tell a child.
 struct Marks {
-    /// Those with a cookie, as they are, and whether they are sound.
+    /// Those with a cookie, as they are, and whether they are sound; the one at the end first.
     footers: Vec<([u8; FOOTER_SIZE], bool)>,
     headers: Vec<[u8; HEADER_SIZE]>,
 }
@@ -74,9 +74,10 @@ impl Marks {
             footers: Vec::new(),
             headers: Vec::new(),
         };
-        marks.add_footer(&head[..FOOTER_SIZE]);
+        // The one at the end first: where it is sound, the copy does not count.
         marks.add_footer(&tail);
         marks.add_footer(&tail[FOOTER_SIZE - LEGACY_FOOTER_SIZE..]);
+        marks.add_footer(&head[..FOOTER_SIZE]);
         let header = &head[FOOTER_SIZE..];
         if !marks.footers.is_empty() || has_header_cookie(header) {
             let header: Option<[u8; HEADER_SIZE]> = header.try_into().ok();
@@ -115,14 +116,15 @@ impl Marks {
 
     /// Whether the file is a differencing image; `None` where its footers do not tell.
     fn is_differencing(&self) -> Option<bool> {
-        let mut types: Vec<(DiskType, bool)> = self
+        let types: Vec<(DiskType, bool)> = self
             .decoded()
             .map(|(footer, sound)| (footer.disk_type, sound))
             .collect();
-        if types.iter().any(|(_, sound)| *sound) {
-            types.retain(|(_, sound)| *sound);
+        match types.iter().find(|(_, sound)| *sound) {
+            Some((disk_type, _)) => Some(*disk_type == DiskType::Differencing),
+            None if types.is_empty() => None,
+            None => Some(types.iter().any(|(disk_type, _)| *disk_type == DiskType::Differencing)),
         }
-        (!types.is_empty()).then(|| types.iter().any(|(disk_type, _)| *disk_type == DiskType::Differencing))
     }
 
     fn claim(&self) -> Claim {

@@ -8,21 +8,21 @@ use crate::units::{BlockIndex, FileOffset, SECTOR_SIZE};
 
 /// Where a block is and is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Move {
-    pub(super) block: BlockIndex,
+pub(in crate::ops) struct Move {
+    pub(in crate::ops) block: BlockIndex,
     /// Where its bitmap is.
-    pub(super) from: u64,
+    pub(in crate::ops) from: u64,
     /// Where its bitmap is to be: nothing is there, and no other move goes there.
-    pub(super) to: u64,
+    pub(in crate::ops) to: u64,
     /// Bytes of bitmap and data that the file has.
-    pub(super) len: u64,
+    pub(in crate::ops) len: u64,
     /// Bytes of a whole block: more than `len` for a block that is cut short behind the end of the disk.
-    pub(super) stored: u64,
+    pub(in crate::ops) stored: u64,
 }
 
 /// The moves that make the file shorter, those from the end of the file first. They are independent of one
 /// another: no block moves to where another one was.
-pub(super) fn plan_moves(arrangement: &Arrangement) -> Vec<Move> {
+pub(in crate::ops) fn plan_moves(arrangement: &Arrangement) -> Vec<Move> {
     let layout = arrangement.layout;
     let mut holes = Holes::new(layout, holes(arrangement), mostly_aligned(arrangement));
     let mut moves = Vec::new();

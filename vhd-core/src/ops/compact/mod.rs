@@ -24,6 +24,7 @@ use crate::device::LayeredDevice;
 use crate::image::Arrangement;
 use crate::units::{BlockIndex, FileOffset, u64_from};
 use layout::Move;
+pub(in crate::ops) use layout::plan_moves;
 
 /// Which bytes of a disk its file systems do not use.
 pub trait FreeSpace: Sync {
@@ -170,7 +171,7 @@ impl CompactPlan {
         arrangement
             .blocks
             .retain(|placed| plan.drops.binary_search(&placed.block).is_err());
-        plan.moves = layout::plan_moves(&arrangement);
+        plan.moves = plan_moves(&arrangement);
         plan.sum_up(arrangement);
         plan
     }

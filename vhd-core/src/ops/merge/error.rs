@@ -9,6 +9,7 @@ use crate::chain::{ChainError, CreateChildError};
 use crate::device::DeviceError;
 use crate::format::UniqueId;
 use crate::image::{AmendError, CreateError, OpenError};
+use crate::job::JobError;
 use crate::ops::reparent::ReparentError;
 use crate::record::RecordError;
 use crate::storage::StorageError;
@@ -26,6 +27,9 @@ pub enum MergeError {
     /// The record of an unfinished merge can't be read or written.
     #[error(transparent)]
     Record(#[from] RecordError),
+    /// Another job is open on one of the images, or a record names a file that does not belong to the merge.
+    #[error(transparent)]
+    Job(#[from] JobError),
     /// What a child has to say of its new parent can't be said.
     #[error(transparent)]
     Link(#[from] CreateChildError),
@@ -190,6 +194,7 @@ impl MergeError {
             Self::Chain(error) => error.kind(),
             Self::Storage(error) => error.kind(),
             Self::Record(error) => error.kind(),
+            Self::Job(error) => error.kind(),
             Self::Link(error) => error.kind(),
             Self::NoParent { .. } | Self::NotAncestor { .. } | Self::NotChild { .. } => ErrorKind::NotRelated,
             Self::NotRemovable { .. } => ErrorKind::InvalidArgument,

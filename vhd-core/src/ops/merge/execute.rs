@@ -10,6 +10,7 @@ use super::plan::{Range, open_target};
 use super::{MergeError, MergeOptions, MergePlan, MergeReport, dependants};
 use crate::chain::OpenedDisk;
 use crate::device::Layer;
+use crate::job::{Head, JobKind, sweep};
 use crate::ops::Progress;
 use crate::storage::{Access, HostFile, Sharing};
 
@@ -24,9 +25,13 @@ pub fn merge(plan: &MergePlan, options: &MergeOptions<'_>, progress: &dyn Progre
         resumed: plan.resumed.is_some(),
         ..MergeReport::default()
     };
+    sweep(JobKind::Merge, &Journal::path(plan.child()))?;
     if plan.child_gone {
-        let journal = Journal::read(plan.child())?.ok_or_else(|| gone(plan))?;
-        Finish::new(plan, journal, Vec::new()).run(&mut report)?;
+        let Some(journal) = Journal::read(plan.child())? else {
+            // It was done, but for what has been swept up now.
+            return Ok(report);
+        };
+        Finish::new(plan, journal, Vec::new(), Vec::new()).run(&mut report)?;
         return Ok(report);
     }
     check_writable(plan)?;
@@ -61,18 +66,10 @@ pub fn merge(plan: &MergePlan, options: &MergeOptions<'_>, progress: &dyn Progre
     run.journal.phase = Phase::Finishing;
     run.journal.renew()?;
     // INV-21: everything is in the target, durably, before the first child is pointed to it.
-    run.journal.write()?;
+    run.journal.announce()?;
     // The locks of the layers are held up to here and until they are gone: nobody writes to one that goes.
-    Finish::new(plan, run.journal, carried).run(&mut report)?;
-    drop(sources);
+    Finish::new(plan, run.journal, carried, sources).run(&mut report)?;
     Ok(report)
-}
-
-fn gone(plan: &MergePlan) -> MergeError {
-    MergeError::Changed {
-        path: plan.child().to_owned(),
-        what: "the record of the unfinished merge is gone: somebody finished it meanwhile".to_owned(),
-    }
 }
 
 /// The image that goes, over its whole chain, under the locks.
@@ -125,13 +122,17 @@ impl<'a> Run<'a> {
             start: 0,
             mode: CopyMode::Write,
         };
-        if let Some(recorded) = Journal::read(plan.child())? {
+        if let Some(mut recorded) = Journal::read(plan.child())? {
             if plan.resumed.is_none() || recorded.target.id != plan.target_known().id {
                 return Err(recorded.unfinished());
             }
             run.resume(&recorded)?;
+            recorded.children.clone_from(&run.journal.children);
+            recorded.carried.clone_from(&run.journal.carried);
+            recorded.announce()?;
+            run.journal.head = recorded.head;
         } else if !plan.carried.is_empty() {
-            run.journal.write()?;
+            run.journal.announce()?;
         }
         Ok(run)
     }
@@ -142,8 +143,8 @@ impl<'a> Run<'a> {
         if self.mode != CopyMode::Verify && self.start < self.plan.summary.disk_bytes {
             self.journal.phase = Phase::Copying(self.start);
             self.journal.renew()?;
-            // INV-20: the record is durable before the target changes.
-            self.journal.write()?;
+            // INV-20, INV-36: record and markers are durable before the target changes.
+            self.journal.announce()?;
         }
         Ok(())
     }
@@ -221,5 +222,6 @@ fn new_journal(plan: &MergePlan) -> Journal {
         carried: plan.carried.iter().map(|child| child.path.clone()).collect(),
         phase: Phase::Carrying,
         boot: None,
+        head: Head::default(),
     }
 }

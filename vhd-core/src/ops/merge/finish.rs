@@ -9,6 +9,7 @@ use super::plan::{open_target, other_disk};
 use super::{MergeError, MergePlan, MergeReport};
 use crate::ErrorKind;
 use crate::chain::{OpenedDisk, parent_link};
+use crate::device::Layer;
 use crate::format::UniqueId;
 use crate::image::Footers;
 use crate::ops::verify::record_path;
@@ -20,31 +21,54 @@ pub(super) struct Finish<'a> {
     journal: Journal,
     /// The carried children that are open already.
     carried: Vec<ChildFile>,
+    /// The layers that go, under their locks: nobody writes to one before it is gone.
+    sources: Vec<Layer>,
 }
 
 impl<'a> Finish<'a> {
-    pub(super) fn new(plan: &'a MergePlan, journal: Journal, carried: Vec<ChildFile>) -> Self {
-        Self { plan, journal, carried }
+    pub(super) fn new(plan: &'a MergePlan, journal: Journal, carried: Vec<ChildFile>, sources: Vec<Layer>) -> Self {
+        Self {
+            plan,
+            journal,
+            carried,
+            sources,
+        }
     }
 
     pub(super) fn run(mut self, report: &mut MergeReport) -> Result<(), MergeError> {
-        if !self.plan.child_gone {
-            self.find_new_children()?;
+        match self.plan.child_gone {
+            // All children were pointed before it went (INV-21). INV-38: nothing proves the rest but their markers.
+            true => {
+                let named = self.journal.paths().skip(1).chain(&self.journal.carried);
+                self.journal.prove(named)?;
+            }
+            false => {
+                self.find_new_children()?;
+                // INV-21: children first. At every moment every image that is left has its parents.
+                self.point_children(report)?;
+            }
         }
-        // INV-21: children first. At every moment every image that is left has its parents.
-        self.point_children(report)?;
-        // The child before its parent: what is left of the range can be read while it is there.
-        for layer in &self.journal.layers {
+        self.remove_layers(report)?;
+        // Digests of what is gone, of what the target held before, and of children that hold more than before.
+        for path in self.journal.paths().chain(&self.journal.carried) {
+            remove_file(&record_path(path))?;
+        }
+        // Now the space of the files is freed, which takes its time. The record goes after it: as long as the command
+        // runs, it can be run again.
+        drop(self.sources);
+        self.journal.close()
+    }
+
+    /// The child before its parent: what is left of the range can be read while it is there.
+    fn remove_layers(&self, report: &mut MergeReport) -> Result<(), MergeError> {
+        let layers = self.journal.layers.iter().enumerate();
+        // Another image may have the name of a child that is gone.
+        for (_, layer) in layers.filter(|(depth, _)| *depth > 0 || !self.plan.child_gone) {
             if remove_layer(&layer.known)? {
                 report.removed.push(layer.known.path.clone());
             }
         }
-        // Digests of what is gone, of what the target held before, and of children that hold more than before.
-        let layers = self.journal.layers.iter().map(|layer| &layer.known.path);
-        for path in layers.chain([&self.journal.target.path]).chain(&self.journal.carried) {
-            remove_file(&record_path(path))?;
-        }
-        self.journal.remove()
+        Ok(())
     }
 
     /// Children that were made while the copying went on are pointed to the target too.
@@ -64,7 +88,7 @@ impl<'a> Finish<'a> {
         }
         if found.children != self.journal.children {
             self.journal.children = found.children;
-            self.journal.write()?;
+            self.journal.announce()?;
         }
         Ok(())
     }

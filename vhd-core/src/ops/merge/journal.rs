@@ -5,27 +5,30 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
 use super::MergeError;
 use super::dependants::Recorded;
-use crate::chain::relative_to;
 use crate::format::{MAX_DISK_SIZE, UniqueId};
+use crate::image::Footers;
+use crate::job::{Head, Job, JobImage, JobKind, done_path};
 use crate::record::{Checked, RecordKind, check_count, check_path};
-use crate::storage::{StorageError, beside, remove_file};
+use crate::storage::{Access, HostFile, Sharing, StorageError, relative_to, resolved};
 use crate::units::SECTOR_SIZE;
 
-const KIND: RecordKind = RecordKind {
-    name: "merge",
-    version: 1,
-};
+const KIND: RecordKind = JobKind::Merge.record();
 
 /// Nanoseconds by which a file must be older than its fingerprint: one that is written again within the tick of
 /// the clock that stamped it looks the same.
-const SETTLED: i64 = 1_000_000_000;
+const SETTLED: i64 = SECOND;
+
+/// Nanoseconds of that tick on file systems that stamp in whole seconds, two of them at most (vfat).
+const COARSE_TICK: i64 = 2 * SECOND;
+
+const SECOND: i64 = 1_000_000_000;
 
 /// What is known of an unfinished merge.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +44,9 @@ pub(super) struct Journal {
     pub(super) phase: Phase,
     /// The run of the system in which the fingerprints were taken.
     pub(super) boot: Option<String>,
+    /// The images that show that the merge is open.
+    #[serde(flatten)]
+    pub(super) head: Head,
 }
 
 /// A file and the identity of the disk in it.
@@ -93,7 +99,16 @@ impl Fingerprint {
         let fingerprint = Self::now(path)?;
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = i64::try_from(since_epoch.as_nanos()).unwrap_or(i64::MAX);
-        Ok((fingerprint.modified_ns <= now.saturating_sub(SETTLED)).then_some(fingerprint))
+        Ok(fingerprint.is_settled(now).then_some(fingerprint))
+    }
+
+    /// Whether a write after `now` would leave another time stamp.
+    fn is_settled(self, now: i64) -> bool {
+        let tick = match self.modified_ns % SECOND {
+            0 => COARSE_TICK,
+            _ => 0,
+        };
+        self.modified_ns <= now.saturating_sub(SETTLED + tick)
     }
 }
 
@@ -108,6 +123,7 @@ impl Checked for Journal {
             .chain(&self.carried)
             .chain([&self.target.path]);
         paths.try_for_each(|path| check_path(path))?;
+        self.head.check()?;
         match self.phase {
             Phase::Copying(at) if at > MAX_DISK_SIZE || !at.is_multiple_of(SECTOR_SIZE) => Err(format!(
                 "it is at byte {at}, expected whole sectors of a disk of at most {MAX_DISK_SIZE} bytes"
@@ -129,11 +145,20 @@ impl Journal {
 
     /// Where the record of a merge of `child` is.
     pub(super) fn path(child: &Path) -> PathBuf {
-        beside(child, ".merge")
+        JobKind::Merge.record_path(child)
     }
 
     pub(super) fn read(child: &Path) -> Result<Option<Self>, MergeError> {
-        let mut journal: Option<Self> = KIND.read(&Self::path(child))?;
+        Self::read_at(&Self::path(child), child)
+    }
+
+    /// The record of a merge that is done, and was killed before that had gone.
+    pub(super) fn read_done(child: &Path) -> Result<Option<Self>, MergeError> {
+        Self::read_at(&done_path(&Self::path(child)), child)
+    }
+
+    fn read_at(path: &Path, child: &Path) -> Result<Option<Self>, MergeError> {
+        let mut journal: Option<Self> = KIND.read(path)?;
         if let (Some(journal), Some(dir)) = (&mut journal, child.parent()) {
             journal.each_path(|path| *path = resolved(path, dir));
         }
@@ -150,16 +175,76 @@ impl Journal {
         Ok(KIND.write(&Self::path(self.child()), &stored)?)
     }
 
+    /// The files of the layers, the child's first, and of the target.
+    pub(super) fn paths(&self) -> impl Iterator<Item = &PathBuf> {
+        let layers = self.layers.iter().map(|layer| &layer.known.path);
+        layers.chain([&self.target.path])
+    }
+
     fn each_path(&mut self, action: impl FnMut(&mut PathBuf)) {
         let layers = self.layers.iter_mut().map(|layer| &mut layer.known.path);
         let others = self.children.iter_mut().chain(&mut self.carried);
         layers.chain(others).chain([&mut self.target.path]).for_each(action);
     }
 
-    /// The merge is done.
-    pub(super) fn remove(&self) -> Result<(), MergeError> {
-        remove_file(&Self::path(self.child()))?;
+    /// The job that shows the merge on all its images. A guest may use the child, what is based on it, and the carried
+    /// children; nobody changes the layers between and the target.
+    pub(super) fn job(&self) -> Job {
+        let middle = self.layers.iter().skip(1).map(|layer| &layer.known.path);
+        let held = middle.chain([&self.target.path]).map(|path| JobImage::held(path));
+        let in_use = self
+            .children
+            .iter()
+            .chain(&self.carried)
+            .map(|path| JobImage::in_use(path));
+        let child = [JobImage::in_use(self.child())];
+        Job::new(
+            JobKind::Merge,
+            &Self::path(self.child()),
+            child.into_iter().chain(held).chain(in_use),
+        )
+    }
+
+    /// Makes the merge visible from all its images, and puts the record in its place.
+    pub(super) fn announce(&mut self) -> Result<(), MergeError> {
+        let job = self.job();
+        self.head = job.head();
+        job.announce(|| self.write())
+    }
+
+    /// Everything is done: the markers and the record go.
+    pub(super) fn close(&self) -> Result<(), MergeError> {
+        Ok(self.job().close()?)
+    }
+
+    /// INV-38: the children belong to the merge. That they are children, their headers say.
+    pub(super) fn prove_children(&self) -> Result<(), MergeError> {
+        let job = self.job();
+        for path in self.children.iter().chain(&self.carried) {
+            if path.symlink_metadata().is_ok() {
+                job.prove_related(path)?;
+            }
+        }
         Ok(())
+    }
+
+    /// INV-38: what only the record names, and is removed, belongs to the merge.
+    pub(super) fn prove<'a>(&self, paths: impl IntoIterator<Item = &'a PathBuf>) -> Result<(), MergeError> {
+        let job = self.job();
+        for path in paths {
+            if path.symlink_metadata().is_ok() {
+                job.prove(path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// All is in the target and the child is gone, or another image has its name by now.
+    pub(super) fn child_is_gone(&self) -> bool {
+        let file = HostFile::open(self.child(), Access::ReadOnly, Sharing::Unlocked);
+        let footers = file.ok().and_then(|file| Footers::read(&file).ok());
+        let is_there = footers.is_some_and(|found| found.footer.unique_id == self.layers[0].known.id);
+        self.phase == Phase::Finishing && !is_there
     }
 
     /// What is merged.
@@ -200,20 +285,6 @@ impl Journal {
     }
 }
 
-/// The file that is recorded as `path` in the directory `dir`, which is named from the root and without links. So
-/// `..` is the directory above and can be resolved by name.
-fn resolved(path: &Path, dir: &Path) -> PathBuf {
-    let mut full = dir.to_owned();
-    for component in path.components() {
-        match component {
-            Component::ParentDir => drop(full.pop()),
-            Component::CurDir => {}
-            other => full.push(other),
-        }
-    }
-    full
-}
-
 /// Which run of the system this is.
 fn boot() -> Option<String> {
     let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
@@ -225,21 +296,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_go_from_the_directory() {
-        let dir = Path::new("/vm/disks");
-        for (path, stored) in [
-            ("/vm/disks/a.vhd", "./a.vhd"),
-            ("/vm/disks/below/a.vhd", "./below/a.vhd"),
-            ("/vm/a.vhd", "../a.vhd"),
-            ("/mnt/other/a.vhd", "../../mnt/other/a.vhd"),
+    fn a_file_is_settled_when_a_later_write_leaves_another_stamp() {
+        let stamped = |modified_ns| Fingerprint { bytes: 0, modified_ns };
+        // Within the tick that stamped it: fine stamps, whole seconds, two seconds.
+        for (written, now, settled) in [
+            (10 * SECOND + 5, 11 * SECOND, false),
+            (10 * SECOND + 5, 11 * SECOND + 5, true),
+            (10 * SECOND, 11 * SECOND, false),
+            (10 * SECOND, 11 * SECOND + 999_999_999, false),
+            (10 * SECOND, 13 * SECOND, true),
         ] {
-            let way = relative_to(Path::new(path), dir);
-            assert_eq!(way, Path::new(stored));
-            assert_eq!(resolved(&way, dir), Path::new(path));
+            assert_eq!(stamped(written).is_settled(now), settled, "{written} at {now}");
         }
-        assert_eq!(
-            resolved(Path::new("../a.vhd"), Path::new("/copy/disks")),
-            Path::new("/copy/a.vhd")
-        );
     }
 }

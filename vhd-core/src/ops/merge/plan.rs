@@ -10,7 +10,8 @@ use super::{CarriedChild, MergeError, MergePlan, MergeRequest, MergeSummary, car
 use crate::chain::{ImageFormat, OpenOptions, OpenedDisk, parent_link};
 use crate::device::{ByteRange, DeviceError, Layer, held};
 use crate::format::UniqueId;
-use crate::storage::{FileIdentity, StorageError};
+use crate::job::require_only;
+use crate::storage::{self, FileIdentity, StorageError};
 use crate::units::VirtualOffset;
 
 /// Plans a merge, or how an unfinished one goes on. Nothing is changed.
@@ -34,11 +35,14 @@ pub(crate) enum Owner {
 pub(crate) fn plan_for(request: &MergeRequest, owner: Owner) -> Result<MergePlan, MergeError> {
     let child = full_name(&request.child)?;
     let journal = Journal::read(&child)?;
-    if let Some(journal) = &journal
-        && journal.phase == Phase::Finishing
+    if let Some(recorded) = journal.as_ref().filter(|recorded| recorded.child_is_gone()) {
+        return plan_of_record(request, recorded);
+    }
+    if journal.is_none()
         && !child.exists()
+        && let Some(done) = Journal::read_done(&child)?
     {
-        return plan_of_record(request, journal);
+        return plan_of_record(request, &done);
     }
     let opened = request.open.clone().write(false).open(&child)?;
     let range = Range::of(&opened, request)?;
@@ -46,6 +50,8 @@ pub(crate) fn plan_for(request: &MergeRequest, owner: Owner) -> Result<MergePlan
     range.check_removable()?;
     if let Some(journal) = &journal {
         range.check_same(journal)?;
+        // The layers are proven by the chain itself.
+        journal.prove_children()?;
     }
     let recorded = journal.as_ref().map_or(Recorded::default(), Journal::dependants);
     let all = dependants::search(&range.layers, opened.paths());
@@ -63,8 +69,9 @@ pub(crate) fn plan_for(request: &MergeRequest, owner: Owner) -> Result<MergePlan
             dependants: found.others,
         });
     }
-    refuse_unfinished(range.layers[1..].iter().map(|layer| &*layer.path))?;
-    refuse_unfinished(found.paths())?;
+    let record = Journal::path(&child);
+    require_only(Some(&record), range.layers.iter().map(|layer| &*layer.path))?;
+    require_only(Some(&record), found.paths())?;
     check_links(request, range.target(), &found)?;
     let carried = found.others.into_iter().filter(|_| request.carry);
     let carried = carried.map(|child| carry::survey(request, child, &range.layers[0].path, &opened));
@@ -125,14 +132,7 @@ fn plan_of_record(request: &MergeRequest, journal: &Journal) -> Result<MergePlan
 
 /// The name of a file that may be gone, from the root and without symbolic links.
 fn full_name(path: &Path) -> Result<PathBuf, MergeError> {
-    if let Ok(full) = path.canonicalize() {
-        return Ok(full);
-    }
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
-    let dir = dir.unwrap_or(Path::new("."));
-    let full = dir.canonicalize();
-    let full = full.map_err(|source| StorageError::at(dir, "find", source))?;
-    Ok(full.join(path.file_name().unwrap_or_default()))
+    Ok(storage::full_name(path).map_err(|source| StorageError::at(path, "find", source))?)
 }
 
 fn is_same_file(a: &Path, b: &Path) -> bool {
@@ -149,8 +149,9 @@ pub(super) fn open_target(options: &OpenOptions, target: &Known, write: bool) ->
     } else {
         ImageFormat::Vhd
     };
-    // Who relies on it was asked when the merge was planned.
-    let options = options.clone().format(Some(format)).write(write).ignore_children(true);
+    // Who relies on it was asked when the merge was planned, and for open jobs too.
+    let options = options.clone().format(Some(format)).write(write);
+    let options = options.ignore_children(true).for_job();
     let opened = options.open(&target.path)?;
     let found = opened
         .layers()
@@ -167,16 +168,6 @@ pub(super) fn other_disk(path: &Path, expected: UniqueId, found: UniqueId) -> Me
         path: path.to_owned(),
         what: format!("the disk {expected} was here, and now it is {found}"),
     }
-}
-
-/// No image that is in the way of a merge may be merged itself by an unfinished one.
-fn refuse_unfinished<'a>(paths: impl Iterator<Item = &'a Path>) -> Result<(), MergeError> {
-    for path in paths {
-        if let Some(journal) = Journal::read(path)? {
-            return Err(journal.unfinished());
-        }
-    }
-    Ok(())
 }
 
 /// What the children have to say of the target can be said.

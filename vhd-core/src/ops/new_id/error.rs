@@ -7,6 +7,7 @@ use crate::chain::dependants::DependantsError;
 use crate::chain::{ChainError, CreateChildError};
 use crate::format::UniqueId;
 use crate::image::AmendError;
+use crate::job::JobError;
 use crate::record::RecordError;
 use crate::storage::StorageError;
 
@@ -20,6 +21,9 @@ pub enum NewIdError {
     /// What a child has to say of its parent can't be stored.
     #[error(transparent)]
     Link(#[from] CreateChildError),
+    /// Another job is open on one of the files, or a record names a file that does not belong to the image.
+    #[error(transparent)]
+    Job(#[from] JobError),
     /// The record can't be read or written.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -92,6 +96,7 @@ impl NewIdError {
             Self::Chain(error) => error.kind(),
             Self::Link(error) => error.kind(),
             Self::Record(error) => error.kind(),
+            Self::Job(error) => error.kind(),
             Self::Storage(error) => error.kind(),
             Self::Amend { source, .. } => source.kind(),
             Self::NotAChild { .. } => ErrorKind::ParentMismatch,

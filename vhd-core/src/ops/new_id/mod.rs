@@ -25,18 +25,13 @@ use crate::chain::dependants::Search;
 use crate::chain::{ChainError, link_to};
 use crate::format::{Footer, Timestamp, UniqueId};
 use crate::image::Amendment;
+use crate::job::{Head, Job, JobImage, JobKind, require_no_job, sweep};
 use crate::record::{Checked, RecordKind, check_count, check_path};
-use crate::storage::{Access, FileIdentity, StorageError, StorageFile as _, beside, remove_file};
+use crate::storage::{Access, FileIdentity, StorageError, StorageFile as _};
 use crate::units::UnixSeconds;
 
 /// What is written before the first file changes.
-const RECORD: RecordKind = RecordKind {
-    name: "new-id",
-    version: 1,
-};
-
-/// What follows the image's name in that of its record.
-const RECORD_SUFFIX: &str = ".new-id";
+const RECORD: RecordKind = JobKind::NewId.record();
 
 /// What becomes of the children of the image.
 #[derive(Clone, Debug, Default)]
@@ -58,6 +53,9 @@ struct Record {
     modified: UnixSeconds,
     /// Below the image's directory by their names there, others absolute.
     children: Vec<String>,
+    /// The images that show that the change is open.
+    #[serde(flatten)]
+    head: Head,
 }
 
 impl Checked for Record {
@@ -66,7 +64,10 @@ impl Checked for Record {
             return Err(format!("it changes the identity {} to {}", self.old_id, self.new_id));
         }
         check_count("children", self.children.len(), 0)?;
-        self.children.iter().try_for_each(|child| check_path(Path::new(child)))
+        self.children
+            .iter()
+            .try_for_each(|child| check_path(Path::new(child)))?;
+        self.head.check()
     }
 }
 
@@ -89,6 +90,7 @@ impl NewId {
     /// [`NewIdError`] when a file can't be opened, a named child is none, or there are others.
     pub fn plan(image: &Path, options: &NewIdOptions) -> Result<Self, NewIdError> {
         if let Some(unfinished) = Self::unfinished(image)? {
+            unfinished.prove_children()?;
             unfinished.check_choice(options)?;
             return Ok(unfinished);
         }
@@ -102,6 +104,7 @@ impl NewId {
             resumed: false,
         };
         plan.choose(options)?;
+        require_no_job(plan.children.iter().chain([&plan.image]))?;
         for child in &plan.children {
             plan.check_child(child, &Alone::open(child, Access::ReadOnly)?, &[old])?;
         }
@@ -146,17 +149,31 @@ impl NewId {
         let image = Alone::open(&self.image, Access::ReadWrite)?;
         self.check_image(&image)?;
         let children = self.open_children()?;
-        if !self.resumed {
-            RECORD.write(&record_path(&self.image), &self.record()?)?;
-        }
+        let (path, job) = (record_path(&self.image), self.job());
+        sweep(JobKind::NewId, &path)?;
+        // INV-36: markers and record are durable before the first file changes.
+        job.announce(|| match self.resumed {
+            true => Ok(()),
+            false => Ok::<_, NewIdError>(RECORD.write(&path, &self.record(job.head())?)?),
+        })?;
         // INV-30: children first. Until the image follows, no file has the identity that they look for, and they are
         // refused; the other way round they could be read over the original, which may have changed.
         for (path, child) in children {
             self.repoint(path, child)?;
         }
         self.rename(image)?;
-        remove_file(&record_path(&self.image))?;
-        Ok(())
+        Ok(job.close()?)
+    }
+
+    /// The change as a job that all its files show. In between a child leads to an identity that no file has: nobody
+    /// writes to one.
+    fn job(&self) -> Job {
+        let images = self
+            .children
+            .iter()
+            .chain([&self.image])
+            .map(|path| JobImage::held(path));
+        Job::new(JobKind::NewId, &record_path(&self.image), images)
     }
 
     fn unfinished(image: &Path) -> Result<Option<Self>, NewIdError> {
@@ -173,6 +190,12 @@ impl NewId {
             children: record.children.iter().map(|child| dir.join(child)).collect(),
             resumed: true,
         }))
+    }
+
+    /// INV-38: what only the record names follows the image if it leads to the record.
+    fn prove_children(&self) -> Result<(), NewIdError> {
+        let job = self.job();
+        Ok(self.children.iter().try_for_each(|child| job.prove_related(child))?)
     }
 
     /// What is named now must have been named then: a second choice can't be mixed with the first.
@@ -263,7 +286,7 @@ impl NewId {
         Ok(opened)
     }
 
-    fn record(&self) -> Result<Record, NewIdError> {
+    fn record(&self, head: Head) -> Result<Record, NewIdError> {
         let text = |path: &PathBuf| {
             let unrecordable = || NewIdError::Name { path: path.clone() };
             let name = self.recorded_name(path).ok_or_else(unrecordable)?;
@@ -274,6 +297,7 @@ impl NewId {
             new_id: self.new,
             modified: self.modified,
             children: self.children.iter().map(text).collect::<Result<_, _>>()?,
+            head,
         })
     }
 
@@ -324,7 +348,8 @@ fn amend(path: &Path, alone: Alone, amendment: &Amendment) -> Result<(), NewIdEr
 }
 
 fn record_path(image: &Path) -> PathBuf {
-    beside(image, RECORD_SUFFIX)
+    let real = image.canonicalize();
+    JobKind::NewId.record_path(real.as_deref().unwrap_or(image))
 }
 
 fn identity(path: &Path) -> Result<FileIdentity, ChainError> {

@@ -8,6 +8,7 @@ use crate::chain::{ChainError, CreateChildError};
 use crate::device::DeviceError;
 use crate::format::UniqueId;
 use crate::image::AmendError;
+use crate::job::JobError;
 
 /// Why a child does not get another parent.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +17,9 @@ pub enum ReparentError {
     /// A file can't be opened, or the chain would come back to itself.
     #[error(transparent)]
     Chain(#[from] ChainError),
+    /// Another job is open on the child or on the parent.
+    #[error(transparent)]
+    Job(#[from] JobError),
     /// What the child has to say of its parent can't be stored.
     #[error(transparent)]
     Link(#[from] CreateChildError),
@@ -75,6 +79,7 @@ impl ReparentError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Chain(error) => error.kind(),
+            Self::Job(error) => error.kind(),
             Self::Link(error) => error.kind(),
             Self::Dependants(error) => error.kind(),
             Self::NotDifferencing { .. } => ErrorKind::InvalidArgument,

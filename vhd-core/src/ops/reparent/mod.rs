@@ -24,6 +24,7 @@ pub use relink::{Relink, relink};
 
 use crate::chain::{ChainError, OpenedDisk};
 use crate::image::Image;
+use crate::job::{require_no_job, require_steady};
 use crate::storage::FileIdentity;
 
 /// Only a differencing image has a parent.
@@ -35,6 +36,12 @@ fn check_differencing(path: &Path, image: &Image) -> Result<(), ReparentError> {
         path: path.to_owned(),
         disk_type: image.footer().disk_type.to_string(),
     })
+}
+
+/// INV-37: no other job has the child, and what it is to be based on does not change.
+fn check_jobs(child: &Path, parent: &Path) -> Result<(), ReparentError> {
+    require_no_job([child])?;
+    Ok(require_steady(parent)?)
 }
 
 /// A file that the parent itself is read from can't be its child.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::runs::differing_runs;
 use super::wanted::{MissingBlocks, Wanted, files_below};
-use super::{ReparentError, check_differencing, check_no_circle, check_same_size, relink};
+use super::{ReparentError, check_differencing, check_jobs, check_no_circle, check_same_size, relink};
 use crate::chain::dependants::Search;
 use crate::chain::{OpenOptions, OpenedDisk, Relation, parent_link};
 use crate::device::{ByteRange, DeviceError, Disk, LayeredDevice};
@@ -82,6 +82,7 @@ impl Rebase {
     ) -> Result<Self, ReparentError> {
         let opened = parent_options.clone().write(false).open(parent)?;
         check_no_circle(child, &opened)?;
+        check_jobs(child, parent)?;
         let present = child_options.clone().write(false).open(child)?;
         let relation = check(child, &present, parent, &opened)?;
         Ok(Self {
@@ -133,6 +134,7 @@ impl Rebase {
         let options = self.options.clone().write(write).ignore_children(true);
         let present = options.open(&self.child)?;
         present.require_leaf(self.file)?;
+        check_jobs(&self.child, &self.parent)?;
         check(&self.child, &present, &self.parent, &self.opened)?;
         if write && !self.options.ignores_children() {
             let id = present

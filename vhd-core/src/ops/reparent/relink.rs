@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{ReparentError, check_differencing, check_no_circle, check_same_size};
+use super::{ReparentError, check_differencing, check_jobs, check_no_circle, check_same_size};
 use crate::chain::dependants::Search;
 use crate::chain::{ChainError, OpenOptions, OpenedDisk, Relation, parent_link};
 use crate::image::{Amendment, Image, ParentLink};
@@ -31,6 +31,7 @@ impl Relink {
     pub fn examine(child: &Path, parent: &Path, options: &OpenOptions) -> Result<Self, ReparentError> {
         let opened = options.clone().write(false).open(parent)?;
         check_no_circle(child, &opened)?;
+        check_jobs(child, parent)?;
         let Alone { file, image } = Alone::open(child, Access::ReadOnly)?;
         check_differencing(child, &image)?;
         Ok(Self {
@@ -93,6 +94,7 @@ impl Relink {
         if self.file.is_some() && file.identity().ok() != self.file {
             return Err(ChainError::Replaced { path: self.child }.into());
         }
+        check_jobs(&self.child, &self.parent)?;
         check_differencing(&self.child, &image)?;
         if force && !self.ignore_children {
             // Without force it reads what it read before.

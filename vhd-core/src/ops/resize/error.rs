@@ -9,6 +9,7 @@ use crate::chain::ChainError;
 use crate::chain::dependants::DependantsError;
 use crate::device::DeviceError;
 use crate::image::{AmendError, CreateError, OpenError};
+use crate::job::JobError;
 use crate::partition::PartitionError;
 use crate::record::RecordError;
 use crate::storage::StorageError;
@@ -17,6 +18,9 @@ use crate::storage::StorageError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ResizeError {
+    /// Another job is open on one of the images, or a record names a file that does not belong to the tree.
+    #[error(transparent)]
+    Job(#[from] JobError),
     /// No disk can have the size.
     #[error(transparent)]
     Size(#[from] CreateError),
@@ -201,6 +205,7 @@ impl ResizeError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Size(error) => error.kind(),
+            Self::Job(error) => error.kind(),
             Self::TooManyBlocks { .. } | Self::ShrinkNotAsked { .. } | Self::Name { .. } => ErrorKind::InvalidArgument,
             Self::Raw { .. } | Self::BlockDevice { .. } | Self::FooterPlace { .. } | Self::GptOfTree => {
                 ErrorKind::Unsupported

@@ -6,16 +6,17 @@ use std::time::SystemTime;
 
 use super::family::{Family, Kin, Member};
 use super::one::{Resizing, decode_former};
-use super::{Request, ResizeError};
+use super::{Request, ResizeError, ResizePlan};
 use crate::chain::{ChainError, ResizeRecord, ResizedFile};
 use crate::format::{DiskType, FOOTER_SIZE};
 use crate::image::{Footers, OpenError};
-use crate::storage::{Access, HostFile, Sharing};
+use crate::job::{Head, Job, JobImage, JobKind, require_only};
+use crate::storage::{Access, HostFile, Sharing, full_name};
 use crate::units::{UnixSeconds, u64_from};
 
 /// The files, where their record belongs, and whether there is one already.
 pub(super) fn find(request: &Request<'_>, write: bool) -> Result<(Family, PathBuf, bool), ResizeError> {
-    let opened = match request.options.open(request.image) {
+    let opened = match request.options.clone().write(false).for_job().open(request.image) {
         Ok(opened) => opened,
         Err(error) => {
             let Some(path) = record_of(&error) else {
@@ -64,13 +65,22 @@ fn resume(request: &Request<'_>, path: &Path, record: &ResizeRecord, write: bool
         .first()
         .map(image_path)
         .ok_or_else(|| changed(path, "it names no files"))?;
+    // INV-38: the record is beside the base, and the other images lead to the record.
+    if full_name(path).ok() != Some(ResizeRecord::path_for(&base)) {
+        return Err(changed(&base, "it is not the image that the record is beside"));
+    }
+    let job = Job::new(JobKind::Resize, path, []);
+    for file in record.files.iter().skip(1) {
+        job.prove_related(&image_path(file))?;
+    }
     if record.size != request.size {
         return Err(unfinished(path, base, record));
     }
     let mut members = Vec::new();
     for (index, file) in record.files.iter().enumerate() {
         let kin = Kin::new(image_path(file), file.parent.filter(|parent| *parent < index));
-        let raw = from_hex(&file.footer).ok_or_else(|| changed(&kin.path, "its footer in the record is none"))?;
+        let raw = file.former_raw();
+        let raw = raw.ok_or_else(|| changed(&kin.path, "its footer in the record is none"))?;
         let resizing = Resizing::new(decode_former(&raw)?, raw, record.size);
         let modified = file.modified.map(UnixSeconds::to_system_time);
         members.push(reopen(kin, resizing, modified, write, &changed)?);
@@ -144,8 +154,36 @@ fn reopen(
     })
 }
 
-/// Notes durably what is going to be done.
-pub(super) fn write(family: &Family, path: &Path, size: u64, tree: bool) -> Result<(), ResizeError> {
+/// The resize as a job that all its images show. Nobody else writes to one: what a child of the former size is based on
+/// may have the new one.
+fn job(family: &Family, path: &Path) -> Job {
+    let images = family.members.iter().map(|member| JobImage::held(&member.path));
+    Job::new(JobKind::Resize, path, images)
+}
+
+/// Refuses if another job is open on one of the images that change.
+pub(super) fn require_no_other(family: &Family, path: &Path, plan: &ResizePlan) -> Result<(), ResizeError> {
+    let all = plan.tree || plan.resumed;
+    let members = family.members.iter().enumerate();
+    let concerned = members.filter(|(index, _)| all || *index == family.image);
+    Ok(require_only(Some(path), concerned.map(|(_, member)| &member.path))?)
+}
+
+/// Shows the resize on all images, and notes durably what is going to be done. One that goes on is noted already.
+pub(super) fn announce(family: &Family, path: &Path, plan: &ResizePlan) -> Result<(), ResizeError> {
+    let job = job(family, path);
+    job.announce(|| match plan.resumed {
+        true => Ok(()),
+        false => write(family, path, plan, job.head()),
+    })
+}
+
+/// All images have the new size, or all have the former one: nothing is left to be done.
+pub(super) fn close(family: &Family, path: &Path) -> Result<(), ResizeError> {
+    Ok(job(family, path).close()?)
+}
+
+fn write(family: &Family, path: &Path, plan: &ResizePlan, head: Head) -> Result<(), ResizeError> {
     let files = family.members.iter().map(|member| {
         Ok(ResizedFile {
             path: name_from(path, &member.path)?,
@@ -155,9 +193,10 @@ pub(super) fn write(family: &Family, path: &Path, size: u64, tree: bool) -> Resu
         })
     });
     let record = ResizeRecord {
-        size,
-        tree,
+        size: plan.size,
+        tree: plan.tree,
         files: files.collect::<Result<_, ResizeError>>()?,
+        head,
     };
     Ok(record.write(path)?)
 }
@@ -175,30 +214,4 @@ fn name_from(record: &Path, file: &Path) -> Result<PathBuf, ResizeError> {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn from_hex(text: &str) -> Option<[u8; FOOTER_SIZE]> {
-    let mut bytes = [0; FOOTER_SIZE];
-    if text.len() != 2 * FOOTER_SIZE || !text.is_ascii() {
-        return None;
-    }
-    for (index, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&text[2 * index..2 * index + 2], 16).ok()?;
-    }
-    Some(bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn footers_survive_as_digits() {
-        let mut bytes = [0; FOOTER_SIZE];
-        (0..=255).cycle().zip(&mut bytes).for_each(|(n, byte)| *byte = n);
-        assert_eq!(from_hex(&hex(&bytes)), Some(bytes));
-        for bad in ["", "00", &"0g".repeat(512), &"00".repeat(511), &"\u{e9}".repeat(512)] {
-            assert_eq!(from_hex(bad), None);
-        }
-    }
 }

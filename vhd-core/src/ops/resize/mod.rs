@@ -93,6 +93,7 @@ impl Resize {
         check_size(request.size)?;
         let (family, record, resumed) = journal::find(request, write)?;
         let plan = plan::plan(request, &family, resumed)?;
+        journal::require_no_other(&family, &record, &plan)?;
         Ok(Self {
             family,
             plan,
@@ -111,8 +112,10 @@ impl Resize {
         check_size(request.size)?;
         let record = journal::place_for(request.image)?;
         let family = Family::of_one(request.image, file, storage, request.size)?;
+        let plan = plan::plan(request, &family, false)?;
+        journal::require_no_other(&family, &record, &plan)?;
         Ok(Self {
-            plan: plan::plan(request, &family, false)?,
+            plan,
             family,
             record,
             fix_gpt: request.fix_gpt,

@@ -236,8 +236,7 @@ fn finish(path: &Path, options: &OpenOptions) -> Result<(), ResizeError> {
     let request = Request {
         image: path,
         size,
-        // Only what grows leaves a record.
-        shrink: false,
+        shrink: true,
         tree: false,
         fix_gpt: false,
         options,

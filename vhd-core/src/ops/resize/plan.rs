@@ -1,6 +1,7 @@
 //! What is going to be done, as data; and the checks that come before.
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 
 use super::family::{Family, Member};
 use super::layout::{Growth, entries_for};
@@ -48,8 +49,8 @@ impl ResizePlan {
     /// A record is written beside the first image while it is done.
     #[must_use]
     pub fn needs_record(&self) -> bool {
-        let grows_fixed = |file: &FilePlan| file.disk_type == DiskType::Fixed && file.old_size < self.size;
-        self.files.len() > 1 || self.resumed || self.files.iter().any(grows_fixed)
+        let is_fixed = |file: &FilePlan| file.disk_type == DiskType::Fixed;
+        self.files.len() > 1 || self.resumed || self.files.iter().any(is_fixed)
     }
 }
 
@@ -204,11 +205,11 @@ fn check_footer_place(member: &Member, footer: &Footer) -> Result<(), ResizeErro
 
 /// INV-27: proves it for every disk of which a part is cut off, seen through its parents.
 fn prove_free(request: &Request<'_>, family: &Family, index: usize) -> Result<(), ResizeError> {
-    let member = &family.members[index];
     let disk = family.disk(index)?;
     if disk.size() <= request.size {
         return Ok(());
     }
+    let member = &family.members[index];
     let tail = Tail {
         disk: &disk,
         size: request.size,
@@ -216,6 +217,35 @@ fn prove_free(request: &Request<'_>, family: &Family, index: usize) -> Result<()
         may_move_gpt: request.fix_gpt,
     };
     tail.require_free(&member.path, request.cancel)
+}
+
+/// INV-39: proves that the new part of each disk holds nothing, before the first one gets its former size back. A guest
+/// may have written to it since it was there.
+pub(super) fn prove_undoable(family: &Family) -> Result<(), ResizeError> {
+    for (index, member) in family.members.iter().enumerate() {
+        let former = member.footer().current_size;
+        if member.resizing.size() <= former {
+            continue;
+        }
+        let disk = family.disk(index)?;
+        if disk.size() > former {
+            let footer = disk_footer(member)?;
+            let tail = Tail {
+                disk: &disk,
+                size: former,
+                own: Some(&footer),
+                may_move_gpt: false,
+            };
+            tail.require_free(&member.path, &AtomicBool::new(false))?;
+        }
+    }
+    Ok(())
+}
+
+/// The footer as it is now.
+fn disk_footer(member: &Member) -> Result<Footer, ResizeError> {
+    let found = Footers::read(&*member.storage).map_err(|error| ResizeError::from(error).about(&member.path))?;
+    Ok(found.footer)
 }
 
 /// Where it is not going to be moved, a table that is not usable stands against nothing; and a fixed image whose

@@ -7,6 +7,7 @@ use super::layout::{BlockMove, Growth, LocatorMove, entries_for};
 use crate::device::DeviceError;
 use crate::format::{DynamicHeader, Footer};
 use crate::image::{Amendment, Image, IoContext, OpenMode};
+use crate::ops::compact;
 use crate::storage::{StorageFile, clear_range, is_zero};
 use crate::units::{BlockIndex, FileOffset, SECTOR_SIZE, u64_from, usize_from};
 
@@ -44,7 +45,17 @@ pub(super) fn grow(file: &Arc<dyn StorageFile>, footer: &Footer) -> Result<(), R
         max_table_entries: plan.entries,
         ..header.clone()
     });
-    amend(image, footer, header)
+    amend(image, footer, header)?;
+    if plan.moves.is_empty() {
+        return Ok(());
+    }
+    let mut image = open(file)?;
+    close_holes(&mut image, plan.moves.len())?;
+    if let Some(arrangement) = image.arrangement()? {
+        image.cut(arrangement.needed_end())?;
+    }
+    // Not dropped: what fails at the very end is a failure too.
+    Ok(image.close()?)
 }
 
 /// Drops the blocks behind the new end, which read zero, ends the file behind what is left, and switches.
@@ -66,10 +77,34 @@ pub(super) fn shrink(file: &Arc<dyn StorageFile>, footer: &Footer) -> Result<(),
     image.point_blocks(&drops)?;
     // INV-27: nothing refers to what is cut off.
     image.barrier()?;
+    close_holes(&mut image, drops.len())?;
     if let (false, Some(arrangement)) = (drops.is_empty(), image.arrangement()?) {
         image.cut(arrangement.needed_end())?;
     }
     amend(image, footer, Some(header))
+}
+
+/// Moves as many blocks from the end of the file into holes as blocks have left some: a disk that changes its size again
+/// and again leaks no space. Holes that were there before, and more of them, are the business of a compaction.
+fn close_holes(image: &mut Image, holes: usize) -> Result<(), ResizeError> {
+    let Some(arrangement) = image.arrangement()? else {
+        return Ok(());
+    };
+    let moves: Vec<_> = compact::plan_moves(&arrangement)
+        .into_iter()
+        .take(holes)
+        .map(|step| BlockMove {
+            block: step.block,
+            from: step.from,
+            to: step.to,
+            len: step.len,
+        })
+        .collect();
+    for step in &moves {
+        // What a dropped block has left there.
+        clear_range(&**image.file(), step.to, arrangement.layout.stored_bytes()).io_context("clear a hole", step.to)?;
+    }
+    move_blocks(image, &moves)
 }
 
 fn open(file: &Arc<dyn StorageFile>) -> Result<Image, ResizeError> {
@@ -85,7 +120,7 @@ fn amend(image: Image, footer: &Footer, header: Option<DynamicHeader>) -> Result
     Ok(image.amend(&amendment)?)
 }
 
-/// Copies blocks behind what was the end of the file, and points the table there.
+/// Copies blocks to where the file reads zero and nothing is, and points the table there.
 fn move_blocks(image: &mut Image, moves: &[BlockMove]) -> Result<(), ResizeError> {
     if moves.is_empty() {
         return Ok(());
