@@ -11,7 +11,8 @@
 //! ```
 //!
 //! A request fails with a [`DeviceError`], and a program branches on its [`ErrorKind`]. [`Extent`]s say which parts of a
-//! disk are stored, and where. A [`Gate`] stands before a disk that changes while it is used. [`scatter`] walks over
+//! disk are stored, and where. A [`Gate`] stands before a disk that changes while it is used, a [`Switch`] before one that is replaced by another.
+//! [`scatter`] walks over
 //! lists of buffers, [`units`] casts between integers of two widths.
 //!
 //! # Example
@@ -92,6 +93,8 @@ mod extents;
 pub mod gate;
 mod kind;
 pub mod scatter;
+pub mod switch;
+mod sync;
 pub mod units;
 mod zeroes;
 
@@ -105,4 +108,5 @@ pub use error::DeviceError;
 pub use extents::{Coalescer, Extent, ExtentKind, ExtentVisitor};
 pub use gate::Gate;
 pub use kind::{ErrorKind, io_kind, with_causes};
+pub use switch::Switch;
 pub use zeroes::is_zero;

@@ -17,8 +17,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use loom::sync::atomic::AtomicUsize;
 use loom::thread;
 use support::forge::Forge;
-use vhd_core::device::{BlockDevice, LayeredDevice};
-use vhd_core::image::OpenMode;
+use vhd_core::device::{BlockDevice, LayeredDevice, LiveDevice};
+use vhd_core::image::{Image, OpenMode};
 use vhd_core::storage::{MemoryFile, Segment, StorageFile};
 use vhd_core::units::{VirtualOffset, u64_from, usize_from};
 
@@ -466,5 +466,121 @@ fn inv_04_a_reservation_that_is_rolled_back() {
         assert_eq!([disk.read(4), disk.read(5)], [b'b', 0]);
         disk.flush_and_expect(1, b'a');
         assert_eq!(disk.file.durable()[0], Some(0));
+    });
+}
+
+/// A disk in use, its leaf, and the child that it is to go on in.
+#[derive(Clone)]
+struct InUse {
+    device: Arc<LiveDevice>,
+    leaf: Arc<OrderedFile>,
+    child: Arc<OrderedFile>,
+}
+
+impl InUse {
+    fn new() -> Self {
+        let disk = Disk::dynamic();
+        disk.write(0, b'a');
+        disk.device.flush().expect("no fault");
+        Self {
+            device: Arc::new(LiveDevice::new(disk.device)),
+            leaf: disk.file,
+            child: OrderedFile::new(&Forge::differencing(u64_from(SIZE), 2048), true),
+        }
+    }
+
+    fn write(&self, sector: usize, byte: u8) {
+        let bytes = [byte; SECTOR];
+        let written = self
+            .device
+            .write_vectored_at(&[IoSlice::new(&bytes)], offset(sector), false);
+        written.expect("no fault, and no request is refused");
+    }
+
+    fn read(&self, sector: usize) -> u8 {
+        byte_of(&*self.device, sector)
+    }
+
+    /// Takes the snapshot, and reads it.
+    fn switch(&self) -> u8 {
+        let child = Arc::clone(&self.child) as Arc<dyn StorageFile>;
+        let child = Image::open(child, &OpenMode::read_write()).expect("the image opens");
+        let next = self.device.prepare(child);
+        LiveDevice::switch(vec![(&*self.device, next)]).expect("no other switch");
+        self.frozen(1)
+    }
+
+    fn frozen(&self, sector: usize) -> u8 {
+        byte_of(&self.device.present().below().expect("it was switched"), sector)
+    }
+
+    /// What a crash leaves of the sector that loses everything since the last sync of each file.
+    fn durable(&self, sector: usize) -> Option<u8> {
+        self.child.durable()[sector].or(self.leaf.durable()[sector])
+    }
+}
+
+fn byte_of(device: &dyn BlockDevice, sector: usize) -> u8 {
+    let mut bytes = [0; SECTOR];
+    let read = device.read_vectored_at(&mut [IoSliceMut::new(&mut bytes)], offset(sector));
+    read.expect("no fault");
+    bytes[0]
+}
+
+/// Runs a switch beside the works.
+fn race_switch<const N: usize>(preemptions: usize, works: [fn(&InUse); N], end: fn(&InUse, u8)) {
+    let counter = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&counter);
+    let mut builder = loom::model::Builder::new();
+    builder.max_branches = 50_000;
+    builder.preemption_bound = builder.preemption_bound.or(Some(preemptions));
+    builder.check(move || {
+        counted.fetch_add(1, Ordering::Relaxed);
+        let disk = InUse::new();
+        let threads = works.map(|work| {
+            let disk = disk.clone();
+            thread::spawn(move || work(&disk))
+        });
+        let kept = disk.switch();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        assert_eq!(disk.frozen(1), kept, "INV-50: nothing is written to what is frozen");
+        end(&disk, kept);
+    });
+    eprintln!("interleavings: {}", counter.load(Ordering::Relaxed));
+}
+
+/// INV-50: a write is in the snapshot, or only in the new leaf; never lost, and never in the one after the other.
+#[test]
+fn inv_50_a_write_beside_a_switch_is_before_or_behind_it() {
+    race_switch(6, [|disk| disk.write(1, b'b')], |disk, kept| {
+        assert!([0, b'b'].contains(&kept));
+        assert_eq!([disk.read(0), disk.read(1)], [b'a', b'b']);
+    });
+}
+
+/// INV-51: what was flushed is durable, in whichever file it is.
+#[test]
+fn inv_51_a_flush_beside_a_switch_has_what_was_written_before_it() {
+    let writer = |disk: &InUse| {
+        disk.write(1, b'b');
+        disk.device.flush().expect("no fault");
+        assert_eq!(disk.durable(1), Some(b'b'), "it was flushed");
+    };
+    race_switch(5, [writer], |disk, _| {
+        disk.device.present().settle().expect("no fault");
+        assert_eq!(disk.durable(1), Some(b'b'));
+    });
+}
+
+/// INV-50: readers see a write for good from when they saw it.
+#[test]
+fn inv_50_a_reader_beside_a_switch_goes_back_to_nothing() {
+    let reader = |disk: &InUse| {
+        let first = disk.read(1);
+        assert!([0, b'b'].contains(&first));
+        assert!(first == 0 || disk.read(1) == b'b', "seen once, seen ever after");
+    };
+    race_switch(3, [|disk| disk.write(1, b'b'), reader], |disk, _| {
+        assert_eq!(disk.read(1), b'b');
     });
 }

@@ -299,7 +299,7 @@ fn a_leaf_without_ancestors_never_reads_zeroes_for_its_parent() {
         Image::open(file, &OpenMode::read_only()).unwrap()
     };
     let bytes = child.lay().bytes;
-    let below = Layer::Vhd(Box::new(open(&bytes)));
+    let below = Layer::Vhd(Arc::new(open(&bytes)));
     for ancestors in [Vec::new(), vec![below]] {
         let disk = disk_of(open(&bytes), ancestors);
         let mut sector = [0; SECTOR];

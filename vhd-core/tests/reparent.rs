@@ -250,7 +250,7 @@ impl Family {
                 true => Arc::new(HostFile::open(path, Access::ReadOnly, Sharing::Unlocked).unwrap()),
                 false => Arc::clone(in_memory) as _,
             };
-            Layer::Vhd(Box::new(Image::open(file, &OpenMode::ancestor()).unwrap()))
+            Layer::Vhd(Arc::new(Image::open(file, &OpenMode::ancestor()).unwrap()))
         });
         LayeredDevice::new(image, layers.collect())
     }

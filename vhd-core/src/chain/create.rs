@@ -64,6 +64,18 @@ pub(crate) fn create_child_of(
     // What the child is to be based on must not change below it.
     require_steady(parent).map_err(ChainError::from)?;
     let image = opened.layers().next().and_then(|leaf| leaf.layer.image());
+    let link = parent_link(child, parent, opened)?;
+    create_over(child, image, opened.disk().size(), &link, block_size)
+}
+
+/// The same over a disk of `disk_size` bytes in an image, or in a raw file.
+pub(crate) fn create_over(
+    child: &Path,
+    image: Option<&Image>,
+    disk_size: u64,
+    link: &ParentLink,
+    block_size: Option<u64>,
+) -> Result<UniqueId, CreateChildError> {
     let parent_blocks = image
         .and_then(|image| image.header())
         .map(|header| header.layout.block_size());
@@ -74,9 +86,8 @@ pub(crate) fn create_child_of(
         path: child.to_owned(),
         source,
     };
-    let link = parent_link(child, parent, opened)?;
     let staged = StagedFile::create_beside(child)?;
-    let id = create_differencing(&*staged.storage(), opened.disk().size(), block_size, &link).map_err(failed)?;
+    let id = create_differencing(&*staged.storage(), disk_size, block_size, link).map_err(failed)?;
     staged.publish(false, true)?;
     Ok(id)
 }
@@ -84,9 +95,19 @@ pub(crate) fn create_child_of(
 /// What an image at `child` has to say of the disk at `parent`, which is open as `opened`.
 pub fn parent_link(child: &Path, parent: &Path, opened: &OpenedDisk) -> Result<ParentLink, CreateChildError> {
     let image = opened.layers().next().and_then(|leaf| leaf.layer.image());
+    link_to_open(child, parent, image, opened.file_at_depth(0))
+}
+
+/// The same of an image, or a raw file, that is open.
+pub(crate) fn link_to_open(
+    child: &Path,
+    parent: &Path,
+    image: Option<&Image>,
+    file: Option<&dyn StorageFile>,
+) -> Result<ParentLink, CreateChildError> {
     let id = image.map_or(UniqueId::NIL, Image::unique_id);
     // INV-34: of the file that is open, whatever has its name now.
-    let modified = opened.file_at_depth(0).and_then(StorageFile::host_file);
+    let modified = file.and_then(StorageFile::host_file);
     let modified = modified.and_then(|file| file.metadata().ok()?.modified().ok());
     let modified = modified.map_or_else(|| self::modified(parent), |time| Ok(Timestamp::from_system_time(time)))?;
     link_to(child, parent, id, modified)

@@ -18,7 +18,7 @@ mod relation;
 mod unfinished;
 
 pub use create::{CreateChildError, create_child, parent_link};
-pub(crate) use create::{create_child_of, link_to};
+pub(crate) use create::{create_child_of, create_over, link_to, link_to_open};
 pub use detect::ImageFormat;
 pub use error::{ChainError, ChainWarning, ParentOutcome, TriedParent};
 pub use locate::{AllowAll, ExplicitOnly, ParentGate};

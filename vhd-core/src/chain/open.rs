@@ -12,7 +12,7 @@ use super::error::{ChainError, ChainWarning, ParentOutcome, TriedParent};
 use super::examine::{Examined, examine, identify};
 use super::locate::{AllowAll, Candidate, ParentGate, candidates};
 use super::unfinished::unfinished_resize;
-use crate::device::{BlockDevice, DeviceError, Disk, Layer, LayeredDevice, RawDevice};
+use crate::device::{BlockDevice, DeviceError, Disk, Layer, LayeredDevice, LiveDevice, RawDevice};
 use crate::format::{Timestamp, UniqueId};
 use crate::image::{FooterSource, Footers, Image, OpenMode, PublishFence};
 use crate::job::{open_job, require_steady};
@@ -397,6 +397,18 @@ impl OpenedDisk {
         }
     }
 
+    /// The disk as one that snapshots can be taken of while it is in use; `None` for a disk that is not a VHD open for
+    /// writing, or while other handles use it.
+    #[must_use]
+    pub fn into_live(self) -> Option<LiveDevice> {
+        let device = self.into_device()?;
+        device
+            .info()
+            .capabilities
+            .write
+            .then(|| LiveDevice::new(Arc::new(device)))
+    }
+
     /// Flushes and closes the disk and says whether that worked. A disk that other handles still use is only
     /// flushed; the last handle closes it.
     pub fn close(self) -> Result<(), DeviceError> {
@@ -543,7 +555,7 @@ impl<'a> ChainBuilder<'a> {
         let layer = match identify(candidate, &file, wanted) {
             Ok(Examined::Vhd) => {
                 let image = self.open_image(path, Arc::clone(&file), &OpenMode::ancestor())?;
-                Layer::Vhd(Box::new(image))
+                Layer::Vhd(Arc::new(image))
             }
             Ok(Examined::Raw) => Layer::raw(Arc::clone(&file) as _).map_err(|source| ChainError::Read {
                 path: path.clone(),

@@ -20,10 +20,10 @@ use crate::units::{FileOffset, VirtualOffset, u64_from, usize_from};
 const MAX_PREFERRED_TRANSFER: u64 = 2 << 20;
 
 /// One image of a chain.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Layer {
     /// A VHD.
-    Vhd(Box<Image>),
+    Vhd(Arc<Image>),
     /// A raw file; the last layer only.
     Raw(Arc<PaddedFile>),
 }
@@ -75,9 +75,10 @@ impl Layer {
         }
     }
 
+    /// `None` for a raw file, and while another disk has the layer too.
     fn image_mut(&mut self) -> Option<&mut Image> {
         match self {
-            Self::Vhd(image) => Some(image),
+            Self::Vhd(image) => Arc::get_mut(image),
             Self::Raw(_) => None,
         }
     }
@@ -99,6 +100,8 @@ pub struct LayeredDevice {
     /// Their files: one step nearer than through the layers.
     files: Box<[Arc<dyn StorageFile>]>,
     parents: Option<PlaceIndex>,
+    /// Layers that were frozen while they were written to, and may not be durable, the lowest first.
+    unclean: Vec<Arc<Image>>,
     info: DeviceInfo,
     size: u64,
 }
@@ -115,6 +118,42 @@ impl LayeredDevice {
     /// that is not there is [`DeviceError::NoParent`], never zeroes.
     #[must_use]
     pub fn new(leaf: Image, ancestors: Vec<Layer>) -> Self {
+        Self::of(Arc::new(leaf), ancestors, Vec::new())
+    }
+
+    /// The disk of `child`, an empty child of this disk's leaf, which is to be frozen before it is used.
+    pub(crate) fn with_child(&self, child: Image) -> Self {
+        let unclean = self.unclean.iter().chain([self.leaf_image()]);
+        let unclean = unclean.filter(|image| !image.is_clean()).cloned();
+        Self::of(Arc::new(child), self.layers.clone(), unclean.collect())
+    }
+
+    /// The disk below the leaf, for reading only, in the same open files; `None` if there is no VHD below.
+    #[must_use]
+    pub fn below(&self) -> Option<Self> {
+        let (parent, ancestors) = self.layers.get(1..)?.split_first()?;
+        match parent {
+            Layer::Vhd(image) => Some(Self::of(Arc::clone(image), ancestors.to_vec(), Vec::new())),
+            Layer::Raw(_) => None,
+        }
+    }
+
+    /// Whether the leaf is a child of this very image.
+    pub(crate) fn is_over(&self, parent: &Arc<Image>) -> bool {
+        matches!(self.layers.get(1), Some(Layer::Vhd(image)) if Arc::ptr_eq(image, parent))
+    }
+
+    /// Makes layers durable that were frozen while the disk was in use, and gives unused space at the end of their files
+    /// back.
+    ///
+    /// # Errors
+    /// What could not be written. If a sync failed the disk takes no writes any more.
+    pub fn settle(&self) -> Result<(), DeviceError> {
+        self.flush_unclean()?;
+        self.unclean.iter().try_for_each(|image| image.settle())
+    }
+
+    fn of(leaf: Arc<Image>, ancestors: Vec<Layer>, unclean: Vec<Arc<Image>>) -> Self {
         let size = leaf.disk_size();
         let block_size = leaf.header().map(|header| header.layout.block_size());
         let writable = leaf.is_writable();
@@ -130,11 +169,12 @@ impl LayeredDevice {
         let preferred = block_size.unwrap_or(MAX_PREFERRED_TRANSFER).min(MAX_PREFERRED_TRANSFER);
         let preferred = u32::try_from(preferred).unwrap_or(LOGICAL_BLOCK);
         let info = DeviceInfo::new(leaf.unique_id().0, preferred, capabilities);
-        let layers: Vec<Layer> = std::iter::once(Layer::Vhd(Box::new(leaf))).chain(ancestors).collect();
+        let layers: Vec<Layer> = std::iter::once(Layer::Vhd(leaf)).chain(ancestors).collect();
         Self {
             files: layers.iter().map(Layer::shared_file).collect(),
             layers,
             parents,
+            unclean,
             info,
             size,
         }
@@ -152,9 +192,17 @@ impl LayeredDevice {
         self.layers[0].image().expect("the first layer is an image")
     }
 
+    pub(crate) fn leaf_image(&self) -> &Arc<Image> {
+        match &self.layers[0] {
+            Layer::Vhd(image) => image,
+            Layer::Raw(_) => unreachable!("the first layer is an image"),
+        }
+    }
+
     /// The image that is written, for one who has the disk to himself.
     pub(crate) fn leaf_mut(&mut self) -> &mut Image {
-        self.layers[0].image_mut().expect("the first layer is an image")
+        let leaf = self.layers[0].image_mut();
+        leaf.expect("the first layer is an image, and this disk has it alone")
     }
 
     /// The layers alone, the leaf first.
@@ -190,17 +238,37 @@ impl LayeredDevice {
         self.store_zeroes(range.start, range.len, options)
     }
 
-    /// The image that is written, without its parents.
-    pub(crate) fn into_leaf(mut self) -> Image {
+    /// The image that is written, without its parents; `None` if another disk has it too.
+    pub(crate) fn into_leaf(mut self) -> Option<Image> {
         match self.layers.swap_remove(0) {
-            Layer::Vhd(image) => *image,
+            Layer::Vhd(image) => Arc::into_inner(image),
             Layer::Raw(_) => unreachable!("the first layer is an image"),
         }
     }
 
     /// Flushes and closes the leaf: what only a close can say about the file is said here.
     pub fn close(self) -> Result<(), DeviceError> {
-        self.into_leaf().close()
+        self.flush_unclean()?;
+        match self.into_leaf() {
+            Some(leaf) => leaf.close(),
+            // Frozen by now, and somebody reads it.
+            None => Ok(()),
+        }
+    }
+
+    /// INV-51: what the leaf is based on is durable before it.
+    fn flush_unclean(&self) -> Result<(), DeviceError> {
+        for image in &self.unclean {
+            let flushed = image.flush();
+            if image.poison().is_some_and(|poison| poison.check().is_err())
+                && let Some(poison) = self.leaf().poison()
+            {
+                // INV-05: no flush of this disk can succeed any more.
+                poison.set();
+            }
+            flushed?;
+        }
+        Ok(())
     }
 
     fn locate(&self, offset: u64, len: u64) -> Result<Located, DeviceError> {
@@ -359,6 +427,7 @@ impl BlockDevice for LayeredDevice {
     }
 
     fn flush(&self) -> Result<(), DeviceError> {
+        self.flush_unclean()?;
         self.leaf().flush()
     }
 

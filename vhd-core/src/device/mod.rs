@@ -4,11 +4,13 @@
 //! deep their chain; [`RawDevice`] is a plain file. A frontend holds a [`Disk`] over either.
 
 mod layered;
+mod live;
 mod places;
 mod raw;
 mod stretches;
 
 pub use layered::{Layer, LayeredDevice};
+pub use live::{LiveDevice, Successor};
 pub(crate) use places::{Held, held};
 pub use raw::RawDevice;
 pub use vhd_block::{

@@ -55,6 +55,7 @@ pub(crate) use zeroing::{discard_file_range, zero_file_range};
 
 use crate::format::{DiskType, DynamicHeader, Footer, MAX_LOCATOR_LENGTH, PlatformCode, UniqueId, decode_locator};
 use crate::storage::{LeastLen, StorageFile};
+use crate::sync::{AtomicBool, Ordering};
 use crate::units::{FileOffset, VirtualOffset, usize_from};
 use commit::Writer;
 use flush::FlushCoalescer;
@@ -108,6 +109,10 @@ pub struct Image {
     writable: bool,
     body: Body,
     coalescer: FlushCoalescer,
+    /// It was opened for writing, and nothing is written to it any more.
+    frozen: AtomicBool,
+    /// It is frozen, and all of it is durable.
+    clean: AtomicBool,
     least_len: LeastLen,
     closed: bool,
 }
@@ -165,10 +170,36 @@ impl Image {
         self.footer().disk_type == DiskType::Differencing
     }
 
-    /// The image was opened for writing.
+    /// The image was opened for writing, and is not frozen.
     #[must_use]
     pub fn is_writable(&self) -> bool {
-        self.writable
+        self.writable && !self.frozen.load(Ordering::Acquire)
+    }
+
+    /// From now on nothing is written to the image; what was written before is made durable by a flush. For one who knows
+    /// that no write is under way.
+    pub(crate) fn freeze(&self) {
+        self.frozen.store(true, Ordering::Release);
+    }
+
+    /// A frozen image of which nothing is left to be flushed; or one that was never written.
+    pub(crate) fn is_clean(&self) -> bool {
+        !self.writable || self.clean.load(Ordering::Acquire)
+    }
+
+    /// Flushes a frozen image, and gives unused space at the end of the file back.
+    pub(crate) fn settle(&self) -> Result<(), DeviceError> {
+        debug_assert!(self.frozen.load(Ordering::Acquire), "it may be written to");
+        self.flush()?;
+        self.trim()
+    }
+
+    /// What a failed sync does to the image; `None` for one that was opened for reading.
+    pub(crate) fn poison(&self) -> Option<&Poison> {
+        match &self.body {
+            Body::Fixed(poison) => Some(poison),
+            Body::Sparse(sparse) => sparse.writer.as_ref().map(|writer| &writer.poison),
+        }
     }
 
     /// The file that holds the image.
@@ -218,7 +249,7 @@ impl Image {
     /// A place for the bytes at the start of the range, under the conditions of
     /// [`resolve_read`](Image::resolve_read).
     pub fn resolve_write(&self, offset: VirtualOffset, len: u64) -> Result<WriteSpan<'_>, DeviceError> {
-        if !self.writable {
+        if !self.is_writable() {
             return Err(DeviceError::ReadOnly);
         }
         match &self.body {
@@ -236,9 +267,11 @@ impl Image {
 
     /// Makes every write that completed before the call durable. Concurrent calls share the work.
     pub fn flush(&self) -> Result<(), DeviceError> {
-        if !self.writable {
+        if self.is_clean() {
             return Ok(());
         }
+        // INV-51: only a flush that begins when nothing is written any more has all of it.
+        let last = self.frozen.load(Ordering::Acquire);
         self.coalescer.run(|| match &self.body {
             Body::Fixed(poison) => {
                 self.check_len(poison)?;
@@ -251,7 +284,11 @@ impl Image {
                     commit::commit(sparse, writer, &*self.file)
                 }
             },
-        })
+        })?;
+        if last {
+            self.clean.store(true, Ordering::Release);
+        }
+        Ok(())
     }
 
     /// Nobody has cut off what was written.
@@ -270,6 +307,10 @@ impl Image {
             return Ok(());
         }
         self.flush()?;
+        self.trim()
+    }
+
+    fn trim(&self) -> Result<(), DeviceError> {
         match self.writer() {
             None => Ok(()),
             Some((_, writer)) => writer.allocator.trim(|| writer.check_fence()),

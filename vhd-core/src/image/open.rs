@@ -18,7 +18,7 @@ use crate::format::{
     TableEntry, check_table_covers,
 };
 use crate::storage::{LeastLen, StorageFile};
-use crate::sync::Mutex;
+use crate::sync::{AtomicBool, Mutex};
 use crate::units::{FileOffset, SECTOR_SIZE, u64_from, usize_from};
 
 /// The most blocks an image may have: its table then takes 64 MiB in the file and twice that in memory.
@@ -104,6 +104,8 @@ impl Image {
             writable: mode.writable,
             body,
             coalescer: FlushCoalescer::new(),
+            frozen: AtomicBool::new(false),
+            clean: AtomicBool::new(false),
             least_len: LeastLen::new(file_len),
             closed: false,
         })

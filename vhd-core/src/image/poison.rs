@@ -22,9 +22,13 @@ impl Poison {
         }
     }
 
+    pub(crate) fn set(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
     pub(crate) fn on_error<T>(&self, result: Result<T, DeviceError>) -> Result<T, DeviceError> {
         if result.is_err() {
-            self.0.store(true, Ordering::Release);
+            self.set();
         }
         result
     }

@@ -92,6 +92,16 @@ pub enum Pending {
         /// The file.
         file: ImageFile,
     },
+    /// A disk in use goes on in a new leaf. Whether that has begun, only the leaf tells: if it holds data it is in use, else
+    /// the snapshot was never taken.
+    Switch {
+        /// The leaf that is frozen, which is the snapshot's.
+        from: ImageFile,
+        /// The new leaf, which is the active one in this manifest.
+        to: ImageFile,
+        /// The snapshot.
+        snapshot: UniqueId,
+    },
     /// The sectors of a child go into the file of the deleted snapshot below it, and the child's file goes.
     Merge {
         /// What is merged.
@@ -236,7 +246,15 @@ impl Manifest {
             None => false,
             Some(Pending::Leaf { file, over }) => file == name || over.name == name,
             Some(Pending::Remove { file }) => file.name == name,
-            Some(Pending::Merge { child, into }) => child.name == name || into.name == name,
+            Some(
+                Pending::Switch {
+                    from: one, to: other, ..
+                }
+                | Pending::Merge {
+                    child: one,
+                    into: other,
+                },
+            ) => one.name == name || other.name == name,
         };
         pending || self.files().any(|file| file.name == name)
     }
@@ -280,6 +298,12 @@ impl Checked for Manifest {
             None => Ok(()),
             Some(Pending::Leaf { file, over }) => plain_name(file).and_then(|()| plain_name(&over.name)),
             Some(Pending::Remove { file }) => plain_name(&file.name),
+            Some(Pending::Switch { from, to, snapshot }) => {
+                if self.active.file != *to || self.snapshot(*snapshot).is_none_or(|taken| taken.file != *from) {
+                    return Err("it switches between files that are not those of the snapshot".to_owned());
+                }
+                Ok(())
+            }
             Some(Pending::Merge { child, into }) => plain_name(&child.name).and_then(|()| plain_name(&into.name)),
         }
     }

@@ -14,7 +14,7 @@
 //! ```text
 //!   manifest.rs  names, tree, pending operation       place.rs    where manifest and images are
 //!   tree.rs      SnapshotTree: one command at a time  recover.rs  what an interrupted one left
-//!   create.rs  apply.rs  delete.rs  merge.rs          rescan.rs   a manifest from the images alone
+//!   create.rs  live.rs  apply.rs  delete.rs  merge.rs rescan.rs   a manifest from the images alone
 //!   survey.rs    what each file holds                 locate.rs   DISK@NAME
 //!   transfer.rs  whole trees in other directories     membership.rs  what a manifest says of one file
 //! ```
@@ -27,6 +27,7 @@ mod apply;
 mod create;
 mod delete;
 mod error;
+mod live;
 mod locate;
 mod manifest;
 pub(crate) mod membership;
@@ -42,6 +43,7 @@ pub use apply::{Applied, Unsaved};
 pub use create::Created;
 pub use delete::{Settled, Waiting};
 pub use error::SnapshotError;
+pub use live::{CreatedInUse, WantedSnapshot, create_together};
 pub use locate::{ActiveDisk, FrozenBase, frozen_base, resolve, snapshots_of};
 pub use manifest::{Active, ImageFile, MAX_NAME, Manifest, NOW, Node, Pending, Snapshot, check_name};
 pub use recover::Recovered;

@@ -1,10 +1,14 @@
 //! What an interrupted operation left is brought to an end before anything else is done.
 
+use std::time::{Duration, UNIX_EPOCH};
+
 use super::error::SnapshotError;
-use super::manifest::{ImageFile, Pending};
+use super::manifest::{Active, ImageFile, Pending};
 use super::survey::{look_at, stored_bytes};
 use super::tree::SnapshotTree;
-use crate::storage;
+use crate::format::UniqueId;
+use crate::image::Image;
+use crate::storage::{self, put_back_modified};
 
 /// What became of an interrupted operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +20,11 @@ pub enum Recovered {
     FileRemoved,
     /// A merge was completed.
     Merged,
+    /// A snapshot of a disk in use had been taken, and what was written since is kept.
+    SnapshotKept,
+    /// A snapshot of a disk in use had not been taken, or nothing had been written since: it is gone, and the disk is as it
+    /// was.
+    SnapshotUndone,
 }
 
 impl SnapshotTree<'_> {
@@ -34,10 +43,54 @@ impl SnapshotTree<'_> {
                 };
                 self.finish_removal(&file).map(|()| Some(Recovered::FileRemoved))
             }
+            Some(Pending::Switch { from, to, snapshot }) => self.finish_switch(&from, &to, snapshot).map(Some),
             Some(Pending::Merge { child, into }) => {
                 let merged = self.finish_merge(&child, &into)?;
                 Ok(merged.then_some(Recovered::Merged))
             }
+        }
+    }
+
+    /// INV-53: a new leaf that holds data is in use since, and an empty one reads as the frozen one, which stays.
+    fn finish_switch(
+        &mut self,
+        from: &ImageFile,
+        to: &ImageFile,
+        snapshot: UniqueId,
+    ) -> Result<Recovered, SnapshotError> {
+        if let Some(device) = self
+            .in_use
+            .filter(|device| device.present().leaf().unique_id() == to.id)
+        {
+            self.seal(device)?;
+            return Ok(Recovered::SnapshotKept);
+        }
+        let _held = self.place.hold(&to.name)?;
+        let path = self.place.path(&to.name);
+        let image = look_at(&path)?;
+        if stored_bytes(&image, &path)? > 0 {
+            self.keep_time(from, &image);
+            self.forget_pending()?;
+            return Ok(Recovered::SnapshotKept);
+        }
+        let mut next = self.manifest.clone();
+        let parent = next.snapshot(snapshot).and_then(|taken| taken.parent);
+        next.snapshots.retain(|taken| taken.id != snapshot);
+        next.active = Active {
+            file: from.clone(),
+            parent,
+        };
+        next.pending = Some(Pending::Remove { file: to.clone() });
+        self.write(next, "snapshot undone")?;
+        self.finish_removal(to)?;
+        Ok(Recovered::SnapshotUndone)
+    }
+
+    /// Gives a frozen file the time that its child, made before its last writes, remembers of it.
+    pub(super) fn keep_time(&self, frozen: &ImageFile, child: &Image) {
+        if let Some(header) = child.header() {
+            let seconds = u64::try_from(header.parent_timestamp.to_unix_seconds()).unwrap_or(0);
+            put_back_modified(&self.path(frozen), UNIX_EPOCH + Duration::from_secs(seconds));
         }
     }
 

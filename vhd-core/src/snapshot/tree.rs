@@ -11,7 +11,9 @@ use super::place::Place;
 use super::recover::Recovered;
 use super::survey::look_at;
 use crate::chain::dependants::Child;
-use crate::chain::{ChainError, MAX_DEPTH, OpenOptions, create_child_of};
+use crate::chain::{ChainError, MAX_DEPTH, OpenOptions, create_child_of, create_over, link_to_open};
+use crate::device::{BlockDevice as _, LiveDevice};
+use crate::format::UniqueId;
 use crate::ops::Progress;
 use crate::ops::verify::record_path;
 use crate::record::Checked as _;
@@ -44,6 +46,8 @@ pub struct SnapshotTree<'w> {
     pub(super) place: Place,
     pub(super) manifest: Manifest,
     pub(super) work: Work<'w>,
+    /// The disk, for a tree that belongs to one in use.
+    pub(super) in_use: Option<&'w LiveDevice>,
     recovered: Option<Recovered>,
     _lock: File,
 }
@@ -56,6 +60,23 @@ impl<'w> SnapshotTree<'w> {
     /// [`SnapshotError`]. `Stale` when the files are not those of the manifest, `Locked` when another command has
     /// the tree, or an image that an interrupted operation needs is in use.
     pub fn open(disk: &Path, work: Work<'w>) -> Result<Self, SnapshotError> {
+        Self::open_for(disk, work, None)
+    }
+
+    /// Opens the tree of a disk that this process has in use.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open); `Stale` if the device's leaf is not the active one of the tree.
+    pub fn open_in_use(disk: &Path, device: &'w LiveDevice, work: Work<'w>) -> Result<Self, SnapshotError> {
+        let tree = Self::open_for(disk, work, Some(device))?;
+        let (active, used) = (&tree.manifest.active.file, device.present().leaf().unique_id());
+        if active.id != used {
+            return Err(tree.stale(format!("{} is the active file, and {used} is in use", active.name)));
+        }
+        Ok(tree)
+    }
+
+    fn open_for(disk: &Path, work: Work<'w>, in_use: Option<&'w LiveDevice>) -> Result<Self, SnapshotError> {
         let (place, found) = Place::find(disk)?;
         let lock = place.lock()?;
         // Under the lock: it may have changed before.
@@ -63,7 +84,7 @@ impl<'w> SnapshotTree<'w> {
             Some(manifest) => manifest,
             None if found.is_some() => {
                 drop(lock);
-                return Self::open(disk, work);
+                return Self::open_for(disk, work, in_use);
             }
             None => plain(&place)?,
         };
@@ -71,6 +92,7 @@ impl<'w> SnapshotTree<'w> {
             place,
             manifest,
             work,
+            in_use,
             recovered: None,
             _lock: lock,
         };
@@ -85,6 +107,7 @@ impl<'w> SnapshotTree<'w> {
             place,
             manifest: manifest.clone(),
             work,
+            in_use: None,
             recovered: None,
             _lock: lock,
         };
@@ -177,7 +200,10 @@ impl<'w> SnapshotTree<'w> {
         });
         // INV-25: a leaf that a crash leaves is known before it is there.
         self.write(intent, "leaf announced")?;
-        let made = self.create_leaf(&name, over);
+        let made = match self.in_use {
+            Some(device) => self.create_leaf_in_use(&name, over, device),
+            None => self.create_leaf(&name, over),
+        };
         if made.is_err() {
             // As well as it goes: what stays is found by the next command.
             let _ = self.recover();
@@ -198,11 +224,33 @@ impl<'w> SnapshotTree<'w> {
             return Err(self.stale(format!("{} is another image, not {}", over.name, over.id)));
         }
         let id = create_child_of(&path, &parent, None, &opened)?;
+        Ok(self.made_leaf(name, id))
+    }
+
+    /// The same over a leaf that is written to meanwhile: nothing is read from its file.
+    fn create_leaf_in_use(
+        &self,
+        name: &str,
+        over: &ImageFile,
+        device: &LiveDevice,
+    ) -> Result<ImageFile, SnapshotError> {
+        let (path, parent) = (self.place.path(name), self.path(over));
+        let present = device.present();
+        if present.layers().len() >= MAX_DEPTH {
+            return Err(ChainError::TooDeep { path, limit: MAX_DEPTH }.into());
+        }
+        let leaf = present.leaf();
+        let link = link_to_open(&path, &parent, Some(leaf), Some(&**leaf.file()))?;
+        let id = create_over(&path, Some(leaf), present.size_bytes(), &link, None)?;
+        Ok(self.made_leaf(name, id))
+    }
+
+    fn made_leaf(&self, name: &str, id: UniqueId) -> ImageFile {
         self.work.steps.done("leaf made");
-        Ok(ImageFile {
+        ImageFile {
             name: name.to_owned(),
             id,
-        })
+        }
     }
 
     /// Removes a file that the manifest does not refer to any more, and says so in it.

@@ -131,6 +131,16 @@ impl Drop for ImageLock {
     }
 }
 
+/// Turns a writer's lock on an open file into a reader's: other readers may come, and writers are kept away as before.
+/// A file without a lock stays without.
+pub(crate) fn share_with_readers(file: &File) {
+    let writers = record(libc::F_UNLCK, USED + WRITE, RESIZE - WRITE + 1);
+    if let Err(error) = fcntl(file, FcntlArg::F_OFD_SETLK(&writers)) {
+        // Nobody is let in who should not be.
+        tracing::warn!(%error, "a file that is only read from now on stays locked as if it was written to");
+    }
+}
+
 /// What a handle does with an image, and what it forbids others.
 struct Claim {
     uses: &'static [u16],

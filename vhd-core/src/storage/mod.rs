@@ -28,6 +28,7 @@ pub use holder::LockHolder;
 pub use host_file::{Access, FileIdentity, HostFile, Sharing};
 pub(crate) use least_len::LeastLen;
 pub use lock::ImageLock;
+pub(crate) use lock::share_with_readers;
 pub use memory::MemoryFile;
 pub use names::{beside, remove_file, sync_directory_of};
 pub(crate) use names::{full_name, put_back_modified, relative_to, resolved};

@@ -27,7 +27,7 @@ pub(crate) fn disk_of(leaf: Image, ancestors: Vec<Layer>) -> Disk {
 /// A layer for use below a leaf.
 pub(crate) fn parent_layer(bytes: Vec<u8>) -> Layer {
     let file = Arc::new(MemoryFile::from_bytes(bytes));
-    Layer::Vhd(Box::new(Image::open(file, &OpenMode::read_only()).unwrap()))
+    Layer::Vhd(Arc::new(Image::open(file, &OpenMode::read_only()).unwrap()))
 }
 
 pub(crate) fn read_all(disk: &Disk) -> Vec<u8> {

@@ -105,7 +105,7 @@ impl Subject {
         );
         let mut ancestors: Vec<Layer> = self.source_layers().drain(1..).collect();
         let target = Image::open(target, &OpenMode::ancestor()).unwrap();
-        ancestors.push(Layer::Vhd(Box::new(target)));
+        ancestors.push(Layer::Vhd(Arc::new(target)));
         ancestors.extend(self.below());
         read_all(&Disk::new(Arc::new(LayeredDevice::new(leaf.unwrap(), ancestors))))
     }
@@ -383,7 +383,7 @@ fn two_hundred_layers_are_copied_in_one_pass() {
         layers.insert(0, RecordingFile::new(MemoryFile::from_bytes(layer.lay().bytes)));
     }
     let recorders: Vec<_> = layers.iter().map(RecordingFile::recorder).collect();
-    let open = |file| Layer::Vhd(Box::new(Image::open(Arc::new(file), &OpenMode::ancestor()).unwrap()));
+    let open = |file| Layer::Vhd(Arc::new(Image::open(Arc::new(file), &OpenMode::ancestor()).unwrap()));
     let sources: Vec<Layer> = layers.into_iter().map(open).collect();
     let target = RecordingFile::new(MemoryFile::from_bytes(Sparse::new(u64_from(size), BLOCK).lay().bytes));
     let writes = target.recorder();

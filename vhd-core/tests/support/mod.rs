@@ -20,7 +20,7 @@ pub(crate) fn open(
     mode: &OpenMode,
 ) -> Result<LayeredDevice, OpenError> {
     let layer = |file: &Arc<dyn StorageFile>| match Image::open(Arc::clone(file), &OpenMode::read_only()) {
-        Ok(image) => Ok(Layer::Vhd(Box::new(image))),
+        Ok(image) => Ok(Layer::Vhd(Arc::new(image))),
         Err(OpenError::NoFooter { .. }) => Ok(Layer::raw(Arc::clone(file)).expect("a file in memory has a length")),
         Err(error) => Err(error),
     };

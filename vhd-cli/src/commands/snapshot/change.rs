@@ -134,6 +134,8 @@ fn recovery(recovered: &Recovered) -> &'static str {
     match recovered {
         Recovered::LeafRemoved => "the new file that it had made is removed, nothing else had changed",
         Recovered::FileRemoved => "the file that it had replaced is removed",
+        Recovered::SnapshotKept => "the disk had gone on in the new file, and the snapshot is kept",
+        Recovered::SnapshotUndone => "nothing had been written since, and the disk is as it was before",
         Recovered::Merged => "its merge is completed",
         _ => "it is brought to its end",
     }

@@ -105,6 +105,7 @@ fn pending_name(pending: &Pending) -> &'static str {
     match pending {
         Pending::Leaf { .. } => "a new file is being made",
         Pending::Remove { .. } => "a file is being removed",
+        Pending::Switch { .. } => "the disk in use goes on in a new file",
         Pending::Merge { .. } => "a deleted snapshot is being merged",
     }
 }

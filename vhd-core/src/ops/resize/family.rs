@@ -120,7 +120,7 @@ impl Family {
         let mut ancestors = Vec::new();
         let mut next = self.members[member].parent;
         while let Some(index) = next {
-            ancestors.push(Layer::Vhd(Box::new(open(index, &OpenMode::ancestor())?)));
+            ancestors.push(Layer::Vhd(Arc::new(open(index, &OpenMode::ancestor())?)));
             next = self.members[index].parent;
         }
         Ok(LayeredDevice::new(leaf, ancestors))

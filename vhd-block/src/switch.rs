@@ -1,0 +1,140 @@
+//! A value that requests use, and that another one replaces while they go on.
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::PoisonError;
+
+use crate::sync::{LANES, RwLock, RwLockReadGuard, RwLockWriteGuard, lane};
+
+/// A value that requests use, and that another one replaces between two of them.
+///
+/// Requests [`pass`](Self::pass), any number at once. Who wants to replace the value [`hold`](Self::hold)s them: he waits
+/// for those that have passed, and the others wait for him; none of them fails. Each thread passes on a lane of its own, so
+/// that threads do not take a line of memory from one another.
+///
+/// A thread that has passed must not pass again before it is through: a holder may wait between the two.
+pub struct Switch<T> {
+    lanes: Box<[Lane<T>]>,
+}
+
+/// As far apart as processors fetch memory at once.
+#[repr(align(128))]
+struct Lane<T>(RwLock<T>);
+
+/// The value, for a request that is to end before another takes its place.
+pub struct InUse<'a, T>(RwLockReadGuard<'a, T>);
+
+/// All requests are held until this is dropped.
+pub struct Held<'a, T> {
+    lanes: Vec<RwLockWriteGuard<'a, T>>,
+}
+
+impl<T: Clone> Switch<T> {
+    /// With this value at first.
+    pub fn new(value: T) -> Self {
+        let lanes = (0..LANES).map(|_| Lane(RwLock::new(value.clone())));
+        Self { lanes: lanes.collect() }
+    }
+
+    /// The value, for a request that is to end before another takes its place. Waits while requests are held.
+    pub fn pass(&self) -> InUse<'_, T> {
+        InUse(self.lanes[lane()].0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The value, for one who may go on with it when another has taken its place.
+    pub fn get(&self) -> T {
+        self.pass().clone()
+    }
+
+    /// Waits for the requests that have passed, and keeps the others waiting.
+    pub fn hold(&self) -> Held<'_, T> {
+        let lanes = self.lanes.iter();
+        let lanes = lanes.map(|lane| lane.0.write().unwrap_or_else(PoisonError::into_inner));
+        Held { lanes: lanes.collect() }
+    }
+}
+
+impl<T: Clone> Held<'_, T> {
+    /// The value.
+    #[must_use]
+    pub fn value(&self) -> &T {
+        &self.lanes[0]
+    }
+
+    /// Puts another value in its place, for the requests that are held and all later ones.
+    pub fn replace(&mut self, value: &T) {
+        for lane in &mut self.lanes {
+            (**lane).clone_from(value);
+        }
+    }
+}
+
+impl<T> Deref for InUse<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T> fmt::Debug for Switch<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Switch")
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn no_request_sees_a_value_that_was_replaced_before_it_began() {
+        const THREADS: u64 = 6;
+        let switch = Switch::new(0_u64);
+        let (present, over) = (AtomicU64::new(0), AtomicBool::new(false));
+        thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    while !over.load(Ordering::Relaxed) {
+                        let at_least = present.load(Ordering::SeqCst);
+                        let value = switch.pass();
+                        assert!(*value >= at_least);
+                    }
+                });
+            }
+            for value in 1..2000 {
+                let mut held = switch.hold();
+                assert_eq!(*held.value(), value - 1);
+                held.replace(&value);
+                drop(held);
+                present.store(value, Ordering::SeqCst);
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(switch.get(), 1999);
+    }
+
+    #[test]
+    fn a_holder_waits_for_each_request_that_has_passed() {
+        let switch = Switch::new(1);
+        let running = AtomicU64::new(0);
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..5000 {
+                        let _value = switch.pass();
+                        running.fetch_add(1, Ordering::SeqCst);
+                        running.fetch_sub(1, Ordering::SeqCst);
+                    }
+                });
+            }
+            for _ in 0..200 {
+                let _held = switch.hold();
+                assert_eq!(running.load(Ordering::SeqCst), 0);
+            }
+        });
+    }
+}

@@ -1,0 +1,185 @@
+//! A disk whose leaf can be replaced by a child of it while the disk is in use.
+
+use std::fmt;
+use std::io::{IoSlice, IoSliceMut};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vhd_block::switch::Held;
+use vhd_block::{BlockDevice, ByteRange, DeviceError, DeviceInfo, ExtentVisitor, Switch, ZeroOptions};
+
+use super::LayeredDevice;
+use crate::image::Image;
+
+/// Bytes of zeroes, or of a discard, during which a switch has to wait. Longer ones are done in parts.
+const LONGEST_PART: u64 = 64 << 20;
+
+/// A chain that is written to, behind a [`Switch`]: [`switch`](Self::switch) makes a child of the leaf the new leaf. The
+/// former leaf is frozen: the same open file, read from then on. Requests wait for that moment and none fails.
+pub struct LiveDevice {
+    present: Switch<Arc<LayeredDevice>>,
+    info: DeviceInfo,
+    /// Bytes. A child has the size of its parent.
+    size: u64,
+}
+
+/// A disk that is ready to take the place of another: the same chain with an empty child on it.
+pub struct Successor {
+    device: Arc<LayeredDevice>,
+}
+
+impl fmt::Debug for LiveDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LiveDevice({:?})", self.present())
+    }
+}
+
+impl LiveDevice {
+    /// A device that is switched from `device`. It keeps that one's identity and properties for good.
+    #[must_use]
+    pub fn new(device: Arc<LayeredDevice>) -> Self {
+        Self {
+            info: device.info().clone(),
+            size: device.size_bytes(),
+            present: Switch::new(device),
+        }
+    }
+
+    /// The chain as it is now. Who keeps it reads what the disk read at some moment of that time; it is not to be written
+    /// to.
+    #[must_use]
+    pub fn present(&self) -> Arc<LayeredDevice> {
+        self.present.get()
+    }
+
+    /// Prepares a switch to `child`, an empty child of the present leaf that is open for writing. All that takes time is
+    /// done here.
+    #[must_use]
+    pub fn prepare(&self, child: Image) -> Successor {
+        Successor {
+            device: Arc::new(self.present().with_child(child)),
+        }
+    }
+
+    /// Freezes the leaves of disks and makes their prepared children the new ones, all at one instant: no request to any of
+    /// them runs in that moment. Returns how long requests had to wait at most, or nothing if a leaf has been replaced
+    /// since its successor was prepared: then nothing changes.
+    ///
+    /// The former leaves are not flushed: that is done by the next flush, and by `LayeredDevice::settle`.
+    pub fn switch(disks: Vec<(&Self, Successor)>) -> Option<Duration> {
+        let mut disks = disks;
+        // In one order, whoever switches them.
+        disks.sort_by_key(|(disk, _)| std::ptr::from_ref(*disk).addr());
+        let start = Instant::now();
+        // INV-50: no request runs while leaves change.
+        let mut held: Vec<Held<'_, _>> = disks.iter().map(|(disk, _)| disk.present.hold()).collect();
+        let fits = |(held, (_, next)): (&Held<'_, Arc<LayeredDevice>>, &(&Self, Successor))| {
+            next.device.is_over(held.value().leaf_image())
+        };
+        let mut former = Vec::with_capacity(disks.len());
+        if !held.iter().zip(&disks).all(fits) {
+            return None;
+        }
+        for (held, (_, next)) in held.iter_mut().zip(&disks) {
+            held.value().leaf().freeze();
+            former.push(Arc::clone(held.value()));
+            held.replace(&next.device);
+        }
+        drop(held);
+        // What the former devices alone had in memory goes when nobody waits for it any more.
+        let paused = start.elapsed();
+        drop(former);
+        Some(paused)
+    }
+
+    /// Flushes and closes the disk, as [`LayeredDevice::close`] does. While somebody keeps the present chain it is only
+    /// flushed.
+    ///
+    /// # Errors
+    /// What could not be written.
+    pub fn close(self) -> Result<(), DeviceError> {
+        let device = self.present();
+        drop(self.present);
+        match Arc::try_unwrap(device) {
+            Ok(device) => device.close(),
+            Err(shared) => shared.flush(),
+        }
+    }
+
+    /// Does something with the present device in parts of the range, between which the device may be switched.
+    fn in_parts(
+        &self,
+        range: ByteRange,
+        act: impl Fn(&LayeredDevice, ByteRange) -> Result<(), DeviceError>,
+    ) -> Result<(), DeviceError> {
+        let mut at = range.start;
+        loop {
+            let part = ByteRange::new(at, (range.end() - at).min(LONGEST_PART));
+            act(&self.present.pass(), part)?;
+            at = part.end();
+            if at >= range.end() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn flush_if(&self, fua: bool) -> Result<(), DeviceError> {
+        if fua { self.flush() } else { Ok(()) }
+    }
+}
+
+impl Successor {
+    /// The disk that it will be.
+    #[must_use]
+    pub fn device(&self) -> &Arc<LayeredDevice> {
+        &self.device
+    }
+}
+
+impl BlockDevice for LiveDevice {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), DeviceError> {
+        self.present.pass().read_at(buf, offset)
+    }
+
+    fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<(), DeviceError> {
+        self.present.pass().read_vectored_at(bufs, offset)
+    }
+
+    fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64, fua: bool) -> Result<(), DeviceError> {
+        self.present.pass().write_vectored_at(bufs, offset, false)?;
+        self.flush_if(fua)
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        // A switch does not wait for a sync: what is to be flushed is in the device that is present now, and stays there.
+        self.present().flush()
+    }
+
+    fn write_zeroes(&self, range: ByteRange, options: ZeroOptions) -> Result<(), DeviceError> {
+        let fua = options.fua;
+        let options = ZeroOptions { fua: false, ..options };
+        self.in_parts(range, |device, part| device.write_zeroes(part, options))?;
+        self.flush_if(fua)
+    }
+
+    fn discard(&self, range: ByteRange) -> Result<(), DeviceError> {
+        self.in_parts(range, |device, part| device.discard(part))
+    }
+
+    fn extents(&self, range: ByteRange, visitor: ExtentVisitor<'_>) -> Result<(), DeviceError> {
+        // Not passed: the visitor may use the disk.
+        self.present().extents(range, visitor)
+    }
+
+    fn resize(&self, _size: u64) -> Result<(), DeviceError> {
+        Err(DeviceError::Unsupported("be resized"))
+    }
+}
