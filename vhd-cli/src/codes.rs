@@ -85,6 +85,11 @@ const TABLE: &[Code] = &[
     library(ErrorKind::RecordDamaged,   "VHD-E0127", Exit::Corrupt),
     library(ErrorKind::RecordUnknown,   "VHD-E0128", Exit::Corrupt),
     library(ErrorKind::ResizeUnfinished, "VHD-E0129", Exit::Refused),
+    library(ErrorKind::ForeignFormat,   "VHD-E0130", Exit::Refused),
+    library(ErrorKind::FooterLost,      "VHD-E0131", Exit::Refused),
+    library(ErrorKind::TooSmall,        "VHD-E0132", Exit::Refused),
+    library(ErrorKind::RawWrite,        "VHD-E0133", Exit::Refused),
+    library(ErrorKind::NotVhd,          "VHD-E0134", Exit::Refused),
     library(ErrorKind::FactsContradict, "VHD-E0135", Exit::Refused),
 
     library(ErrorKind::ParentMissing,   "VHD-E0201", Exit::Parent),
@@ -142,6 +147,7 @@ const TABLE: &[Code] = &[
     foreign(kinds::SERVER_TRUST, "VHD-E0609", Exit::Failed),
     own(Kind::Uri,                      "VHD-E0610", "nbd-uri",           Exit::Refused),
     foreign(kinds::RESIZE_REFUSED, "VHD-E0611", Exit::Refused),
+    library(ErrorKind::ExportHoldsVhd,  "VHD-E0613", Exit::Refused),
 ];
 
 /// What a kind that is newer than the table gets: the table's test fails then.

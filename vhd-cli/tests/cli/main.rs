@@ -12,6 +12,7 @@ mod dependants;
 mod diff;
 mod failures;
 mod file_systems;
+mod foreign;
 mod kill;
 mod merge;
 mod merge_carry;
