@@ -50,14 +50,6 @@ impl Subject {
             Some(_) => Sparse::child(size, block(rng), id(2), Parent::named(id(1), "0.vhd")),
         };
         target = target.fill_randomly(rng, 60);
-        for stored in target
-            .stored
-            .iter_mut()
-            .filter(|stored| !stored.present.contains(&true))
-        {
-            // Every writer sets a bit with the block; a blank bitmap over data is one that was lost.
-            stored.present[0] = true;
-        }
         target.gap = rng.usize(..3);
         flat = target.flat(&flat);
         let before = flat.clone();
