@@ -74,7 +74,8 @@ impl Hidden {
             for &(first, count) in &absent {
                 stored_runs(file, data, (first, count), &mut |_, run| sectors += run)?;
             }
-            let blank = absent.iter().map(|(_, count)| count).sum::<u64>() == on_disk;
+            // Bits behind the end of the disk, from before it shrank, show that the bitmap is there.
+            let blank = is_zero(&bitmap);
             match sectors {
                 0 if absent.is_empty() => hidden.complete += 1,
                 0 if !blank => hidden.partial += 1,
