@@ -118,7 +118,7 @@ fn resize(bytes: &[u8], how: u8) {
     };
     let size = image.disk_size();
     let change = u64::from(how / 2) * 512 * 37;
-    let new = if how % 2 == 0 {
+    let new = if how.is_multiple_of(2) {
         size + change
     } else {
         size.saturating_sub(change)
