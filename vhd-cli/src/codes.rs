@@ -102,6 +102,7 @@ const TABLE: &[Code] = &[
     library(ErrorKind::TooSmall,        "VHD-E0132", Exit::Refused),
     library(ErrorKind::RawWrite,        "VHD-E0133", Exit::Refused),
     library(ErrorKind::NotVhd,          "VHD-E0134", Exit::Refused),
+    library(ErrorKind::FactsContradict, "VHD-E0135", Exit::Refused),
 
     library(ErrorKind::ParentMissing,   "VHD-E0201", Exit::Parent),
     library(ErrorKind::ParentMismatch,  "VHD-E0202", Exit::Parent),

@@ -53,6 +53,16 @@ pub(crate) fn unix_utc(seconds: i64) -> Option<String> {
     UtcTime::from_second(seconds).ok().map(|time| time.to_string())
 }
 
+/// What of a disk is lost and in doubt, in a few words; `None` if nothing is.
+pub(crate) fn loss(lost_sectors: u64, doubtful_sectors: u64) -> Option<String> {
+    match (lost_sectors, doubtful_sectors) {
+        (0, 0) => None,
+        (lost, 0) => Some(format!("{} lost", count(lost, "sector"))),
+        (0, doubtful) => Some(format!("{} in doubt", count(doubtful, "sector"))),
+        (lost, doubtful) => Some(format!("{} lost, {doubtful} in doubt", count(lost, "sector"))),
+    }
+}
+
 /// A text with every control character but line ends made harmless: images choose names of parents, and a
 /// terminal obeys what it is sent.
 pub(crate) fn visible(text: &str) -> String {

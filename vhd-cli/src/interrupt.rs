@@ -18,8 +18,8 @@ enum First {
     Ends,
     /// It sets the flag, which is clear until then.
     Asks(Arc<AtomicBool>),
-    /// Others see to SIGINT and SIGTERM.
-    IsHandled,
+    /// Others see to these signals.
+    IsHandled(&'static [i32]),
 }
 
 static FIRST: Mutex<First> = Mutex::new(First::Ends);
@@ -47,9 +47,9 @@ pub(crate) fn handle_signals() {
 
 fn received(signal: i32) {
     match &*FIRST.lock().unwrap_or_else(PoisonError::into_inner) {
-        First::IsHandled if signal != SIGHUP => return,
+        First::IsHandled(theirs) if theirs.contains(&signal) => return,
         First::Asks(flag) if !flag.swap(true, Ordering::Relaxed) => return,
-        First::Asks(_) | First::Ends | First::IsHandled => {}
+        First::Asks(_) | First::Ends | First::IsHandled(_) => {}
     }
     remove_partial_files();
     let _ = low_level::emulate_default_handler(signal);
@@ -71,6 +71,6 @@ pub(crate) fn flag_on_interrupt() -> Arc<AtomicBool> {
 }
 
 /// The caller handles these signals itself.
-pub(crate) fn is_handled_elsewhere() {
-    set_first(First::IsHandled);
+pub(crate) fn is_handled_elsewhere(signals: &'static [i32]) {
+    set_first(First::IsHandled(signals));
 }

@@ -7,6 +7,7 @@
 //!   inside/       files inside a disk
 //!   space.rs      free space of file systems               interrupt.rs  ending in order
 //!   codes.rs      kind of failure -> stable code, exit     exit.rs     the exit codes
+//!   human.rs      numbers and times for people            summed.rs   long lists in short
 //! ```
 #![forbid(unsafe_code)]
 
@@ -27,6 +28,7 @@ mod output;
 mod progress;
 mod size;
 mod space;
+mod summed;
 
 use std::process::ExitCode;
 

@@ -63,6 +63,8 @@ pub enum ErrorKind {
     NotVhd,
     /// Damage that leaves nothing to repair the image by.
     NotRepairable,
+    /// What the caller says of an image is not what it certainly is.
+    FactsContradict,
     /// An undo file that is damaged, or not one of the image as it is now.
     UndoMismatch,
 
@@ -190,6 +192,7 @@ impl ErrorKind {
         Self::RawWrite,
         Self::NotVhd,
         Self::NotRepairable,
+        Self::FactsContradict,
         Self::UndoMismatch,
         Self::PartitionTable,
         Self::DigestMissing,
@@ -266,6 +269,7 @@ impl ErrorKind {
             Self::RawWrite => "raw-write",
             Self::NotVhd => "not-vhd",
             Self::NotRepairable => "not-repairable",
+            Self::FactsContradict => "facts-contradict",
             Self::UndoMismatch => "undo-mismatch",
             Self::PartitionTable => "partition-table",
             Self::DigestMissing => "digest-missing",

@@ -3,6 +3,9 @@
 //! A record is a line that names its kind, its version and the SHA-256 of what follows, and then JSON. It is
 //! replaced as a whole: at every moment the old or the new one is there (INV-19). People can read it; a byte
 //! changed by hand makes it refused, not misunderstood.
+//!
+//! The digest finds damage, not malice: whoever can write beside an image can write a record. So what a record says is
+//! input. Each kind has rules ([`Checked`]), and nothing that breaks them is handed out (INV-33).
 
 use std::path::{Path, PathBuf};
 
@@ -29,6 +32,57 @@ pub struct RecordKind {
     pub version: u32,
 }
 
+/// What every record must obey to be believed: numbers within their ranges, lists that are not empty, texts and names of a
+/// bounded length. Whether the files that it names are what it says is for the job to compare.
+pub trait Checked {
+    /// # Errors
+    /// The rule that is broken, with what was found and what was expected.
+    fn check(&self) -> Result<(), String>;
+}
+
+/// A document without rules: whoever writes one answers for it, as tests do that forge records.
+impl Checked for serde_json::Value {
+    fn check(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// Bytes in the longest path that Linux opens.
+const MAX_PATH: usize = 4096;
+
+/// A path in a record: not empty, without NUL, and not longer than the host can open.
+///
+/// # Errors
+/// The rule that is broken.
+pub fn check_path(path: &Path) -> Result<(), String> {
+    let bytes = path.as_os_str().as_encoded_bytes();
+    if bytes.is_empty() {
+        return Err("a path is empty".to_owned());
+    }
+    if bytes.len() > MAX_PATH {
+        return Err(format!("a path has {} bytes, expected at most {MAX_PATH}", bytes.len()));
+    }
+    if bytes.contains(&0) {
+        return Err(format!("the path {path:?} has a zero byte in it"));
+    }
+    Ok(())
+}
+
+/// A list in a record that has an entry for each of so many files: between `least` and [`MAX_FILES`].
+///
+/// # Errors
+/// The number that was found.
+pub fn check_count(what: &str, count: usize, least: usize) -> Result<(), String> {
+    if (least..=MAX_FILES).contains(&count) {
+        return Ok(());
+    }
+    Err(format!("it names {count} {what}, expected {least} to {MAX_FILES}"))
+}
+
+/// Files that a record names at most: no chain is longer than 4,096 images, and a directory of so many children is no
+/// disk that anybody works with.
+const MAX_FILES: usize = 16_384;
+
 /// Why a record can't be read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -51,6 +105,14 @@ pub enum RecordError {
         /// Kind and version that can be read.
         expected: String,
     },
+    /// It would not be believed when it is read again.
+    #[error("{} can't be written: {reason}", path.display())]
+    Unwritable {
+        /// The record.
+        path: PathBuf,
+        /// The rule that it breaks.
+        reason: String,
+    },
     /// The file can't be read or written.
     #[error(transparent)]
     Storage(#[from] StorageError),
@@ -63,6 +125,7 @@ impl RecordError {
         match self {
             Self::Damaged { .. } => ErrorKind::RecordDamaged,
             Self::Unknown { .. } => ErrorKind::RecordUnknown,
+            Self::Unwritable { .. } => ErrorKind::Unsupported,
             Self::Storage(error) => error.kind(),
         }
     }
@@ -72,8 +135,9 @@ impl RecordKind {
     /// The record at `path`; `None` if there is no such file.
     ///
     /// # Errors
-    /// [`RecordError`] when it is not exactly what was written, or nothing that this program understands.
-    pub fn read<T: DeserializeOwned>(&self, path: &Path) -> Result<Option<T>, RecordError> {
+    /// [`RecordError`] when it is not exactly what was written, nothing that this program understands, or breaks a rule of
+    /// its kind.
+    pub fn read<T: DeserializeOwned + Checked>(&self, path: &Path) -> Result<Option<T>, RecordError> {
         let Some(bytes) = read_bounded(path)? else {
             return Ok(None);
         };
@@ -100,16 +164,16 @@ impl RecordKind {
                 expected: format!("{} {}", self.name, self.version),
             });
         }
-        serde_json::from_str(body)
-            .map(Some)
-            .map_err(|error| damaged(&error.to_string()))
+        let record: T = serde_json::from_str(body).map_err(|error| damaged(&error.to_string()))?;
+        record.check().map_err(|reason| damaged(&reason))?;
+        Ok(Some(record))
     }
 
     /// Puts `record` at `path`, durably, in the place of what is there.
     ///
     /// # Errors
-    /// [`RecordError::Storage`]; then the former record is there, whole.
-    pub fn write<T: Serialize>(&self, path: &Path, record: &T) -> Result<(), RecordError> {
+    /// [`RecordError::Storage`], or [`RecordError::Unwritable`]; then the former record is there, whole.
+    pub fn write<T: Serialize + Checked>(&self, path: &Path, record: &T) -> Result<(), RecordError> {
         // INV-19: content before name, name before anything that relies on it.
         Ok(self.stage(path, record)?.publish(true, true)?)
     }
@@ -118,24 +182,39 @@ impl RecordKind {
     ///
     /// # Errors
     /// Those of [`write`](Self::write).
-    pub(crate) fn put<T: Serialize>(&self, path: &Path, record: &T) -> Result<(), RecordError> {
+    pub(crate) fn put<T: Serialize + Checked>(&self, path: &Path, record: &T) -> Result<(), RecordError> {
         let staged = self.stage(path, record)?;
         let synced = staged.storage().sync();
         synced.map_err(|source| StorageError::at(path, "sync", source))?;
         Ok(staged.publish(true, false)?)
     }
 
-    fn stage<T: Serialize>(&self, path: &Path, record: &T) -> Result<StagedFile, RecordError> {
-        let mut body = serde_json::to_string_pretty(record).map_err(|error| RecordError::Damaged {
+    fn stage<T: Serialize + Checked>(&self, path: &Path, record: &T) -> Result<StagedFile, RecordError> {
+        let unwritable = |reason: String| RecordError::Unwritable {
             path: path.to_owned(),
-            reason: error.to_string(),
-        })?;
+            reason,
+        };
+        record.check().map_err(unwritable)?;
+        let mut body = serde_json::to_string_pretty(record).map_err(|error| unwritable(error.to_string()))?;
         body.push('\n');
-        let text = format!("{MAGIC} {} {} {}\n{body}", self.name, self.version, digest(&body));
+        let text = self.sealed(&body);
+        if u64_from(text.len()) > MAX_RECORD {
+            return Err(unwritable(format!(
+                "it has {} bytes, a record at most {MAX_RECORD}",
+                text.len()
+            )));
+        }
         let staged = StagedFile::create_beside(path)?;
         let written = staged.storage().write_all_at(text.as_bytes(), 0);
         written.map_err(|source| StorageError::at(path, "write", source))?;
         Ok(staged)
+    }
+}
+
+impl RecordKind {
+    /// A record of this kind with this content.
+    fn sealed(&self, body: &str) -> String {
+        format!("{MAGIC} {} {} {}\n{body}", self.name, self.version, digest(body))
     }
 }
 
@@ -169,6 +248,15 @@ mod tests {
         version: 2,
     };
 
+    impl Checked for BTreeMap<String, u64> {
+        fn check(&self) -> Result<(), String> {
+            match self.get("c") {
+                Some(_) => Err("there is a c".to_owned()),
+                None => Ok(()),
+            }
+        }
+    }
+
     fn sample() -> BTreeMap<String, u64> {
         [("a".to_owned(), 1), ("b".to_owned(), u64::MAX)].into()
     }
@@ -200,6 +288,30 @@ mod tests {
             fs::write(&path, &bytes[..at]).unwrap();
             KIND.read::<BTreeMap<String, u64>>(&path).unwrap_err();
         }
+    }
+
+    #[test]
+    fn inv_33_what_breaks_a_rule_is_damaged_however_right_its_digest_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record");
+        let forged: BTreeMap<String, u64> = [("c".to_owned(), 1)].into();
+        let error = KIND.write(&path, &forged).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        fs::write(&path, KIND.sealed(&serde_json::to_string(&forged).unwrap())).unwrap();
+        let error = KIND.read::<BTreeMap<String, u64>>(&path).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::RecordDamaged);
+        assert!(error.to_string().contains("there is a c"), "{error}");
+    }
+
+    #[test]
+    fn paths_and_lists_have_limits() {
+        check_path(Path::new("../a.vhd")).unwrap();
+        for bad in ["", "a\0b", &"x".repeat(MAX_PATH + 1)] {
+            check_path(Path::new(bad)).unwrap_err();
+        }
+        check_count("files", 1, 1).unwrap();
+        check_count("files", 0, 1).unwrap_err();
+        check_count("files", MAX_FILES + 1, 0).unwrap_err();
     }
 
     #[test]

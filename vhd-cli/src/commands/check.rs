@@ -2,12 +2,14 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Args;
 use serde::Serialize;
 use vhd_core::chain::{ChainError, ChainWarning, ImageFormat, require_vhd};
-use vhd_core::check::{CheckReport, Finding, Severity, check};
+use vhd_core::check::{CheckReport, Finding, FindingCode, Severity, check};
 use vhd_core::format::DiskType;
+use vhd_core::ops::repair::{Facts, RepairPlan};
 use vhd_core::storage::{Access, HostFile, Sharing, StorageFile};
 
 use crate::codes::Kind;
@@ -16,6 +18,7 @@ use crate::failure::Failure;
 use crate::human;
 use crate::input::{ChainArgs, Source, SourceArgs};
 use crate::output::{self, ReportArgs, path_text};
+use crate::summed::Summed;
 
 pub(crate) const NAME: &str = "check";
 
@@ -38,6 +41,9 @@ pub(crate) struct CheckArgs {
     image: PathBuf,
     #[command(flatten)]
     chain: ChainArgs,
+    /// List each finding, however many there are
+    #[arg(long, short)]
+    verbose: bool,
     #[command(flatten)]
     pub(crate) report: ReportArgs,
 }
@@ -50,6 +56,9 @@ struct Outcome {
     files: Vec<FileReport>,
     findings: Vec<FindingReport>,
     warnings: Vec<String>,
+    /// The text lists everything; JSON always does.
+    #[serde(skip)]
+    list_all: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -72,6 +81,9 @@ struct FileReport {
     blocks: u64,
     allocated_blocks: u64,
     leaked_bytes: u64,
+    /// What a repair of a damaged file would do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repair: Option<Outlook>,
 }
 
 #[derive(Serialize)]
@@ -91,9 +103,10 @@ pub(crate) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
         files: Vec::new(),
         findings: Vec::new(),
         warnings: Vec::new(),
+        list_all: args.verbose,
     };
     let leaf = check_file(args, &source.path)?;
-    let differencing = leaf.disk_type == Some(DiskType::Differencing);
+    let differencing = leaf.report.disk_type == Some(DiskType::Differencing);
     outcome.add(&source.path, leaf);
     if differencing {
         check_ancestors(args, &source, &mut outcome)?;
@@ -107,15 +120,61 @@ pub(crate) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
     })
 }
 
-fn check_file(args: &CheckArgs, path: &Path) -> Result<CheckReport, Failure> {
+fn check_file(args: &CheckArgs, path: &Path) -> Result<Checked, Failure> {
     let sharing = if args.chain.search.force_share {
         Sharing::Unlocked
     } else {
         Sharing::Exclusive
     };
-    let file = HostFile::open(path, Access::ReadOnly, sharing)?;
-    require_vhd(&file, path)?;
-    check_storage(&file, path)
+    let file = Arc::new(HostFile::open(path, Access::ReadOnly, sharing)?);
+    require_vhd(&*file, path)?;
+    let report = check_storage(&*file, path)?;
+    let outlook = report
+        .worst()
+        .filter(|worst| *worst >= Severity::Repairable)
+        .map(|_| Outlook::of(file));
+    Ok(Checked { report, outlook })
+}
+
+/// What a repair would do.
+#[derive(Clone, Copy, Serialize)]
+struct Outlook {
+    opens: bool,
+    lost_sectors: u64,
+    doubtful_sectors: u64,
+}
+
+impl Outlook {
+    /// By the plan of a repair, which reads the file and changes nothing.
+    fn of(file: Arc<HostFile>) -> Self {
+        let plan = RepairPlan::new(file, &Facts::default()).ok();
+        let (lost_sectors, doubtful_sectors) = plan.as_ref().map_or((0, 0), RepairPlan::sectors_in_doubt);
+        Self {
+            opens: plan.is_some(),
+            lost_sectors,
+            doubtful_sectors,
+        }
+    }
+
+    fn text(self) -> String {
+        match (self.opens, human::loss(self.lost_sectors, self.doubtful_sectors)) {
+            (false, _) => "vhd repair says what is missing to put it right".to_owned(),
+            (true, None) => "after vhd repair it opens, and no data is lost".to_owned(),
+            (true, Some(loss)) => format!("after vhd repair it opens again; {loss}, which it lists"),
+        }
+    }
+}
+
+/// A file that was looked at.
+struct Checked {
+    report: CheckReport,
+    outlook: Option<Outlook>,
+}
+
+impl From<CheckReport> for Checked {
+    fn from(report: CheckReport) -> Self {
+        Self { report, outlook: None }
+    }
 }
 
 fn check_storage(file: &dyn StorageFile, path: &Path) -> Result<CheckReport, Failure> {
@@ -133,7 +192,7 @@ fn check_ancestors(args: &CheckArgs, source: &Source, outcome: &mut Outcome) -> 
         Ok(opened) => {
             for layer in opened.layers().skip(1) {
                 if layer.layer.image().is_some() {
-                    outcome.add(layer.path, check_storage(layer.layer.file(), layer.path)?);
+                    outcome.add(layer.path, check_storage(layer.layer.file(), layer.path)?.into());
                 }
             }
             for warning in opened.warnings().iter().filter(|warning| is_about_parents(warning)) {
@@ -187,7 +246,8 @@ fn add_chain_error(args: &CheckArgs, error: ChainError, outcome: &mut Outcome) -
 }
 
 impl Outcome {
-    fn add(&mut self, path: &Path, report: CheckReport) {
+    fn add(&mut self, path: &Path, checked: Checked) {
+        let Checked { report, outlook } = checked;
         let path = path_text(path);
         self.files.push(FileReport {
             path: path.clone(),
@@ -196,6 +256,7 @@ impl Outcome {
             blocks: report.blocks,
             allocated_blocks: report.allocated_blocks,
             leaked_bytes: report.leaked_bytes,
+            repair: outlook,
         });
         for finding in &report.findings {
             self.verdict = self.verdict.max(Verdict::of(finding.severity));
@@ -229,7 +290,7 @@ impl Verdict {
         match self {
             Self::Clean => "clean",
             Self::Leaks => "leaked space only: no data is affected",
-            Self::Repairable => "repairable: what is right is known, nothing is lost",
+            Self::Repairable => "repairable",
             Self::Parent => "BROKEN CHAIN: a parent is missing or wrong; the images that were found are not corrupt",
             Self::Corrupt => "CORRUPT",
         }
@@ -261,11 +322,21 @@ impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for file in &self.files {
             file.fmt(f)?;
-            for finding in self.findings.iter().filter(|finding| finding.path == file.path) {
-                finding.fmt(f)?;
-            }
+            let findings: Vec<&FindingReport> = self.findings.iter().filter(|found| found.path == file.path).collect();
+            Summed { all: self.list_all }.write(f, &findings, |finding| &finding.code)?;
         }
-        writeln!(f, "{}: {}", self.image, self.verdict.text())
+        let orphans = FindingCode::OrphanBlocks.as_str();
+        let text = match self.verdict {
+            Verdict::Leaks if self.findings.iter().any(|finding| finding.code == orphans) => {
+                "leaked space that holds what looks like blocks: vhd repair lists them"
+            }
+            verdict => verdict.text(),
+        };
+        write!(f, "{}: {text}", self.image)?;
+        if let Some(outlook) = self.files.first().and_then(|file| file.repair) {
+            write!(f, ": {}", outlook.text())?;
+        }
+        writeln!(f)
     }
 }
 

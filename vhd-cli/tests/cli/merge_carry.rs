@@ -126,7 +126,8 @@ fn killed_merges_that_carry_lose_nothing_and_go_on() {
             let plan = lab.json(&[&ARGS[..], &["--dry-run"]].concat(), 0);
             carrying += u32::from(plan["resumed_at"] == 0);
         }
-        if is_begun(&lab) {
+        // The same command takes away what is left of a record, too.
+        if is_begun(&lab) || lab.exists("leaf.avhd.merge.done") {
             lab.run(&ARGS, 0);
         }
         known.check_done(&lab, "done");

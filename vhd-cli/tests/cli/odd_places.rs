@@ -79,7 +79,7 @@ fn everything_is_made(kind: Kind) {
         &["merge", "c.avhd", "--into", "d.vhd", "--output", "m.vhd"],
         &["snapshot", "create", "new.vhd", "--name", "one"],
         &["snapshot", "revert", "new.vhd"],
-        &["resize", "new-fixed.vhd", "32M"],
+        &["resize", "new-fixed.vhd", "17M"],
         &["compact", "m.vhd"],
         &["new-id", "f.vhd"],
         &["repair", "f.vhd"],

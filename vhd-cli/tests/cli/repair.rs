@@ -106,6 +106,80 @@ fn refusals_have_codes_and_change_nothing() {
 }
 
 #[test]
+fn long_plans_are_summed_up() {
+    let lab = Lab::new();
+    full(&lab, "a.vhd", 24);
+    for block in (0..24).step_by(2) {
+        lab.damage("a.vhd", 1536 + 4 * block, &0xFFFF_FF00_u32.to_be_bytes());
+    }
+    let text = stdout(&lab.run(&["repair", "a.vhd"], 4));
+    for kind in ["entry-restored", "IN DOUBT"] {
+        assert!(
+            text.contains(&format!("... and 4 more {kind} (--verbose lists them)")),
+            "{text}"
+        );
+        assert_eq!(text.lines().filter(|line| line.contains(kind)).count(), 9, "{text}");
+    }
+    assert!(
+        text.ends_with("after a repair it opens again; 49152 sectors in doubt; nothing was changed, --yes does it\n")
+    );
+    let text = stdout(&lab.run(&["repair", "a.vhd", "--verbose"], 4));
+    assert_eq!(
+        text.lines().filter(|line| line.contains("IN DOUBT")).count(),
+        12,
+        "{text}"
+    );
+    let plan = lab.json(&["repair", "a.vhd"], 4);
+    assert_eq!(plan["findings"].as_array().unwrap().len(), 12);
+    assert_eq!(
+        (plan["lost_sectors"].as_u64(), plan["doubtful_sectors"].as_u64()),
+        (Some(0), Some(49152))
+    );
+    let check = stdout(&lab.run(&["check", "a.vhd"], 3));
+    assert!(check.contains("more block-past-end (--verbose lists them)"), "{check}");
+    assert!(
+        check.ends_with("after vhd repair it opens again; 49152 sectors in doubt, which it lists\n"),
+        "{check}"
+    );
+}
+
+#[test]
+fn a_lost_bitmap_reads_as_other_programs_read_it() {
+    let lab = Lab::new();
+    full(&lab, "a.vhd", 3);
+    let content = sha256(&lab, "a.vhd");
+    let bytes = fs::read(lab.path("a.vhd")).unwrap();
+    let entry: [u8; 4] = bytes[1540..1544].try_into().unwrap();
+    lab.damage("a.vhd", i64::from(u32::from_be_bytes(entry)) * 512, &[0; 512]);
+    assert_eq!(
+        lab.json(&["check", "a.vhd"], 3)["files"][0]["repair"]["doubtful_sectors"],
+        4096
+    );
+    let done = lab.json(&["repair", "a.vhd", "--yes"], 0);
+    assert_eq!(
+        (
+            done["doubts"][0]["first_lba"].as_u64(),
+            done["doubts"][0]["lost"].as_bool()
+        ),
+        (Some(4096), Some(false))
+    );
+    assert_eq!(sha256(&lab, "a.vhd"), content);
+    assert_eq!(fs::read(lab.path("a.vhd")).unwrap(), bytes);
+    lab.run(&["check", "a.vhd"], 0);
+}
+
+#[test]
+fn facts_do_not_win_over_a_sound_image() {
+    let lab = Lab::new();
+    full(&lab, "a.vhd", 2);
+    for wrong in [["--size", "5M"], ["--type", "fixed"]] {
+        let refused = lab.json(&[&["repair", "a.vhd"][..], &wrong].concat(), 8);
+        assert_eq!(refused["error"]["code"], "VHD-E0135");
+    }
+    lab.run(&["repair", "a.vhd", "--size", "4M", "--type", "dynamic"], 0);
+}
+
+#[test]
 fn others_read_what_was_repaired() {
     if !tools::have(&["qemu-img", "7zz"], "repaired images read by qemu and 7-Zip") {
         return;

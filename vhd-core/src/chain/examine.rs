@@ -79,7 +79,7 @@ pub(super) fn leads_to(child: &Path, wanted: UniqueId) -> Option<FileIdentity> {
     let file = HostFile::open(child, Access::ReadOnly, Sharing::Unlocked).ok()?;
     let image = Image::open(Arc::new(file), &OpenMode::ancestor()).ok()?;
     let named = image.parent_paths().ok()?;
-    let places = candidates(child, &named, &[], &[]).into_iter();
+    let places = candidates(child, &named, &[], &[]);
     let mut places = places.map(|place| Candidate {
         named: wanted.is_nil(),
         ..place

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::path::{Component, Path, PathBuf};
+use std::rc::Rc;
 
 use crate::image::{ParentPath, PathSource};
 
@@ -48,98 +49,110 @@ pub(super) struct Candidate {
 /// The most places that are tried for one parent.
 const MAX_CANDIDATES: usize = 4096;
 
-/// All places to look for the parent of `child`, best first, each once.
-pub(super) fn candidates(
-    child: &Path,
+/// All places to look for the parent of `child`, best first, each once. A directory is read when its turn comes: most
+/// parents are where their children say, and a chain of thousands of images in one directory would list it for each.
+pub(super) fn candidates<'a>(
+    child: &'a Path,
     named: &[ParentPath],
-    parents: &[PathBuf],
-    parent_dirs: &[PathBuf],
-) -> Vec<Candidate> {
-    let mut found = Candidates::default();
-    for path in parents {
-        found.push_named(path.clone());
-    }
-    let paths: Vec<(String, String)> = named
-        .iter()
-        .map(|path| (describe(path.source), to_unix(&path.path)))
-        .collect();
-    for dir in parent_dirs {
-        for (reason, path) in &paths {
-            found.push_matching(dir, base_name(path), &format!("{reason}, in a parent directory"), true);
-        }
-    }
+    parents: &'a [PathBuf],
+    parent_dirs: &'a [PathBuf],
+) -> impl Iterator<Item = Candidate> + 'a {
+    let paths: Rc<[Named]> = named.iter().map(Named::of).collect();
     let child_dir = child.parent().unwrap_or(Path::new(""));
-    for (reason, path) in &paths {
-        found.push_matching(child_dir, path, reason, false);
-        found.push_matching(child_dir, base_name(path), &format!("{reason}, base name"), false);
-    }
-    for dir in parent_dirs {
-        found.push_images_of(dir);
-    }
-    found.list
+    let in_dirs = {
+        let paths = Rc::clone(&paths);
+        parent_dirs.iter().flat_map(move |dir| {
+            let paths = Rc::clone(&paths);
+            (0..paths.len()).flat_map(move |index| paths[index].base_name_in(dir, "in a parent directory", true))
+        })
+    };
+    let as_named = (0..paths.len()).flat_map(move |index| {
+        let beside = paths[index].base_name_in(child_dir, "base name", false);
+        paths[index].from(child_dir).chain(beside)
+    });
+    let mut seen = HashSet::new();
+    let explicit = parents.iter().map(|path| Candidate::named(path.clone()));
+    let all = explicit
+        .chain(in_dirs)
+        .chain(as_named)
+        .chain(parent_dirs.iter().flat_map(|dir| images_of(dir)));
+    all.filter(move |candidate| seen.insert(candidate.path.clone()))
+        .take(MAX_CANDIDATES)
 }
 
-#[derive(Default)]
-struct Candidates {
-    list: Vec<Candidate>,
-    seen: HashSet<PathBuf>,
-}
-
-impl Candidates {
-    fn push_named(&mut self, path: PathBuf) {
-        self.add(Candidate {
+impl Candidate {
+    fn named(path: PathBuf) -> Self {
+        Self {
             path,
             reason: "named explicitly".to_owned(),
             explicit: true,
             named: true,
             as_raw: false,
-        });
+        }
     }
 
-    fn push(&mut self, path: PathBuf, reason: &str, explicit: bool) {
-        self.add(Candidate {
+    fn found(path: PathBuf, reason: &str, explicit: bool) -> Self {
+        Self {
             path,
             reason: reason.to_owned(),
             explicit,
             named: false,
             as_raw: false,
-        });
-    }
-
-    fn add(&mut self, candidate: Candidate) {
-        if self.list.len() < MAX_CANDIDATES && self.seen.insert(candidate.path.clone()) {
-            self.list.push(candidate);
         }
     }
+}
 
-    /// `path` below `dir`, or as it is if absolute; where there is no such file, what differs in case only.
-    fn push_matching(&mut self, dir: &Path, path: &str, reason: &str, explicit: bool) {
-        if path.is_empty() {
-            return;
-        }
-        let exact = dir.join(path);
-        let missing = !exact.exists();
-        self.push(exact.clone(), reason, explicit);
-        if missing {
-            for other in matches_ignoring_case(&exact) {
-                self.push(other, &format!("{reason}, other case"), explicit);
-            }
+/// A path that an image names.
+struct Named {
+    source: String,
+    path: String,
+}
+
+impl Named {
+    fn of(path: &ParentPath) -> Self {
+        Self {
+            source: describe(path.source),
+            path: to_unix(&path.path),
         }
     }
 
-    /// Every image in a directory the user named: the identity tells which is the parent.
-    fn push_images_of(&mut self, dir: &Path) {
-        let Ok(entries) = dir.read_dir() else { return };
-        let mut paths: Vec<PathBuf> = entries
-            .flatten()
-            .map(|entry| entry.path())
-            .filter(|path| is_image(path))
-            .collect();
-        paths.sort();
-        for path in paths {
-            self.push(path, "found in a parent directory", true);
-        }
+    /// The path as it goes from `dir`.
+    fn from(&self, dir: &Path) -> impl Iterator<Item = Candidate> + use<> {
+        matching(dir, &self.path, self.source.clone(), false)
     }
+
+    /// The file of that name in `dir`.
+    fn base_name_in(&self, dir: &Path, how: &str, explicit: bool) -> impl Iterator<Item = Candidate> + use<> {
+        matching(dir, base_name(&self.path), format!("{}, {how}", self.source), explicit)
+    }
+}
+
+/// `path` below `dir`, or as it is if absolute; then, where there is no such file, what differs in case only.
+fn matching(dir: &Path, path: &str, reason: String, explicit: bool) -> impl Iterator<Item = Candidate> + use<> {
+    let exact = (!path.is_empty()).then(|| dir.join(path));
+    let first = exact.clone().map(|exact| Candidate::found(exact, &reason, explicit));
+    let others = move || {
+        let missing = exact.filter(|exact| !exact.exists());
+        let others = missing.map(|exact| matches_ignoring_case(&exact)).unwrap_or_default();
+        let reason = format!("{reason}, other case");
+        others
+            .into_iter()
+            .map(move |other| Candidate::found(other, &reason, explicit))
+    };
+    first.into_iter().chain(std::iter::once_with(others).flatten())
+}
+
+/// Every image in a directory the user named: the identity tells which is the parent.
+fn images_of(dir: &Path) -> impl Iterator<Item = Candidate> {
+    let entries = dir.read_dir().into_iter().flatten().flatten();
+    let mut paths: Vec<PathBuf> = entries
+        .map(|entry| entry.path())
+        .filter(|path| is_image(path))
+        .collect();
+    paths.sort();
+    paths
+        .into_iter()
+        .map(|path| Candidate::found(path, "found in a parent directory", true))
 }
 
 /// Whether a file has the name of an image.
@@ -232,7 +245,7 @@ mod tests {
             named(PlatformCode::W2ru, ".\\base.vhd"),
             named(PlatformCode::W2ku, "C:\\vm\\base.vhd"),
         ];
-        let found = candidates(Path::new("/nowhere/child.vhd"), &named, &[], &[]);
+        let found: Vec<Candidate> = candidates(Path::new("/nowhere/child.vhd"), &named, &[], &[]).collect();
         assert_eq!(paths(&found), ["/nowhere/base.vhd", "/vm/base.vhd"]);
         assert!(found.iter().all(|candidate| !candidate.explicit));
     }
@@ -240,7 +253,8 @@ mod tests {
     #[test]
     fn what_the_user_names_comes_first() {
         let named = [named(PlatformCode::W2ru, "..\\up\\base.vhd")];
-        let found = candidates(Path::new("/a/child.vhd"), &named, &["/x/p.vhd".into()], &["/y".into()]);
+        let (parents, dirs) = (["/x/p.vhd".into()], ["/y".into()]);
+        let found: Vec<Candidate> = candidates(Path::new("/a/child.vhd"), &named, &parents, &dirs).collect();
         assert_eq!(
             paths(&found),
             ["/x/p.vhd", "/y/base.vhd", "/a/../up/base.vhd", "/a/base.vhd"]
@@ -253,11 +267,7 @@ mod tests {
         std::fs::create_dir(dir.path().join("Vm")).unwrap();
         std::fs::write(dir.path().join("Vm/Base.VHD"), b"x").unwrap();
         let named = [named(PlatformCode::W2ru, ".\\vM\\base.vhd")];
-        let found = candidates(&dir.path().join("child.vhd"), &named, &[], &[]);
-        assert!(
-            found
-                .iter()
-                .any(|candidate| candidate.path == dir.path().join("Vm/Base.VHD"))
-        );
+        let child = dir.path().join("child.vhd");
+        assert!(candidates(&child, &named, &[], &[]).any(|candidate| candidate.path == dir.path().join("Vm/Base.VHD")));
     }
 }

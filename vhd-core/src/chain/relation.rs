@@ -96,9 +96,7 @@ fn recorded_paths(child: &Path, image: &Image, parent: &Path) -> Result<Vec<Reco
     })?;
     let leads_there = |path: &ParentPath| {
         let places = candidates(child, std::slice::from_ref(path), &[], &[]);
-        let mut files = places
-            .iter()
-            .filter_map(|place| FileIdentity::of_path(&place.path).ok());
+        let mut files = places.filter_map(|place| FileIdentity::of_path(&place.path).ok());
         files.any(|file| file == wanted)
     };
     let paths = named.into_iter().map(|path| RecordedPath {

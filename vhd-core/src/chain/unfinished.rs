@@ -9,10 +9,11 @@ use serde::{Deserialize, Serialize};
 
 use super::ChainError;
 use crate::format::{DiskType, FOOTER_SIZE, Footer};
-use crate::image::{Footers, OpenError};
+use crate::image::{Footers, OpenError, check_size};
 use crate::job::{Head, JobKind};
-use crate::record::{RecordError, RecordKind};
+use crate::record::{Checked, RecordError, RecordKind, check_count, check_path};
 use crate::storage::StorageFile;
+use crate::units::UnixSeconds;
 
 const KIND: RecordKind = JobKind::Resize.record();
 
@@ -39,8 +40,26 @@ pub(crate) struct ResizedFile {
     pub(crate) parent: Option<usize>,
     /// The footer before, in hexadecimal digits.
     pub(crate) footer: String,
-    /// When the file was modified before: seconds since 1970.
-    pub(crate) modified: Option<u64>,
+    /// When the file was modified before.
+    pub(crate) modified: Option<UnixSeconds>,
+}
+
+impl Checked for ResizeRecord {
+    fn check(&self) -> Result<(), String> {
+        check_size(self.size).map_err(|error| format!("its size: {error}"))?;
+        check_count("files", self.files.len(), 1)?;
+        for (index, file) in self.files.iter().enumerate() {
+            check_path(&file.path)?;
+            if file.footer.len() != 2 * FOOTER_SIZE {
+                let found = file.footer.len();
+                return Err(format!("a footer of {found} digits, expected {}", 2 * FOOTER_SIZE));
+            }
+            if file.parent.is_some_and(|parent| parent >= index) {
+                return Err(format!("file {index} has a parent that does not come before it"));
+            }
+        }
+        self.head.check()
+    }
 }
 
 impl ResizedFile {

@@ -3,16 +3,21 @@
 use std::fmt;
 use std::io;
 
+use super::block_search::blocks_between;
 use super::error::OpenError;
 use super::footers::{FooterSource, Footers};
+use super::hidden::{Belief, Hidden, Hiding};
 use super::open::{read_header, read_table, space_end};
 use super::validate::{Region, Space, metadata_regions};
 use crate::ErrorKind;
 use crate::format::{
     DiskType, DynamicHeader, FOOTER_SIZE, Footer, FormatOddity, LEGACY_FOOTER_SIZE, MAX_LOCATOR_LENGTH, TableEntry,
 };
-use crate::storage::{Segment, StorageFile, is_zero};
-use crate::units::{BlockIndex, FileOffset, SECTOR_SIZE, u64_from, usize_from};
+use crate::storage::StorageFile;
+use crate::units::{BlockIndex, FileOffset, u64_from};
+
+/// Places in leaked space that a check looks at for blocks; a repair looks at all.
+const LOOKS: u64 = 1 << 16;
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -48,8 +53,12 @@ pub enum FindingCode {
     ParentUnnamed,
     /// Sectors that the bitmap calls absent hold bytes other than zero.
     StaleSectors,
+    /// A bitmap has no bit set, and there is data.
+    BitmapLost,
     /// Space of at least a block that nothing refers to.
     LeakedSpace,
+    /// Such space holds what looks like blocks.
+    OrphanBlocks,
     /// Bytes between the disk and the footer of a fixed image.
     TrailingBytes,
     /// A field is unusual.
@@ -70,7 +79,9 @@ impl FindingCode {
             Self::LocatorLocation => "locator-location",
             Self::ParentUnnamed => "parent-unnamed",
             Self::StaleSectors => "stale-sectors",
+            Self::BitmapLost => "bitmap-lost",
             Self::LeakedSpace => "leaked-space",
+            Self::OrphanBlocks => "orphan-blocks",
             Self::TrailingBytes => "trailing-bytes",
             Self::Oddity(code) => code,
         }
@@ -230,7 +241,10 @@ fn check_fixed(footers: &Footers, report: &mut CheckReport) {
     }
     let extra = space_end(footers, report.file_size).saturating_sub(footers.footer.current_size);
     if extra > 0 {
-        let message = format!("{extra} bytes between the disk and its footer");
+        let message = format!(
+            "{extra} bytes between the disk and its footer; if that is the footer of an image inside a disk that was \
+             cut, vhd repair --size --type puts it right"
+        );
         report.push(
             FindingCode::TrailingBytes,
             Severity::Note,
@@ -284,9 +298,9 @@ fn check_sparse(file: &dyn StorageFile, footers: &Footers, report: &mut CheckRep
     }
     let blocks = placed_blocks(&entries);
     report.allocated_blocks = u64_from(blocks.len());
-    check_space(&space, &blocks, report);
+    check_space(file, &space, &blocks, report)?;
     if sound {
-        check_stale_sectors(file, &space, &blocks, report)?;
+        check_hidden_sectors(file, footer, &space, &blocks, report)?;
     }
     Ok(())
 }
@@ -326,7 +340,12 @@ fn placed_blocks(entries: &[TableEntry]) -> Vec<(FileOffset, BlockIndex)> {
 
 /// Looks for blocks that are cut short and for space that nothing refers to. Gaps are legal and common; one
 /// that could hold a whole block was one.
-fn check_space(space: &Space<'_>, blocks: &[(FileOffset, BlockIndex)], report: &mut CheckReport) {
+fn check_space(
+    file: &dyn StorageFile,
+    space: &Space<'_>,
+    blocks: &[(FileOffset, BlockIndex)],
+    report: &mut CheckReport,
+) -> Result<(), io::Error> {
     let stored = space.layout.stored_bytes();
     // A block of which bytes of the disk are missing is another matter, and was reported before.
     let cut_short = |&&(offset, block): &&(FileOffset, BlockIndex)| {
@@ -356,87 +375,57 @@ fn check_space(space: &Space<'_>, blocks: &[(FileOffset, BlockIndex)], report: &
         end: u64::MAX,
     });
     regions.sort_unstable_by_key(|region| region.start);
-    let mut used = 0;
+    let (mut used, mut looks) = (0, LOOKS);
     for region in regions {
         let gap = region.start.saturating_sub(used);
         if gap >= stored {
             report.leaked_bytes += gap;
             let message = format!("{gap} bytes that nothing refers to");
             report.push(FindingCode::LeakedSpace, Severity::Leak, Some(used), message);
+            let found = blocks_between(file, space.layout, (used, region.start.min(space.end)), &mut looks)?;
+            if let Some(first) = found.first() {
+                let message = format!(
+                    "what looks like {} blocks stands there, and no entry of the table leads to them: if the table is \
+                     damaged, they are data (vhd repair lists them)",
+                    found.len()
+                );
+                report.push(FindingCode::OrphanBlocks, Severity::Leak, Some(*first), message);
+            }
         }
         used = used.max(region.end);
-    }
-}
-
-/// Looks for bytes other than zero in sectors that the bitmap calls absent. Programs that ignore the bitmap
-/// (and there are some) read them; they are hidden in a dynamic image by the bitmap alone.
-fn check_stale_sectors(
-    file: &dyn StorageFile,
-    space: &Space<'_>,
-    blocks: &[(FileOffset, BlockIndex)],
-    report: &mut CheckReport,
-) -> Result<(), io::Error> {
-    let severity = match report.disk_type {
-        Some(DiskType::Differencing) => Severity::Note,
-        _ => Severity::Repairable,
-    };
-    let mut bitmap = vec![0; usize_from(space.layout.bitmap_bytes())];
-    for &(offset, block) in blocks {
-        file.read_exact_at(&mut bitmap, offset.0)?;
-        let absent = absent_runs(&bitmap, sectors_on_disk(space, block));
-        let mut stale = 0;
-        for (first, count) in absent {
-            let start = offset.0 + space.layout.bitmap_bytes() + first * SECTOR_SIZE;
-            stale += stale_sectors(file, start, count)?;
-        }
-        if stale > 0 {
-            let message = format!("block {block}: {stale} sectors that the bitmap calls absent are not zero");
-            report.push(FindingCode::StaleSectors, severity, Some(offset.0), message);
-        }
     }
     Ok(())
 }
 
-fn sectors_on_disk(space: &Space<'_>, block: BlockIndex) -> u64 {
-    space.layout.bytes_on_disk(block, space.disk_size) / SECTOR_SIZE
-}
-
-/// Runs of clear bits among the first `sectors` of a bitmap: first sector and count.
-pub(crate) fn absent_runs(bitmap: &[u8], sectors: u64) -> Vec<(u64, u64)> {
-    let map = super::sector_map::SectorMap::from_bytes(bitmap, u32::try_from(sectors).unwrap_or(u32::MAX));
-    let mut runs = Vec::new();
-    let mut at = 0;
-    while at < map.sectors() {
-        let (present, count) = map.run(at, map.sectors() - at);
-        if !present {
-            runs.push((u64::from(at), u64::from(count)));
-        }
-        at += count;
+/// Looks for bytes other than zero in sectors that the bitmap calls absent. Programs that ignore the bitmap
+/// (and there are some) read them; they are hidden in a dynamic image by the bitmap alone.
+fn check_hidden_sectors(
+    file: &dyn StorageFile,
+    footer: &Footer,
+    space: &Space<'_>,
+    blocks: &[(FileOffset, BlockIndex)],
+    report: &mut CheckReport,
+) -> Result<(), io::Error> {
+    let hidden = Hidden::find(file, footer, space, blocks)?;
+    for hiding in &hidden.blocks {
+        let Hiding {
+            block, offset, sectors, ..
+        } = *hiding;
+        let absent = format!("block {block}: {sectors} sectors that the bitmap calls absent are not zero");
+        let (code, severity, message) = match hidden.belief(hiding) {
+            Belief::Lost => (
+                FindingCode::BitmapLost,
+                Severity::Corrupt,
+                format!("{absent}, and it has no bit set: the bitmap is lost, the data is there"),
+            ),
+            Belief::Unmarked { .. } => (
+                FindingCode::StaleSectors,
+                Severity::Repairable,
+                format!("{absent}, and other blocks have no such sectors"),
+            ),
+            Belief::LeftOver => (FindingCode::StaleSectors, Severity::Note, absent),
+        };
+        report.push(code, severity, Some(offset.0), message);
     }
-    runs
-}
-
-/// How many of `count` sectors from `start` of the file are not zero; holes are not read.
-fn stale_sectors(file: &dyn StorageFile, start: u64, count: u64) -> Result<u64, io::Error> {
-    let end = (start + count * SECTOR_SIZE).min(file.len()?);
-    let mut at = start;
-    let mut stale = 0;
-    let mut buffer = vec![0; 64 << 10];
-    while at + SECTOR_SIZE <= end {
-        let (segment, segment_end) = file.segment_at(at)?;
-        let stop = end.min(segment_end.max(at + SECTOR_SIZE));
-        let stop = at
-            + (stop - at)
-                .next_multiple_of(SECTOR_SIZE)
-                .min((end - at) / SECTOR_SIZE * SECTOR_SIZE);
-        while segment == Segment::Data && at < stop {
-            let part = &mut buffer[..usize_from((stop - at).min(64 << 10))];
-            file.read_exact_at(part, at)?;
-            let sectors = part.chunks(usize_from(SECTOR_SIZE));
-            stale += u64_from(sectors.filter(|sector| !is_zero(sector)).count());
-            at += u64_from(part.len());
-        }
-        at = at.max(stop);
-    }
-    Ok(stale)
+    Ok(())
 }

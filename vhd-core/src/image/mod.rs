@@ -12,6 +12,7 @@
 
 mod allocator;
 mod amend;
+mod block_search;
 pub mod check;
 mod commit;
 mod create;
@@ -19,6 +20,7 @@ mod enlarge;
 mod error;
 mod flush;
 mod footers;
+mod hidden;
 mod open;
 mod poison;
 mod rearrange;
@@ -42,9 +44,10 @@ pub use footers::{FooterSource, Footers};
 pub use open::{MAX_BLOCKS, OpenMode};
 pub use write_span::WriteSpan;
 
-pub(crate) use check::absent_runs;
+pub(crate) use block_search::{blocks_between, looks_like_block};
 pub(crate) use create::{LocatorData, TABLE_OFFSET, check_size, differencing_header};
 pub(crate) use error::IoContext;
+pub(crate) use hidden::{Belief, Hidden, Hiding, absent_runs, stored_runs};
 pub(crate) use open::{read_header, read_table};
 pub(crate) use poison::Poison;
 pub(crate) use rearrange::{Arrangement, BATMAP_COOKIE, PlacedBlock};

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{JobError, JobKind};
-use crate::record::RecordKind;
+use crate::record::{Checked, RecordKind, check_path};
 use crate::storage::{beside, relative_to, resolved};
 
 const KIND: RecordKind = RecordKind {
@@ -19,6 +19,12 @@ pub(super) struct Marker {
     pub(super) kind: JobKind,
     /// In the file, from its directory.
     pub(super) record: PathBuf,
+}
+
+impl Checked for Marker {
+    fn check(&self) -> Result<(), String> {
+        check_path(&self.record)
+    }
 }
 
 impl Marker {

@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 pub use error::JobError;
 pub use kind::JobKind;
 
+use crate::record::{Checked, check_count, check_path};
 use crate::storage::{
     FileIdentity, StorageError, beside, full_name, relative_to, remove_file, resolved, sync_directory_of,
 };
@@ -65,6 +66,13 @@ pub(crate) struct Head {
     /// The images that have a marker.
     #[serde(default)]
     pub(crate) images: Vec<JobImage>,
+}
+
+impl Checked for Head {
+    fn check(&self) -> Result<(), String> {
+        check_count("images", self.images.len(), 0)?;
+        self.images.iter().try_for_each(|image| check_path(&image.path))
+    }
 }
 
 /// A job that is open on an image.

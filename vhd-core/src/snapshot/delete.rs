@@ -108,8 +108,8 @@ impl SnapshotTree<'_> {
                 let dependants = self.manifest.dependants(snapshot.id);
                 (dependants.len() < 2).then(|| (snapshot, dependants.first().copied()))
             });
-        let first = ready
-            .min_by_key(|(snapshot, dependant)| (dependant.is_some(), self.manifest.line(Some(snapshot.id)).count()));
+        let depths = self.manifest.depths();
+        let first = ready.min_by_key(|(snapshot, dependant)| (dependant.is_some(), depths.get(&snapshot.id).copied()));
         first.map(|(snapshot, dependant)| (snapshot.clone(), dependant))
     }
 

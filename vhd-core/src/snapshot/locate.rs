@@ -82,7 +82,8 @@ pub fn snapshots_of(leaf: &Path) -> Result<Option<ActiveDisk>, SnapshotError> {
     }
     let mut listed: Vec<_> = manifest.listed().collect();
     // Of two within a second the one that is based on the other is the younger.
-    listed.sort_by_key(|snapshot| (snapshot.created, manifest.line(Some(snapshot.id)).count()));
+    let depths = manifest.depths();
+    listed.sort_by_key(|snapshot| (snapshot.created, depths.get(&snapshot.id).copied()));
     let snapshots = listed
         .into_iter()
         .map(|snapshot| (snapshot.name.clone(), place.current_path(&manifest, &snapshot.file)));

@@ -2,13 +2,15 @@
 //!
 //! The manifest is also the journal: an operation that changes files says in `pending` what it is about to do.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::error::SnapshotError;
 use crate::format::UniqueId;
-use crate::record::RecordKind;
+use crate::record::{Checked, RecordKind, check_path};
+use crate::units::UnixSeconds;
 
 /// The record that the manifest is.
 pub(super) const KIND: RecordKind = RecordKind {
@@ -181,12 +183,54 @@ impl Manifest {
     /// A snapshot and all that descend from it.
     #[must_use]
     pub fn descendants(&self, id: UniqueId) -> Vec<UniqueId> {
-        let descends = |snapshot: &&Snapshot| self.line(Some(snapshot.id)).any(|ancestor| ancestor.id == id);
-        self.snapshots
+        let mut children: HashMap<UniqueId, Vec<UniqueId>> = HashMap::new();
+        for snapshot in &self.snapshots {
+            if let Some(parent) = snapshot.parent {
+                children.entry(parent).or_default().push(snapshot.id);
+            }
+        }
+        let (mut found, mut next) = (HashSet::new(), vec![id]);
+        while let Some(id) = next.pop() {
+            if found.insert(id) {
+                next.extend(children.get(&id).into_iter().flatten());
+            }
+        }
+        let ids = self.snapshots.iter().map(|snapshot| snapshot.id);
+        ids.filter(|id| found.contains(id)).collect()
+    }
+
+    /// How many snapshots the line of each consists of, itself included. Those whose line has no end (a parent is missing,
+    /// or its own ancestor) are not in it.
+    #[must_use]
+    pub fn depths(&self) -> HashMap<UniqueId, usize> {
+        let parents: HashMap<UniqueId, Option<UniqueId>> = self
+            .snapshots
             .iter()
-            .filter(descends)
-            .map(|snapshot| snapshot.id)
-            .collect()
+            .map(|snapshot| (snapshot.id, snapshot.parent))
+            .collect();
+        let mut depths = HashMap::with_capacity(parents.len());
+        // Each snapshot is walked over once: those above a place that is known, or that can't be, are not walked again.
+        let mut walked = HashSet::with_capacity(parents.len());
+        for start in parents.keys() {
+            let (mut line, mut next) = (Vec::new(), Some(*start));
+            let below = loop {
+                match next {
+                    None => break Some(0),
+                    Some(id) if depths.contains_key(&id) => break depths.get(&id).copied(),
+                    Some(id) if !walked.insert(id) => break None,
+                    Some(id) => {
+                        let Some(parent) = parents.get(&id) else { break None };
+                        line.push(id);
+                        next = *parent;
+                    }
+                }
+            };
+            if let Some(below) = below {
+                let ends = line.into_iter().rev().zip(below + 1..);
+                depths.extend(ends);
+            }
+        }
+        depths
     }
 
     /// All images, that of the active leaf last.
@@ -214,12 +258,11 @@ impl Manifest {
         };
         pending || self.files().any(|file| file.name == name)
     }
+}
 
-    /// Whether the manifest can be true. One from a file may say anything, and files are removed by what it says.
-    ///
-    /// # Errors
-    /// What can't be.
-    pub(super) fn check(&self) -> Result<(), String> {
+/// A manifest from a file may say anything, and files are removed by what it says.
+impl Checked for Manifest {
+    fn check(&self) -> Result<(), String> {
         let (mut ids, mut names, mut files) = (HashSet::new(), HashSet::new(), HashSet::new());
         for file in self.files() {
             plain_name(&file.name)?;
@@ -235,6 +278,7 @@ impl Manifest {
                 return Err(format!("two snapshots are called \"{}\"", snapshot.name));
             }
             check_name(&snapshot.name).map_err(|error| error.to_string())?;
+            check_time(snapshot.created)?;
         }
         let roots = self
             .snapshots
@@ -245,11 +289,10 @@ impl Manifest {
         {
             return Err("it is not one tree".to_owned());
         }
-        let starts = self.snapshots.iter().map(|snapshot| Some(snapshot.id));
-        for start in starts.chain([self.active.parent]).filter(Option::is_some) {
-            if self.line(start).last().is_none_or(|last| last.parent.is_some()) {
-                return Err("a parent is missing, or its own ancestor".to_owned());
-            }
+        let depths = self.depths();
+        let mut starts = ids.iter().chain(&self.active.parent);
+        if starts.any(|start| !depths.contains_key(start)) {
+            return Err("a parent is missing, or its own ancestor".to_owned());
         }
         match &self.pending {
             None => Ok(()),
@@ -271,7 +314,16 @@ fn plain_name(name: &str) -> Result<(), String> {
     if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
         return Err(format!("\"{name}\" is no file's name"));
     }
-    Ok(())
+    check_path(Path::new(name))
+}
+
+/// Seconds since 1970, as far as a date can be shown.
+fn check_time(seconds: i64) -> Result<(), String> {
+    let last = u64::from(UnixSeconds::MAX);
+    if seconds.unsigned_abs() <= last {
+        return Ok(());
+    }
+    Err(format!("a snapshot of the time {seconds}, expected -{last} to {last}"))
 }
 
 /// Whether a snapshot can be called so: 1 to [`MAX_NAME`] characters, no `/`, no `@`, no control character, and
@@ -344,11 +396,29 @@ mod tests {
         assert_eq!(tree.descendants(id(3)), [id(3)]);
     }
 
+    #[test]
+    fn depths_are_those_of_the_lines() {
+        let mut tree = tree();
+        tree.snapshots
+            .extend([snapshot(7, Some(8)), snapshot(8, Some(7)), snapshot(9, Some(7))]);
+        tree.snapshots
+            .extend([snapshot(4, Some(3)), snapshot(5, Some(4)), snapshot(6, Some(99))]);
+        let depths = tree.depths();
+        assert_eq!(depths.len(), 5);
+        for (id, depth) in depths {
+            assert_eq!(tree.line(Some(id)).count(), depth, "{id}");
+        }
+    }
+
     type Change = fn(&mut Manifest);
 
     #[test]
     fn what_can_not_be_is_refused() {
-        let changes: [(&str, Change); 10] = [
+        let changes: [(&str, Change); 12] = [
+            ("time", |m| m.snapshots[0].created = i64::MIN),
+            ("circle aside", |m| {
+                m.snapshots.extend([snapshot(7, Some(8)), snapshot(8, Some(7))]);
+            }),
             ("no tree", |m| m.snapshots[1].parent = None),
             ("circle", |m| m.snapshots[0].parent = Some(UniqueId([2; 16]))),
             ("missing parent", |m| m.snapshots[2].parent = Some(UniqueId([9; 16]))),

@@ -9,7 +9,6 @@ use super::manifest::{ImageFile, KIND, Manifest};
 use crate::chain::dependants::{Dependants, Search};
 use crate::format::UniqueId;
 use crate::image::Footers;
-use crate::record::RecordError;
 use crate::storage::{Access, HostFile, Sharing, StorageError, TreeLock};
 
 /// What the manifest's name has behind that of the base.
@@ -138,14 +137,7 @@ impl Place {
 
     /// Reads the manifest, and refuses one that can't be true.
     pub(super) fn read(&self) -> Result<Option<Manifest>, SnapshotError> {
-        let path = self.manifest();
-        let Some(manifest) = KIND.read::<Manifest>(&path)? else {
-            return Ok(None);
-        };
-        match manifest.check() {
-            Ok(()) => Ok(Some(manifest)),
-            Err(reason) => Err(RecordError::Damaged { path, reason }.into()),
-        }
+        Ok(KIND.read::<Manifest>(&self.manifest())?)
     }
 
     /// Keeps other commands away from the tree until it is dropped. Readers and writers of the images are not

@@ -77,10 +77,11 @@ pub fn import(dir: &Path, dest: &Path, progress: &dyn Progress) -> Result<Transf
         .read()?
         .ok_or_else(|| SnapshotError::NoTree { dir: dir.to_owned() })?;
     let copy = Copy::new(&place, &manifest, dest, progress)?;
-    let mut nodes: Vec<(usize, &ImageFile)> = manifest
+    let depths = manifest.depths();
+    let mut nodes: Vec<(Option<usize>, &ImageFile)> = manifest
         .snapshots
         .iter()
-        .map(|snapshot| (manifest.line(Some(snapshot.id)).count(), &snapshot.file))
+        .map(|snapshot| (depths.get(&snapshot.id).copied(), &snapshot.file))
         .collect();
     nodes.sort_by_key(|(depth, _)| *depth);
     let mut files: Vec<&ImageFile> = nodes.into_iter().map(|(_, file)| file).collect();

@@ -15,6 +15,7 @@ use crate::device::{BlockDevice as _, LiveDevice};
 use crate::format::UniqueId;
 use crate::ops::Progress;
 use crate::ops::verify::record_path;
+use crate::record::Checked as _;
 use crate::storage::{self, TreeLock};
 
 /// Told of each step of an operation when it is durable: for tests that look at what a crash would leave there.

@@ -230,6 +230,8 @@ impl Sparse {
             present.extend(std::iter::repeat_n(bit, run.min(sectors - present.len())));
             bit = !bit;
         }
+        // Every writer sets a bit with the block: a blank bitmap over data is one that was lost.
+        present[0] |= !present.contains(&true);
         Stored {
             index,
             present,

@@ -25,7 +25,11 @@ use crate::codes::Kind;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::input::{Source, SourceArgs};
+use crate::interrupt;
 use crate::output;
+
+/// What ends a mount.
+const SIGNALS: &[i32] = &[SIGTERM, SIGINT, SIGHUP];
 
 /// Says that this is the process in the background.
 const FORKED: &str = "--forked";
@@ -135,7 +139,8 @@ pub(crate) fn run(args: &MountArgs) -> Result<Exit, Failure> {
         .owner(args.uid, args.gid)
         .umask(args.umask);
     // From here on a signal waits until there is something to unmount.
-    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|error| system("handle signals", &error))?;
+    let signals = Signals::new(SIGNALS).map_err(|error| system("handle signals", &error))?;
+    interrupt::is_handled_elsewhere(SIGNALS);
     let mount = options.mount(root, &args.directory).map_err(failed)?;
     let flushed_last = Arc::new(Mutex::new(Some(disk)));
     unmount_on_signals(signals, &args.directory, Arc::clone(&flushed_last));

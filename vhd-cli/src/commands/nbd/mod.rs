@@ -168,7 +168,7 @@ fn tls(args: &NbdArgs) -> Result<Option<TlsServer>, Failure> {
 
 /// Stops the server on SIGTERM and SIGINT; SIGUSR1 says what was done so far.
 fn handle_signals(server: &Arc<Server>) -> Result<Handle, Failure> {
-    interrupt::is_handled_elsewhere();
+    interrupt::is_handled_elsewhere(&[SIGTERM, SIGINT]);
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1]).map_err(|error| system("handle signals", &error))?;
     let handle = signals.handle();
     let server = Arc::downgrade(server);

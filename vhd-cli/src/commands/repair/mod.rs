@@ -36,8 +36,8 @@ Examples:
 
 Without --yes nothing is changed: exit code 0 when there is nothing to repair, 4 when it can be repaired, 3 when it \
 can't. With --yes what would be overwritten is kept in IMAGE.undo first; --undo puts it back. An interrupted repair is \
-finished by the same command. Nothing is ever dropped: what is not certain stays readable and is listed with its ranges \
-of sectors (LBA). Parents are not looked at.";
+finished by the same command. What is not certain is marked \"assumed\", and the sectors (LBA) that may not read what \
+they held are listed as lost or in doubt. Parents are not looked at.";
 
 /// Arguments of `vhd repair`.
 #[derive(Args, Debug)]
@@ -51,12 +51,15 @@ pub(crate) struct RepairArgs {
     /// Take an earlier repair back, byte by byte, and remove IMAGE.undo
     #[arg(long, conflicts_with_all = ["yes", "size", "disk_type", "ignore_children"])]
     undo: bool,
-    /// The size of the disk, where both footers are lost
+    /// The size of the disk, where both footers are lost; footers of another size are taken for those of images inside
     #[arg(long, value_parser = size::parse_disk_size)]
     size: Option<u64>,
-    /// The type of the image, where both footers and the header are lost
+    /// The type of the image, where both footers and the header are lost; footers of another type do not count
     #[arg(long = "type", value_name = "TYPE", value_enum)]
     disk_type: Option<LostType>,
+    /// List each finding, change and range in doubt, however many there are
+    #[arg(long, short)]
+    verbose: bool,
     #[command(flatten)]
     children: ChildrenArgs,
     #[command(flatten)]
@@ -94,7 +97,8 @@ pub(crate) fn run(args: &RepairArgs) -> Result<Exit, Failure> {
         file: Arc::new(HostFile::open(&args.image, access, Sharing::Exclusive)?),
     };
     RepairJob::of(&args.image).check()?;
-    let (json, exit) = if args.undo { job.undo() } else { job.repair() }?;
+    let (mut json, exit) = if args.undo { job.undo() } else { job.repair() }?;
+    json.list_all = args.verbose;
     output::report(args.report, NAME, &json)?;
     Ok(exit)
 }

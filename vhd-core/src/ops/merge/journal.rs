@@ -12,11 +12,12 @@ use serde::{Deserialize, Serialize};
 
 use super::MergeError;
 use super::dependants::Recorded;
-use crate::format::UniqueId;
+use crate::format::{MAX_DISK_SIZE, UniqueId};
 use crate::image::Footers;
 use crate::job::{Head, Job, JobImage, JobKind, done_path};
-use crate::record::RecordKind;
+use crate::record::{Checked, RecordKind, check_count, check_path};
 use crate::storage::{Access, HostFile, Sharing, StorageError, relative_to, resolved};
+use crate::units::SECTOR_SIZE;
 
 const KIND: RecordKind = JobKind::Merge.record();
 
@@ -108,6 +109,27 @@ impl Fingerprint {
             _ => 0,
         };
         self.modified_ns <= now.saturating_sub(SETTLED + tick)
+    }
+}
+
+impl Checked for Journal {
+    fn check(&self) -> Result<(), String> {
+        check_count("layers", self.layers.len(), 1)?;
+        check_count("children", self.children.len(), 0)?;
+        check_count("carried children", self.carried.len(), 0)?;
+        let layers = self.layers.iter().map(|layer| &layer.known.path);
+        let mut paths = layers
+            .chain(&self.children)
+            .chain(&self.carried)
+            .chain([&self.target.path]);
+        paths.try_for_each(|path| check_path(path))?;
+        self.head.check()?;
+        match self.phase {
+            Phase::Copying(at) if at > MAX_DISK_SIZE || !at.is_multiple_of(SECTOR_SIZE) => Err(format!(
+                "it is at byte {at}, expected whole sectors of a disk of at most {MAX_DISK_SIZE} bytes"
+            )),
+            _ => Ok(()),
+        }
     }
 }
 

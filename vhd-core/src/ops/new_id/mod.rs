@@ -14,7 +14,7 @@ mod error;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
@@ -26,8 +26,9 @@ use crate::chain::{ChainError, link_to};
 use crate::format::{Footer, Timestamp, UniqueId};
 use crate::image::Amendment;
 use crate::job::{Head, Job, JobImage, JobKind, require_no_job, sweep};
-use crate::record::{RecordError, RecordKind};
+use crate::record::{Checked, RecordKind, check_count, check_path};
 use crate::storage::{Access, FileIdentity, StorageError, StorageFile as _};
+use crate::units::UnixSeconds;
 
 /// What is written before the first file changes.
 const RECORD: RecordKind = JobKind::NewId.record();
@@ -46,15 +47,28 @@ pub struct NewIdOptions {
 /// The record beside the image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
-    old_id: String,
-    new_id: String,
-    /// Seconds since 1970: the image's file gets this time stamp, and its children say so.
-    modified: u64,
+    old_id: UniqueId,
+    new_id: UniqueId,
+    /// The image's file gets this time stamp, and its children say so.
+    modified: UnixSeconds,
     /// Below the image's directory by their names there, others absolute.
     children: Vec<String>,
     /// The images that show that the change is open.
     #[serde(flatten)]
     head: Head,
+}
+
+impl Checked for Record {
+    fn check(&self) -> Result<(), String> {
+        if self.new_id.is_nil() || self.new_id == self.old_id {
+            return Err(format!("it changes the identity {} to {}", self.old_id, self.new_id));
+        }
+        check_count("children", self.children.len(), 0)?;
+        self.children
+            .iter()
+            .try_for_each(|child| check_path(Path::new(child)))?;
+        self.head.check()
+    }
 }
 
 /// A change of identity that is about to be made or finished.
@@ -63,7 +77,7 @@ pub struct NewId {
     image: PathBuf,
     old: UniqueId,
     new: UniqueId,
-    modified: SystemTime,
+    modified: UnixSeconds,
     children: Vec<PathBuf>,
     resumed: bool,
 }
@@ -85,7 +99,7 @@ impl NewId {
             image: image.to_owned(),
             old,
             new: UniqueId::random(),
-            modified: SystemTime::now(),
+            modified: UnixSeconds::from_system_time(SystemTime::now()),
             children: Vec::new(),
             resumed: false,
         };
@@ -167,18 +181,12 @@ impl NewId {
         let Some(record) = RECORD.read::<Record>(&path)? else {
             return Ok(None);
         };
-        let id = |text: &str| {
-            text.parse::<UniqueId>().map_err(|error| RecordError::Damaged {
-                path: path.clone(),
-                reason: error.to_string(),
-            })
-        };
         let dir = image.parent().unwrap_or(Path::new(""));
         Ok(Some(Self {
             image: image.to_owned(),
-            old: id(&record.old_id)?,
-            new: id(&record.new_id)?,
-            modified: UNIX_EPOCH + Duration::from_secs(record.modified),
+            old: record.old_id,
+            new: record.new_id,
+            modified: record.modified,
             children: record.children.iter().map(|child| dir.join(child)).collect(),
             resumed: true,
         }))
@@ -285,9 +293,9 @@ impl NewId {
             name.to_str().map(str::to_owned).ok_or_else(unrecordable)
         };
         Ok(Record {
-            old_id: self.old.to_string(),
-            new_id: self.new.to_string(),
-            modified: seconds(self.modified),
+            old_id: self.old,
+            new_id: self.new,
+            modified: self.modified,
             children: self.children.iter().map(text).collect::<Result<_, _>>()?,
             head,
         })
@@ -303,7 +311,7 @@ impl NewId {
     }
 
     fn repoint(&self, path: &Path, child: Alone) -> Result<(), NewIdError> {
-        let modified = Timestamp::from_system_time(self.modified);
+        let modified = Timestamp::from_system_time(self.modified.to_system_time());
         let link = link_to(path, &self.image, self.new, modified)?;
         let amendment = Amendment {
             parent: Some(link),
@@ -327,7 +335,7 @@ impl NewId {
             return Ok(());
         };
         // As the children say. Nothing but a warning depends on it.
-        let set = host.set_modified(UNIX_EPOCH + Duration::from_secs(seconds(self.modified)));
+        let set = host.set_modified(self.modified.to_system_time());
         set.map_err(|source| StorageError::at(&self.image, "set the time of", source).into())
     }
 }
@@ -349,8 +357,4 @@ fn identity(path: &Path) -> Result<FileIdentity, ChainError> {
         path: path.to_owned(),
         source,
     })
-}
-
-fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

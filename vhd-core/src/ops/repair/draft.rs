@@ -12,6 +12,8 @@ use crate::units::usize_from;
 pub(super) struct Draft {
     pub(super) overlay: Arc<OverlayFile>,
     pub(super) original_len: u64,
+    /// The valid footer at the end of the file is part of the disk's content: that of an image inside.
+    pub(super) tail_is_content: bool,
     pub(super) findings: Vec<RepairFinding>,
     pub(super) doubts: Vec<Doubt>,
 }
@@ -22,6 +24,7 @@ impl Draft {
         Ok(Self {
             overlay: Arc::new(OverlayFile::new(file).doing("find the length", 0)?),
             original_len,
+            tail_is_content: false,
             findings: Vec::new(),
             doubts: Vec::new(),
         })
@@ -36,12 +39,34 @@ impl Draft {
         });
     }
 
-    /// Ranges that follow one another for the same reason become one.
+    /// What the range reads after the repair is not certain.
     pub(super) fn doubt(&mut self, range: ByteRange, reason: String) {
+        self.add_doubt(range, reason, false);
+    }
+
+    /// What was in the range is lost.
+    pub(super) fn lose(&mut self, range: ByteRange, reason: String) {
+        self.add_doubt(range, reason, true);
+    }
+
+    /// Ranges that follow one another for the same reason become one.
+    fn add_doubt(&mut self, range: ByteRange, reason: String, lost: bool) {
         match self.doubts.last_mut() {
+            _ if range.len == 0 => {}
             Some(last) if last.reason == reason && last.range.end() == range.start => last.range.len += range.len,
-            _ => self.doubts.push(Doubt { range, reason }),
+            _ => self.doubts.push(Doubt { range, reason, lost }),
         }
+    }
+
+    /// The doubts in the order of the disk, each once.
+    pub(super) fn sorted_doubts(&mut self) -> Vec<Doubt> {
+        let mut doubts = std::mem::take(&mut self.doubts);
+        doubts.sort_by(|a, b| (a.range.start, a.range.len, &a.reason).cmp(&(b.range.start, b.range.len, &b.reason)));
+        doubts.dedup();
+        for doubt in doubts {
+            self.add_doubt(doubt.range, doubt.reason, doubt.lost);
+        }
+        std::mem::take(&mut self.doubts)
     }
 
     pub(super) fn read(&self, offset: u64, len: u64) -> Result<Vec<u8>, RepairError> {

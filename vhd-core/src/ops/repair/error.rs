@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::ErrorKind;
+use crate::format::DiskType;
 use crate::image::OpenError;
 use crate::storage::{StorageError, io_kind};
 
@@ -21,6 +22,16 @@ pub enum RepairError {
     SizeUnknown {
         /// What is known about it.
         known: String,
+    },
+    /// What the caller says is not what the image certainly says.
+    #[error(
+        "the image says that it is a {disk_type} disk of {size} bytes, and is sound in this: leave --size and --type out"
+    )]
+    FactsContradict {
+        /// The type in the footer.
+        disk_type: DiskType,
+        /// Bytes of the disk in the footer.
+        size: u64,
     },
     /// The undo file can't be used.
     #[error("the undo file does not fit: {reason}")]
@@ -51,6 +62,7 @@ impl RepairError {
         match self {
             Self::NotRepairable { .. } => ErrorKind::NotRepairable,
             Self::SizeUnknown { .. } => ErrorKind::FactsMissing,
+            Self::FactsContradict { .. } => ErrorKind::FactsContradict,
             Self::UndoMismatch { .. } => ErrorKind::UndoMismatch,
             Self::Io { source, .. } => io_kind(source),
             Self::Storage(error) => error.kind(),

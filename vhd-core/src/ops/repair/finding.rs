@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::device::ByteRange;
+use crate::units::SECTOR_SIZE;
 
 /// How sure it is that a change gives back what was there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -44,7 +45,9 @@ pub enum RepairCode {
     BlockCopied,
     /// Space that looks like a block, of which nothing tells which it is.
     BlockUnknown,
-    /// Bytes in sectors that the bitmap calls absent are cleared.
+    /// Bits of a bitmap are set where it hid data.
+    BitmapRestored,
+    /// Bytes in sectors that bitmaps call absent, in many blocks: they stay.
     StaleSectors,
 }
 
@@ -67,6 +70,7 @@ impl RepairCode {
             Self::EntryCleared => "entry-cleared",
             Self::BlockCopied => "block-copied",
             Self::BlockUnknown => "block-unknown",
+            Self::BitmapRestored => "bitmap-restored",
             Self::StaleSectors => "stale-sectors",
         }
     }
@@ -98,4 +102,17 @@ pub struct Doubt {
     pub range: ByteRange,
     /// What it reads after the repair, and why that is not certain.
     pub reason: String,
+    /// What was there is not in the image any more: it reads zero, or what the parent has.
+    pub lost: bool,
+}
+
+/// The sectors in ranges that are in the order of the disk and may share some.
+pub(super) fn sectors<'a>(doubts: impl Iterator<Item = &'a Doubt>) -> u64 {
+    let (mut bytes, mut counted) = (0, 0);
+    for doubt in doubts {
+        let from = doubt.range.start.max(counted);
+        bytes += doubt.range.end().saturating_sub(from);
+        counted = counted.max(doubt.range.end());
+    }
+    bytes / SECTOR_SIZE
 }

@@ -1,20 +1,22 @@
 //! The footer to go by: one that is valid, wherever it stands; else a damaged one put right; else a new one.
 
 use super::draft::Draft;
-use super::error::{Doing as _, RepairError};
+use super::error::RepairError;
 use super::finding::{Certainty, RepairCode};
-use super::{Facts, header};
+use super::{Facts, header, nested};
 use crate::ErrorKind;
 use crate::format::{
-    COOKIE, DiskType, FOOTER_SIZE, Footer, Geometry, LEGACY_FOOTER_SIZE, Timestamp, UniqueId, has_footer_cookie,
-    reconstruct_footer, reseal_footer,
+    COOKIE, DiskType, FOOTER_SIZE, Footer, Geometry, LEGACY_FOOTER_SIZE, Timestamp, UniqueId, reconstruct_footer,
+    reseal_footer,
 };
 use crate::image::{FooterSource, Footers, read_header, read_table};
-use crate::storage::{StorageFile as _, is_zero};
-use crate::units::{u64_from, usize_from};
+use crate::units::u64_from;
 
 /// Bytes at the end of a file in which a footer is looked for: a copying tool adds less.
-const SEARCH: u64 = 64 << 20;
+pub(super) const SEARCH: u64 = 64 << 20;
+
+/// Places with the cookie of a footer that are looked at: each look reads much of the file.
+const MOST_FOOTERS: u32 = 64;
 
 type RawFooter = [u8; FOOTER_SIZE];
 
@@ -26,7 +28,7 @@ pub(super) struct Basis {
 }
 
 impl Basis {
-    fn of(raw: RawFooter) -> Option<Self> {
+    pub(super) fn of(raw: RawFooter) -> Option<Self> {
         let footer = Footer::decode(&raw).ok()?;
         Some(Self { footer, raw })
     }
@@ -40,7 +42,11 @@ impl Basis {
 
 pub(super) fn find(draft: &mut Draft, facts: &Facts) -> Result<Basis, RepairError> {
     match Footers::read(&*draft.overlay) {
-        Ok(footers) => return in_use(draft, footers),
+        Ok(footers) => {
+            if let Some(basis) = in_use(draft, facts, footers)? {
+                return Ok(basis);
+            }
+        }
         Err(error) if error.kind() == ErrorKind::JournalPending => {
             let reason = "another program's operation is unfinished (v_poison), and its journal is what repairs it";
             return Err(RepairError::hopeless(reason));
@@ -49,24 +55,24 @@ pub(super) fn find(draft: &mut Draft, facts: &Facts) -> Result<Basis, RepairErro
         Err(error) => RepairError::of_host(error).map_or(Ok(()), Err)?,
     }
     let ends = Ends::read(draft)?;
-    if let Some(basis) = ends.reconstructed(draft)? {
+    if let Some(basis) = ends.reconstructed(draft, facts)? {
         return Ok(basis);
     }
-    if let Some(basis) = searched(draft, footer_of_this_file)? {
+    if let Some(basis) = searched(draft, facts, footer_of_this_file)? {
         return Ok(basis);
     }
-    if let Some(basis) = ends.resealed(draft)? {
+    if let Some(basis) = ends.resealed(draft, facts)? {
         return Ok(basis);
     }
     // Its header may be damaged too, which the search for that will tell.
-    if let Some(basis) = searched(draft, sparse_footer)? {
+    if let Some(basis) = searched(draft, facts, sparse_footer)? {
         return Ok(basis);
     }
     rebuilt(draft, facts)
 }
 
 /// Whether a disk can be reached through this footer, whatever its blocks are like.
-fn leads(draft: &Draft, footer: &Footer) -> Result<bool, RepairError> {
+pub(super) fn leads(draft: &Draft, footer: &Footer) -> Result<bool, RepairError> {
     let file_len = draft.len()?;
     if footer.disk_type == DiskType::Fixed {
         return Ok(file_len >= footer.current_size + u64_from(LEGACY_FOOTER_SIZE));
@@ -79,23 +85,55 @@ fn leads(draft: &Draft, footer: &Footer) -> Result<bool, RepairError> {
     }
 }
 
-/// The footer that opening goes by, unless it leads nowhere and the copy does not.
-fn in_use(draft: &mut Draft, footers: Footers) -> Result<Basis, RepairError> {
+/// Where the footer in use begins.
+pub(super) fn place(source: FooterSource) -> u64 {
+    match source {
+        FooterSource::Tail(at) | FooterSource::LegacyTail(at) => at.0,
+        FooterSource::Copy => 0,
+    }
+}
+
+/// The footer that opening goes by, unless it leads nowhere and the copy does not. `None` if it is another image's, which
+/// is content of this one's disk.
+fn in_use(draft: &mut Draft, facts: &Facts, footers: Footers) -> Result<Option<Basis>, RepairError> {
+    let at = place(footers.source);
     let chosen = Basis {
         footer: footers.footer,
         raw: footers.raw,
     };
+    let outer = nested::outer_copy(draft, &chosen.footer)?.filter(|outer| facts.allow(&outer.footer, 0));
+    if let Some(outer) = outer
+        && (nested::is_in_a_block(draft, &outer.footer, at)? || !facts.allow(&chosen.footer, at))
+        && leads(draft, &outer.footer)?
+    {
+        let message = "the footer at the end is that of an image inside the disk; the copy at the start is used";
+        draft.found(
+            RepairCode::FooterChosen,
+            Certainty::Assumed,
+            Some(0),
+            message.to_owned(),
+        );
+        draft.tail_is_content = true;
+        return Ok(Some(outer));
+    }
+    let is_inner = at > 0
+        && draft.structure(0)? != Some(chosen.raw)
+        && nested::is_footer_of_inner_image(draft, &chosen.footer, at)?;
+    if is_inner || !facts.allow(&chosen.footer, at) {
+        draft.tail_is_content = at > 0;
+        return Ok(None);
+    }
     if footers.source == FooterSource::Copy || leads(draft, &chosen.footer)? {
-        return Ok(chosen);
+        return Ok(Some(chosen));
     }
     let copy = draft.structure::<FOOTER_SIZE>(0)?.and_then(Basis::of);
     match copy.filter(|copy| copy.footer.disk_type.is_sparse()) {
         Some(copy) if leads(draft, &copy.footer)? => {
             let message = "the footer at the end leads to no disk; its copy does and is used".to_owned();
             draft.found(RepairCode::FooterChosen, Certainty::Assumed, Some(0), message);
-            Ok(copy)
+            Ok(Some(copy))
         }
-        _ => Ok(chosen),
+        _ => Ok(Some(chosen)),
     }
 }
 
@@ -122,11 +160,15 @@ impl Ends {
             None => None,
         };
         let copy = draft.structure(0)?;
+        if draft.tail_is_content {
+            let (tail, legacy) = (None, None);
+            return Ok(Self { tail, legacy, copy });
+        }
         Ok(Self { tail, legacy, copy })
     }
 
     /// A damaged footer whose checksum says what it was.
-    fn reconstructed(&self, draft: &mut Draft) -> Result<Option<Basis>, RepairError> {
+    fn reconstructed(&self, draft: &mut Draft, facts: &Facts) -> Result<Option<Basis>, RepairError> {
         let tail = self.tail.as_ref().map(|(_, bytes)| bytes);
         let copy = self.copy.as_ref();
         let tails = self.tail.iter().chain(&self.legacy);
@@ -137,7 +179,8 @@ impl Ends {
         let sparse = pairs
             .into_iter()
             .filter_map(|(bytes, other)| Basis::of(reconstruct_footer(bytes?, other)?))
-            .find(|basis| basis.footer.disk_type.is_sparse());
+            .find(|basis| basis.footer.disk_type.is_sparse() && facts.allow(&basis.footer, 0));
+        let fixed = fixed.filter(|(at, basis)| facts.allow(&basis.footer, *at));
         let found = fixed.or(sparse.map(|basis| (0, basis)));
         Ok(found.map(|(at, basis)| {
             let message = "the damaged footers are put right: their checksum confirms it".to_owned();
@@ -147,11 +190,17 @@ impl Ends {
     }
 
     /// A damaged footer whose other fields agree with the file.
-    fn resealed(&self, draft: &mut Draft) -> Result<Option<Basis>, RepairError> {
+    fn resealed(&self, draft: &mut Draft, facts: &Facts) -> Result<Option<Basis>, RepairError> {
         let places = self.tail.iter().chain(&self.legacy).map(|(at, bytes)| (*at, bytes));
         for (at, bytes) in places.chain(self.copy.iter().map(|bytes| (0, bytes))) {
             let agrees = match Basis::of(reseal_footer(bytes)) {
-                Some(basis) if resembles(bytes, &basis.raw) && is_plausible(draft, &basis.footer, at)? => Some(basis),
+                Some(basis)
+                    if resembles(bytes, &basis.raw)
+                        && facts.allow(&basis.footer, at)
+                        && is_plausible(draft, &basis.footer, at)? =>
+                {
+                    Some(basis)
+                }
                 _ => None,
             };
             if let Some(basis) = agrees {
@@ -170,7 +219,7 @@ impl Ends {
 }
 
 /// Whether bytes may be a footer that was damaged: most of what all footers share is there.
-fn resembles(bytes: &RawFooter, resealed: &RawFooter) -> bool {
+pub(super) fn resembles(bytes: &RawFooter, resealed: &RawFooter) -> bool {
     let cookie = bytes.iter().zip(&COOKIE).filter(|(a, b)| a == b).count();
     cookie * 2 >= COOKIE.len() && bytes.iter().zip(resealed).filter(|(a, b)| a != b).count() <= FOOTER_SIZE / 4
 }
@@ -190,18 +239,24 @@ fn is_plausible(draft: &Draft, footer: &Footer, at: u64) -> Result<bool, RepairE
 type Accept = fn(&Draft, u64) -> Result<Option<Basis>, RepairError>;
 
 /// The last footer in the file that is accepted: something was appended to it.
-fn searched(draft: &mut Draft, accept: Accept) -> Result<Option<Basis>, RepairError> {
+fn searched(draft: &mut Draft, facts: &Facts, accept: Accept) -> Result<Option<Basis>, RepairError> {
     const STEP: u64 = 1 << 20;
     let len = draft.len()?;
     let least = len.saturating_sub(SEARCH);
     let mut end = len;
+    let mut left = MOST_FOOTERS;
     while end > least {
         let start = end.saturating_sub(STEP).max(least);
         let window = draft.read(start, (end + u64_from(COOKIE.len()) - 1).min(len) - start)?;
         let places = window.windows(COOKIE.len()).enumerate().rev();
         for (index, _) in places.filter(|(_, bytes)| *bytes == COOKIE) {
             let at = start + u64_from(index);
-            if let Some(basis) = accept(draft, at)? {
+            left -= 1;
+            if left == 0 {
+                return Ok(None);
+            }
+            let accepted = accept(draft, at)?.filter(|basis| facts.allow(&basis.footer, at));
+            if let Some(basis) = accepted {
                 let behind = len - at;
                 let message = format!("a valid footer stands {behind} bytes before the end of the file");
                 draft.found(RepairCode::FooterChosen, Certainty::Certain, Some(at), message);
@@ -220,14 +275,22 @@ fn footer_of_this_file(draft: &Draft, at: u64) -> Result<Option<Basis>, RepairEr
     };
     let here = match basis.footer.disk_type {
         DiskType::Fixed => basis.footer.current_size == at,
-        _ => leads(draft, &basis.footer)?,
+        _ => leads(draft, &basis.footer)? && is_own(draft, &basis.footer, at)?,
     };
     Ok(here.then_some(basis))
 }
 
+/// Whether the footer of an image of blocks is not that of one inside the disk.
+fn is_own(draft: &Draft, footer: &Footer, at: u64) -> Result<bool, RepairError> {
+    Ok(!nested::is_in_a_block(draft, footer, at)? && !nested::is_footer_of_inner_image(draft, footer, at)?)
+}
+
 fn sparse_footer(draft: &Draft, at: u64) -> Result<Option<Basis>, RepairError> {
     let basis = draft.structure::<FOOTER_SIZE>(at)?.and_then(Basis::of);
-    Ok(basis.filter(|basis| basis.footer.disk_type.is_sparse()))
+    match basis.filter(|basis| basis.footer.disk_type.is_sparse()) {
+        Some(basis) if is_own(draft, &basis.footer, at)? => Ok(Some(basis)),
+        _ => Ok(None),
+    }
 }
 
 /// A new footer, by the header and what the caller knows.
@@ -237,9 +300,11 @@ fn rebuilt(draft: &mut Draft, facts: &Facts) -> Result<Basis, RepairError> {
         true => DiskType::Differencing,
         false => DiskType::Dynamic,
     });
-    let Some(disk_type) = implied.or(facts.disk_type) else {
-        let reason = "there is no footer and no dynamic header; if it was a fixed or dynamic image, say so with \
-                      --type and --size";
+    // The caller cannot know of a dynamic image whether it has a parent; the header does.
+    let known = facts.disk_type.filter(|known| !known.is_sparse());
+    let Some(disk_type) = known.or(implied).or(facts.disk_type) else {
+        let reason = "there is no footer and no dynamic header of this image (one inside its disk does not count); if it \
+                      was a fixed or dynamic image, say so with --type and --size";
         return Err(RepairError::hopeless(reason));
     };
     let Some(size) = facts.size else {
@@ -253,6 +318,10 @@ fn rebuilt(draft: &mut Draft, facts: &Facts) -> Result<Basis, RepairError> {
         });
         return Err(RepairError::SizeUnknown { known });
     };
+    if disk_type == DiskType::Fixed {
+        // What stands at the end is a part of the disk.
+        draft.tail_is_content = true;
+    }
     let footer = Footer::new(disk_type, size, UniqueId::random(), Timestamp::now());
     let basis = Basis::of(footer.encode()).ok_or_else(|| RepairError::hopeless(format!("no disk has {size} bytes")))?;
     let message = format!(
@@ -261,113 +330,4 @@ fn rebuilt(draft: &mut Draft, facts: &Facts) -> Result<Basis, RepairError> {
     );
     draft.found(RepairCode::FooterRebuilt, Certainty::Assumed, None, message);
     Ok(basis)
-}
-
-/// The place of the footer at the end of a file.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Tail {
-    /// A valid footer begins here.
-    Valid(u64),
-    /// What is left of a footer begins here.
-    Damaged(u64),
-    /// The last sector is zero.
-    Zero(u64),
-    /// There is something else.
-    None,
-}
-
-impl Tail {
-    pub(super) fn of(draft: &Draft) -> Result<Self, RepairError> {
-        let len = draft.len()?;
-        let (Some(at), true) = (len.checked_sub(u64_from(FOOTER_SIZE)), len.is_multiple_of(512)) else {
-            return Self::legacy(draft, len);
-        };
-        let bytes = draft.structure::<FOOTER_SIZE>(at)?.unwrap_or([0; FOOTER_SIZE]);
-        let resealed = reseal_footer(&bytes);
-        let damaged = has_footer_cookie(&bytes) || resembles(&bytes, &resealed) && Footer::decode(&resealed).is_ok();
-        Ok(match () {
-            () if Footer::decode(&bytes).is_ok() => Self::Valid(at),
-            () if is_zero(&bytes) => Self::Zero(at),
-            () if damaged => Self::Damaged(at),
-            () => Self::None,
-        })
-    }
-
-    /// A file whose length is no multiple of a sector: one of the old kind, or not of whole sectors throughout.
-    fn legacy(draft: &Draft, len: u64) -> Result<Self, RepairError> {
-        for size in [FOOTER_SIZE, LEGACY_FOOTER_SIZE] {
-            if let Some(at) = len.checked_sub(u64_from(size))
-                && Footer::decode(&draft.read(at, u64_from(size))?).is_ok()
-            {
-                return Ok(Self::Valid(at));
-            }
-        }
-        Ok(Self::None)
-    }
-
-    /// Where space for blocks ends.
-    pub(super) fn space_end(self, file_len: u64) -> u64 {
-        match self {
-            Self::Valid(at) | Self::Damaged(at) => at,
-            Self::Zero(_) | Self::None => file_len,
-        }
-    }
-
-    fn place(self) -> Option<u64> {
-        match self {
-            Self::Valid(at) | Self::Damaged(at) | Self::Zero(at) => Some(at),
-            Self::None => None,
-        }
-    }
-}
-
-/// Puts the footer of a fixed image directly behind its disk of `size` bytes: some programs count from the footer.
-/// What is behind it is cut off, unless that is more than a copying tool adds.
-pub(super) fn settle_fixed(draft: &mut Draft, basis: &Basis, size: u64) -> Result<(), RepairError> {
-    let len = draft.len()?;
-    let end = size + u64_from(FOOTER_SIZE);
-    if len > end + SEARCH {
-        return settle(draft, basis, size);
-    }
-    if draft.write(size, &basis.raw)? {
-        let message = "the footer is written behind the disk".to_owned();
-        draft.found(RepairCode::FooterWritten, Certainty::Certain, Some(size), message);
-    }
-    if len > end {
-        let message = format!(
-            "{} bytes behind the footer are cut off; the undo file keeps them",
-            len - end
-        );
-        draft.found(RepairCode::BytesCut, Certainty::Certain, Some(end), message);
-        draft.overlay.set_len(end).doing("shorten the file", end)?;
-    }
-    Ok(())
-}
-
-/// Puts the footer at the end of the file, behind `needed_end`, and the copy at its start.
-pub(super) fn settle(draft: &mut Draft, basis: &Basis, needed_end: u64) -> Result<(), RepairError> {
-    let (tail, len) = (Tail::of(draft)?, draft.len()?);
-    let place = match tail.place().filter(|at| *at >= needed_end) {
-        Some(at) => at,
-        None => len.max(needed_end).next_multiple_of(512),
-    };
-    let retired = match tail {
-        Tail::Valid(at) | Tail::Damaged(at) if at != place => Some(at),
-        _ => None,
-    };
-    if let Some(at) = retired {
-        draft.write(at, &vec![0; usize_from(len - at)])?;
-    }
-    // A footer of the old kind lacks a reserved byte; what is there of it stays.
-    let is_legacy = place + u64_from(LEGACY_FOOTER_SIZE) == len;
-    let size = if is_legacy { LEGACY_FOOTER_SIZE } else { FOOTER_SIZE };
-    if draft.write(place, &basis.raw[..size])? {
-        let message = "the footer is written at the end of the file".to_owned();
-        draft.found(RepairCode::FooterWritten, Certainty::Certain, Some(place), message);
-    }
-    if basis.footer.disk_type.is_sparse() && draft.write(0, &basis.raw)? {
-        let message = "the footer copy is written at the start of the file".to_owned();
-        draft.found(RepairCode::FooterCopyWritten, Certainty::Certain, Some(0), message);
-    }
-    Ok(())
 }

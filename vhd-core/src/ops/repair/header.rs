@@ -3,7 +3,9 @@
 use super::draft::Draft;
 use super::error::RepairError;
 use super::finding::{Certainty, RepairCode};
-use super::footer::{Basis, Tail};
+use super::footer::Basis;
+use super::nested;
+use super::tail::Tail;
 use crate::format::{
     BlockLayout, DEFAULT_BLOCK_SIZE, DiskType, DynamicHeader, FOOTER_SIZE, HEADER_SIZE, TABLE_ENTRY_SIZE, TableEntry,
     block_layouts, has_header_cookie, reconstruct_header, reseal_header, table_bytes,
@@ -110,7 +112,11 @@ fn elsewhere(draft: &Draft, basis: &Basis) -> Result<Option<Located>, RepairErro
             .enumerate()
             .filter(|(_, bytes)| has_header_cookie(bytes))
         {
-            let found = at(draft, basis, start + u64_from(sector) * SECTOR_SIZE)?;
+            let offset = start + u64_from(sector) * SECTOR_SIZE;
+            if nested::is_header_of_inner_image(draft, offset, basis.footer.data_offset.unwrap_or(0))? {
+                continue;
+            }
+            let found = at(draft, basis, offset)?;
             // A disk may hold images, whose headers are not meant: theirs would have to fit this disk's size.
             let fits =
                 |located: &Located| u64_from(located.entries.len()) == u64::from(located.header.max_table_entries);

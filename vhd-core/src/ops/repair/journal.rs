@@ -5,6 +5,7 @@ use std::sync::Arc;
 use sha2::{Digest as _, Sha256};
 
 use super::error::{Doing as _, RepairError};
+use crate::format::MAX_DISK_SIZE;
 use crate::storage::{OverlayFile, OverlaySource, StorageFile};
 use crate::units::{SECTOR_SIZE, u64_from, usize_from};
 
@@ -226,6 +227,10 @@ impl<'a> Reader<'a> {
 
     fn journal(mut self) -> Option<Journal> {
         let (original_len, new_len, count) = (self.number()?, self.number()?, self.number()?);
+        // No image is longer: a disk of the largest size, with as much again in copies.
+        if original_len.max(new_len) > 2 * MAX_DISK_SIZE {
+            return None;
+        }
         let mut records = Vec::new();
         let mut free = 0;
         for _ in 0..count {
@@ -242,8 +247,9 @@ impl<'a> Reader<'a> {
             free = end;
             records.push(record);
         }
-        let cut_is_kept = original_len <= new_len || free == original_len;
-        (self.0.is_empty() && cut_is_kept).then_some(Journal {
+        // What is cut off is kept, and a file that becomes longer ends in what was written last: its footer.
+        let ends = original_len == new_len || free == original_len.max(new_len);
+        (self.0.is_empty() && ends).then_some(Journal {
             original_len,
             new_len,
             records,

@@ -2,7 +2,9 @@
 //!
 //! ```text
 //!   footer.rs, header.rs      what to go by: a valid one, a damaged one put right, a new one
-//!   table.rs, overlap.rs, orphans.rs, stale.rs      blocks
+//!   facts.rs, nested.rs       footers that do not count: those of images inside the disk, and what the caller knows
+//!   tail.rs     the end of the file, and the footer there
+//!   locators.rs, table.rs, overlap.rs, orphans.rs, bitmaps.rs      blocks, and the ways to the parent
 //!   draft.rs    all of that on an overlay: the file is only read
 //!   journal.rs  the overlay as a list of old and new bytes: the undo file
 //!   apply.rs    the changes for real, finished or undone at any time
@@ -12,23 +14,28 @@
 //! shorter only by what stands behind the footer of a fixed image, and the undo file keeps that. docs/repair.md has the rules (INV-16, INV-17).
 
 mod apply;
+mod bitmaps;
 mod draft;
 mod error;
+mod facts;
 mod finding;
 mod footer;
 mod header;
 mod journal;
+mod locators;
+mod nested;
 mod orphans;
 mod overlap;
-mod stale;
 mod summary;
 mod table;
+mod tail;
 mod undo_file;
 
 use std::sync::Arc;
 
 pub use apply::JournalState;
 pub use error::RepairError;
+pub use facts::Facts;
 pub use finding::{Certainty, Doubt, RepairCode, RepairFinding};
 pub use journal::Journal;
 pub use summary::{ByteSummary, ChangeSummary};
@@ -36,22 +43,12 @@ pub use undo_file::UndoFile;
 
 use crate::check::{CheckReport, FindingCode, Severity, check};
 use crate::device::ByteRange;
-use crate::format::DiskType;
 use crate::image::{Image, OpenMode};
 use crate::storage::{OverlayFile, StorageFile};
 use crate::units::SECTOR_SIZE;
 use draft::Draft;
 use error::Doing as _;
 use footer::Basis;
-
-/// What the caller knows of the image, for the case that the file does not tell it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Facts {
-    /// The size of the disk in bytes.
-    pub size: Option<u64>,
-    /// The type of the image.
-    pub disk_type: Option<DiskType>,
-}
 
 /// What a repair is going to do, as data. Nothing was changed yet.
 #[derive(Debug)]
@@ -73,15 +70,17 @@ impl RepairPlan {
     pub fn new(file: Arc<dyn StorageFile>, facts: &Facts) -> Result<Self, RepairError> {
         let before = checked(&*file)?;
         let mut draft = Draft::new(file)?;
-        if before.worst().is_some_and(|worst| worst > Severity::Leak) {
+        if facts.contradict(&draft)? || before.worst().is_some_and(|worst| worst > Severity::Leak) {
             repair(&mut draft, facts)?;
+        } else if before.leaked_bytes > 0 {
+            list_orphans(&mut draft, facts)?;
         }
         let after = checked(&*draft.overlay)?;
         assert_repaired(&draft, &after)?;
         Ok(Self {
             journal: Journal::of(&draft.overlay)?,
-            findings: draft.findings,
-            doubts: draft.doubts,
+            findings: std::mem::take(&mut draft.findings),
+            doubts: draft.sorted_doubts(),
             before,
             after,
             overlay: draft.overlay,
@@ -98,6 +97,13 @@ impl RepairPlan {
     #[must_use]
     pub fn doubts(&self) -> &[Doubt] {
         &self.doubts
+    }
+
+    /// How many sectors of the disk are lost, and how many are in doubt without being lost; each is counted once.
+    #[must_use]
+    pub fn sectors_in_doubt(&self) -> (u64, u64) {
+        let lost = finding::sectors(self.doubts.iter().filter(|doubt| doubt.lost));
+        (lost, finding::sectors(self.doubts.iter()) - lost)
     }
 
     /// The changes.
@@ -138,23 +144,30 @@ fn checked(file: &dyn StorageFile) -> Result<CheckReport, RepairError> {
     }
 }
 
+/// Nothing is to be repaired, but the table may lack entries: what could be blocks of the disk is listed.
+fn list_orphans(draft: &mut Draft, facts: &Facts) -> Result<(), RepairError> {
+    let mut basis = footer::find(draft, facts)?;
+    let located = header::find(draft, &mut basis)?;
+    table::list_orphans(draft, &basis, &located)
+}
+
 fn repair(draft: &mut Draft, facts: &Facts) -> Result<(), RepairError> {
     let mut basis = footer::find(draft, facts)?;
     if !basis.footer.disk_type.is_sparse() {
         let size = fixed_size(draft, &mut basis, facts)?;
-        return footer::settle_fixed(draft, &basis, size);
+        return tail::settle_fixed(draft, &basis, size);
     }
     let mut located = header::find(draft, &mut basis)?;
     let end = table::repair(draft, &basis, &mut located)?;
-    stale::clear(draft, &basis, &located)?;
-    footer::settle(draft, &basis, end)
+    bitmaps::restore(draft, &basis, &located)?;
+    tail::settle(draft, &basis, end)
 }
 
 /// Where the disk of a fixed image ends: what its footer says, if the file has as much; else where the footer stands,
 /// if that is what the footer says elsewhere or the caller does.
 fn fixed_size(draft: &mut Draft, basis: &mut Basis, facts: &Facts) -> Result<u64, RepairError> {
     let (size, len) = (basis.footer.current_size, draft.original_len);
-    let end = footer::Tail::of(draft)?.space_end(len);
+    let end = tail::Tail::of(draft)?.space_end(len);
     if size <= end {
         return Ok(size);
     }
@@ -169,7 +182,7 @@ fn fixed_size(draft: &mut Draft, basis: &mut Basis, facts: &Facts) -> Result<u64
             let lost = end / SECTOR_SIZE * SECTOR_SIZE;
             let message = format!("the file has {end} bytes of the disk of {size}: zeroes complete it");
             draft.found(RepairCode::BlockCompleted, Certainty::Certain, Some(end), message);
-            draft.doubt(
+            draft.lose(
                 ByteRange::new(lost, size - lost),
                 "the file ended here: it reads zero".to_owned(),
             );

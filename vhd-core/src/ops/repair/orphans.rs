@@ -5,9 +5,8 @@ use super::error::{Doing as _, RepairError};
 use super::finding::{Certainty, RepairCode};
 use super::overlap::{Claim, Contested};
 use super::table::Scene;
-use crate::image::absent_runs;
-use crate::storage::{Segment, StorageFile, is_zero, reads_zero};
-use crate::units::{BlockIndex, SECTOR_SIZE, usize_from};
+use crate::image::blocks_between;
+use crate::units::{BlockIndex, SECTOR_SIZE};
 
 /// Finds blocks that nothing refers to, and says which of the `unknown` ones each can only be: the only one there
 /// is, or, where all blocks lie in the order of the disk, as many as are missing between two neighbours.
@@ -24,22 +23,21 @@ pub(super) fn assign(
         .filter(|claim| scene.whole || claim.offset < scene.end)
         .map(|claim| claim.block)
         .collect();
-    if eligible.is_empty() {
-        return Ok(Vec::new());
-    }
-    let found = Search::new(scene, standing, shared).run(&*draft.overlay)?;
+    let found = search(draft, scene, standing, shared)?;
     let assigned = match (&eligible[..], &found[..]) {
         ([block], [offset]) => vec![(*block, *offset)],
         _ => by_order(standing, &eligible, &found),
     };
-    for offset in found
-        .iter()
-        .filter(|offset| !assigned.iter().any(|(_, taken)| taken == *offset))
-    {
-        let message = format!("what looks like a block stands at {offset:#x}; nothing tells which, and it stays there");
-        draft.found(RepairCode::BlockUnknown, Certainty::Assumed, Some(*offset), message);
+    for offset in &found {
+        if !assigned.iter().any(|(_, taken)| taken == offset) {
+            let message = format!(
+                "{}, and it stays there",
+                what_looks_like_a_block(scene, standing, *offset)
+            );
+            draft.found(RepairCode::BlockUnknown, Certainty::Assumed, Some(*offset), message);
+        }
     }
-    if standing.is_empty() && assigned.is_empty() && found.len() > 1 {
+    if standing.is_empty() && assigned.is_empty() && found.len() > 1 && !eligible.is_empty() {
         let reason = format!(
             "the block table is lost; {} blocks are there, and nothing tells which they are",
             found.len()
@@ -47,6 +45,31 @@ pub(super) fn assign(
         return Err(RepairError::hopeless(reason));
     }
     Ok(assigned)
+}
+
+/// What is known of a block without an entry: in a file in the order of the disk it is one of those between the
+/// neighbours that have no space.
+fn what_looks_like_a_block(scene: &Scene<'_>, standing: &[Claim], offset: u64) -> String {
+    let what = "what looks like a block stands here, and no entry of the table leads to it";
+    let next = standing.partition_point(|claim| claim.offset < offset);
+    if standing.is_empty() || !standing.is_sorted_by_key(|claim| claim.offset) {
+        return format!("{what}; nothing tells which block it is");
+    }
+    let layout = scene.layout();
+    let first = next.checked_sub(1).map_or(0, |previous| standing[previous].block.0 + 1);
+    let blocks = layout.blocks_for(scene.basis.footer.current_size);
+    let end = standing.get(next).map_or(blocks, |claim| u64::from(claim.block.0));
+    if u64::from(first) >= end {
+        return format!("{what}; its neighbours leave no block between them");
+    }
+    let lba = |block: u64| block * layout.sectors_per_block();
+    let size = scene.basis.footer.current_size / SECTOR_SIZE;
+    format!(
+        "{what}; by the order of the file it is one of the blocks {first} to {} (LBA {} to {})",
+        end - 1,
+        lba(u64::from(first)),
+        lba(end).min(size) - 1
+    )
 }
 
 /// Pairs blocks and places between the same neighbours, where there are as many of one as of the other.
@@ -68,71 +91,19 @@ fn by_order(standing: &[Claim], unknown: &[BlockIndex], found: &[u64]) -> Vec<(B
     pairs
 }
 
-/// The search for blocks in the space that nothing uses.
-struct Search<'a> {
-    scene: &'a Scene<'a>,
-    /// What is used, in the order of the file.
-    used: Vec<(u64, u64)>,
-}
-
-impl<'a> Search<'a> {
-    fn new(scene: &'a Scene<'_>, standing: &[Claim], shared: &[Contested]) -> Self {
-        let claims = standing.iter().chain(shared.iter().map(|contested| &contested.claim));
-        let blocks = claims.map(|claim| (claim.offset, claim.offset + scene.stored()));
-        let regions = scene.regions.iter().map(|region| (region.start, region.end));
-        let mut used: Vec<(u64, u64)> = blocks.chain(regions).collect();
-        used.push((scene.end, u64::MAX));
-        used.sort_unstable();
-        Self { scene, used }
+/// Where blocks may begin in the space that nothing uses.
+fn search(draft: &Draft, scene: &Scene<'_>, standing: &[Claim], shared: &[Contested]) -> Result<Vec<u64>, RepairError> {
+    let claims = standing.iter().chain(shared.iter().map(|contested| &contested.claim));
+    let blocks = claims.map(|claim| (claim.offset, claim.offset + scene.stored()));
+    let regions = scene.regions.iter().map(|region| (region.start, region.end));
+    let mut used: Vec<(u64, u64)> = blocks.chain(regions).collect();
+    used.push((scene.end, u64::MAX));
+    used.sort_unstable();
+    let (mut found, mut free, mut looks) = (Vec::new(), 0, u64::MAX);
+    for (start, end) in used {
+        let gap = blocks_between(&*draft.overlay, scene.layout(), (free, start), &mut looks);
+        found.extend(gap.doing("look for blocks", free)?);
+        free = free.max(end);
     }
-
-    fn run(&self, file: &dyn StorageFile) -> Result<Vec<u64>, RepairError> {
-        let (mut found, mut free) = (Vec::new(), 0);
-        for &(start, end) in &self.used {
-            self.gap(file, free, start, &mut found)?;
-            free = free.max(end);
-        }
-        Ok(found)
-    }
-
-    /// Looks at each sector of a gap, and behind a block that was found at the sector behind it.
-    fn gap(&self, file: &dyn StorageFile, from: u64, to: u64, found: &mut Vec<u64>) -> Result<(), RepairError> {
-        let Some(mut at) = from.checked_next_multiple_of(SECTOR_SIZE) else {
-            return Ok(());
-        };
-        while at.checked_add(self.scene.stored()).is_some_and(|end| end <= to) {
-            if self.is_block(file, at).doing("read", at)? {
-                found.push(at);
-                at += self.scene.stored();
-                continue;
-            }
-            at = match file.segment_at(at).doing("look for data", at)? {
-                (Segment::Hole, end) => (end / SECTOR_SIZE * SECTOR_SIZE).max(at + SECTOR_SIZE),
-                _ => at + SECTOR_SIZE,
-            };
-        }
-        Ok(())
-    }
-
-    /// Whether a bitmap may begin here: some bits are set, those behind the last sector are equal, and sectors whose
-    /// bit is clear are zero.
-    fn is_block(&self, file: &dyn StorageFile, at: u64) -> std::io::Result<bool> {
-        let layout = self.scene.located.header.layout;
-        let mut bitmap = vec![0; usize_from(layout.bitmap_bytes())];
-        file.read_exact_at(&mut bitmap, at)?;
-        let sectors = layout.sectors_per_block();
-        let padding = &bitmap[usize_from(sectors.div_ceil(8))..];
-        let evenly = is_zero(padding) || padding.iter().all(|&byte| byte == 0xFF);
-        if !evenly || is_zero(&bitmap) {
-            return Ok(false);
-        }
-        let data = at + layout.bitmap_bytes();
-        let mut buffer = Vec::new();
-        for (first, count) in absent_runs(&bitmap, sectors) {
-            if !reads_zero(file, data + first * SECTOR_SIZE, count * SECTOR_SIZE, &mut buffer)? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
+    Ok(found)
 }

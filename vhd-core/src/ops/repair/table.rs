@@ -3,13 +3,14 @@
 use super::draft::Draft;
 use super::error::{Doing as _, RepairError};
 use super::finding::{Certainty, RepairCode};
-use super::footer::{Basis, Tail};
+use super::footer::Basis;
 use super::header::Located;
-use super::orphans;
 use super::overlap::{self, Claim, Contested};
+use super::tail::Tail;
+use super::{locators, orphans};
 use crate::device::ByteRange;
-use crate::format::{DiskType, TABLE_ENTRY_SIZE, TableEntry, decode_locator, table_bytes};
-use crate::image::{BATMAP_COOKIE, Region, Space, metadata_regions};
+use crate::format::{BlockLayout, DiskType, TABLE_ENTRY_SIZE, TableEntry, table_bytes};
+use crate::image::{BATMAP_COOKIE, Region, Space, looks_like_block, metadata_regions};
 use crate::units::{BlockIndex, FileOffset, SECTOR_SIZE, u64_from};
 
 /// What a repair of the table goes by.
@@ -25,16 +26,20 @@ pub(super) struct Scene<'a> {
 
 /// Repairs what the table refers to; where its last block ends afterwards.
 pub(super) fn repair(draft: &mut Draft, basis: &Basis, located: &mut Located) -> Result<u64, RepairError> {
-    remove_locators(draft, basis, located)?;
+    locators::remove_useless(draft, basis, located)?;
     let scene = Scene::of(draft, basis, located)?;
-    let (mut standing, lost) = scene.sort();
-    let (contested, disbelieved) = overlap::settle(&mut standing, &scene);
-    let mut unknown: Vec<Claim> = lost.into_iter().chain(disbelieved).collect();
-    let (sure, shared): (Vec<Contested>, Vec<Contested>) = contested.into_iter().partition(|contested| contested.sure);
-    unknown.extend(sure.iter().map(|contested| contested.claim));
+    let (standing, lost) = scene.sort();
+    let mut settled = overlap::settle(draft, standing, &scene)?;
+    let mut unknown: Vec<Claim> = lost.into_iter().chain(settled.disbelieved).collect();
+    let (displaced, shared): (Vec<Contested>, Vec<Contested>) = settled
+        .contested
+        .into_iter()
+        .partition(|contested| !contested.looks_right);
+    unknown.extend(displaced.iter().map(|contested| contested.claim));
     unknown.sort_unstable_by_key(|claim| claim.block);
+    let standing = &mut settled.standing;
     standing.sort_unstable_by_key(|claim| claim.block);
-    let found = orphans::assign(draft, &scene, &standing, &shared, &unknown)?;
+    let found = orphans::assign(draft, &scene, standing, &shared, &unknown)?;
     for (block, offset) in &found {
         scene.restore_entry(draft, *block, *offset)?;
         standing.push(Claim {
@@ -42,61 +47,37 @@ pub(super) fn repair(draft: &mut Draft, basis: &Basis, located: &mut Located) ->
             offset: *offset,
         });
     }
-    let mut end = scene.complete_blocks(draft, &standing)?;
     let is_found = |block: BlockIndex| found.iter().any(|(found, _)| *found == block);
-    for contested in sure
-        .iter()
-        .chain(&shared)
-        .filter(|contested| !is_found(contested.claim.block))
-    {
-        end = scene.copy_block(draft, contested, end)?;
+    let mut end = scene.complete_blocks(draft, standing)?;
+    for contested in displaced.iter().chain(&shared) {
+        if !is_found(contested.claim.block) {
+            end = scene.copy_block(draft, contested, end)?;
+        }
     }
-    let copied = |block: BlockIndex| sure.iter().any(|contested| contested.claim.block == block);
-    for claim in unknown
-        .iter()
-        .filter(|claim| !is_found(claim.block) && !copied(claim.block))
-    {
-        scene.clear_entry(draft, claim)?;
+    // A block whose entry was wrong shares no space.
+    settled
+        .overlaps
+        .retain(|pair| !is_found(pair.first.block) && !is_found(pair.second.block));
+    overlap::doubt(draft, &scene, &settled.overlaps)?;
+    let copied = |block: BlockIndex| displaced.iter().any(|contested| contested.claim.block == block);
+    for claim in &unknown {
+        if !is_found(claim.block) && !copied(claim.block) {
+            scene.clear_entry(draft, claim)?;
+        }
     }
     Ok(end)
 }
 
-/// Parent locators that are not inside the file, or that blocks lie over, are removed: they are one of several ways
-/// to the parent, and blocks are data.
-fn remove_locators(draft: &mut Draft, basis: &Basis, located: &mut Located) -> Result<(), RepairError> {
-    let (len, stored) = (draft.len()?, located.header.layout.stored_bytes());
-    let mut removed = false;
-    for slot in 0..located.header.locators.len() {
-        let Some(locator) = located.header.locators[slot] else {
-            continue;
-        };
-        let (start, bytes) = (locator.offset, u64::from(locator.length));
-        let inside = locator.end().is_some_and(|end| end <= len) && locator.length <= crate::format::MAX_LOCATOR_LENGTH;
-        let places = located.entries.iter().filter_map(|entry| entry.bitmap_offset());
-        let over = places
-            .filter(|at| bytes > 0 && at.0 < start.saturating_add(bytes) && start < at.0 + stored)
-            .count();
-        let reads = inside
-            && decode_locator(locator.code, &draft.read(start, bytes)?).is_some_and(|path| !path.contains('\u{FFFD}'));
-        if !inside || over > 1 || over == 1 && !reads {
-            located.header.locators[slot] = None;
-            removed = true;
-            let message = format!(
-                "the {} locator at {start:#x}+{bytes:#x} leads nowhere and is removed",
-                locator.code
-            );
-            draft.found(RepairCode::LocatorRemoved, Certainty::Certain, Some(start), message);
-        }
-    }
-    if removed {
-        let offset = basis.footer.data_offset.unwrap_or(located.offset);
-        draft.write(offset, &located.header.encode())?;
-    }
-    Ok(())
+/// Lists what looks like blocks that a sound table does not refer to.
+pub(super) fn list_orphans(draft: &mut Draft, basis: &Basis, located: &Located) -> Result<(), RepairError> {
+    let scene = Scene::of(draft, basis, located)?;
+    let (mut standing, _) = scene.sort();
+    standing.sort_unstable_by_key(|claim| claim.block);
+    orphans::assign(draft, &scene, &standing, &[], &[]).map(drop)
 }
 
 impl<'a> Scene<'a> {
-    fn of(draft: &Draft, basis: &'a Basis, located: &'a Located) -> Result<Self, RepairError> {
+    pub(super) fn of(draft: &Draft, basis: &'a Basis, located: &'a Located) -> Result<Self, RepairError> {
         let tail = Tail::of(draft)?;
         let mut regions = metadata_regions(&located.header, located.offset);
         regions.extend(batmap(draft, located)?);
@@ -111,15 +92,28 @@ impl<'a> Scene<'a> {
 
     pub(super) fn space(&self) -> Space<'_> {
         Space {
-            layout: self.located.header.layout,
+            layout: self.layout(),
             disk_size: self.basis.footer.current_size,
             regions: &self.regions,
             end: self.end,
         }
     }
 
+    pub(super) fn layout(&self) -> BlockLayout {
+        self.located.header.layout
+    }
+
     pub(super) fn stored(&self) -> u64 {
-        self.located.header.layout.stored_bytes()
+        self.layout().stored_bytes()
+    }
+
+    pub(super) fn is_differencing(&self) -> bool {
+        self.basis.footer.disk_type == DiskType::Differencing
+    }
+
+    /// Whether a block with a bitmap of its own may begin at an offset.
+    pub(super) fn looks_like_block(&self, draft: &Draft, offset: u64) -> Result<bool, RepairError> {
+        looks_like_block(&*draft.overlay, self.layout(), offset, self.end).doing("look for a block", offset)
     }
 
     /// Where the bytes of a block that lie on the disk end in the file.
@@ -129,7 +123,7 @@ impl<'a> Scene<'a> {
 
     /// The blocks whose bitmap is in the file and that lie over no metadata, and the others.
     fn sort(&self) -> (Vec<Claim>, Vec<Claim>) {
-        let bitmap = self.located.header.layout.bitmap_bytes();
+        let bitmap = self.layout().bitmap_bytes();
         let claims = (0..).map(BlockIndex).zip(&self.located.entries);
         let claims = claims.filter_map(|(block, entry)| {
             let offset = entry.bitmap_offset()?.0;
@@ -142,17 +136,17 @@ impl<'a> Scene<'a> {
     }
 
     /// The part of the disk that a block is, from `skip` bytes into it.
-    fn range(&self, block: BlockIndex, skip: u64) -> ByteRange {
-        let layout = self.located.header.layout;
+    pub(super) fn range(&self, block: BlockIndex, skip: u64) -> ByteRange {
+        let layout = self.layout();
         let len = layout.bytes_on_disk(block, self.basis.footer.current_size);
         ByteRange::new(layout.block_start(block).0 + skip, len.saturating_sub(skip))
     }
 
     /// What the disk reads where it has no block.
     fn without_block(&self) -> &'static str {
-        match self.basis.footer.disk_type {
-            DiskType::Differencing => "it reads what the parent has, which is older",
-            _ => "it reads zero",
+        match self.is_differencing() {
+            true => "it reads what the parent has, which is older",
+            false => "it reads zero",
         }
     }
 
@@ -186,7 +180,7 @@ impl<'a> Scene<'a> {
             message,
         );
         let reason = format!("its block is lost: {}", self.without_block());
-        draft.doubt(self.range(claim.block, 0), reason);
+        draft.lose(self.range(claim.block, 0), reason);
         Ok(())
     }
 
@@ -207,12 +201,10 @@ impl<'a> Scene<'a> {
                     Some(claim.offset),
                     message,
                 );
-                let data = claim.offset + self.located.header.layout.bitmap_bytes();
+                let data = claim.offset + self.layout().bitmap_bytes();
                 let skip = (self.end - data) / SECTOR_SIZE * SECTOR_SIZE;
                 let range = self.range(claim.block, skip);
-                if range.len > 0 {
-                    draft.doubt(range, "the file ended here: it reads zero".to_owned());
-                }
+                draft.lose(range, "the file ended here: it reads zero".to_owned());
             }
             end = end.max(full);
         }
@@ -221,12 +213,12 @@ impl<'a> Scene<'a> {
 
     /// Gives a block that lies over another one a copy of its space; where that ends.
     fn copy_block(&self, draft: &mut Draft, contested: &Contested, end: u64) -> Result<u64, RepairError> {
-        let Contested { claim, with, sure } = *contested;
+        let Contested { claim, with, .. } = *contested;
         let behind = end
             .max(draft.original_len)
             .max(draft.len()?)
             .next_multiple_of(SECTOR_SIZE);
-        let to = self.located.header.layout.aligned_start(behind);
+        let to = self.layout().aligned_start(behind);
         let len = self.stored().min(self.end - claim.offset);
         draft
             .overlay
@@ -238,12 +230,18 @@ impl<'a> Scene<'a> {
             claim.block, claim.offset, with.block, with.offset
         );
         draft.found(RepairCode::BlockCopied, Certainty::Assumed, Some(claim.offset), message);
-        let reason = |other: BlockIndex| format!("it shared space with block {other}: one of the two is wrong");
-        draft.doubt(self.range(claim.block, 0), reason(with.block));
-        if !sure {
-            draft.doubt(self.range(with.block, 0), reason(claim.block));
+        if !contested.looks_right {
+            let reason = "it lies within another block, and its bitmap does not fit what is there".to_owned();
+            draft.doubt(self.range(claim.block, 0), reason);
         }
         Ok(to + self.stored())
+    }
+
+    /// Where the table says that a block is, by now.
+    pub(super) fn place_of(&self, draft: &Draft, block: BlockIndex) -> Result<Option<u64>, RepairError> {
+        let at = self.located.header.table_offset + u64::from(block.0) * u64_from(TABLE_ENTRY_SIZE);
+        let bytes = draft.structure::<TABLE_ENTRY_SIZE>(at)?.map(TableEntry::from_be_bytes);
+        Ok(bytes.and_then(TableEntry::bitmap_offset).map(|offset| offset.0))
     }
 }
 

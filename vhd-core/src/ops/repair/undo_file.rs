@@ -1,10 +1,15 @@
 //! The undo file of an image: beside it, under its name with `.undo` behind it.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::error::{Doing as _, RepairError};
 use super::journal::Journal;
-use crate::storage::{self, StagedFile, StorageFile as _, beside, read_existing};
+use crate::storage::{self, StagedFile, StorageError, StorageFile as _, beside, read_existing};
+use crate::units::u64_from;
+
+/// Bytes: no repair takes more, and nothing larger is read.
+pub(super) const MAX_UNDO: u64 = 1 << 30;
 
 /// An undo file with a journal in it.
 #[derive(Debug)]
@@ -26,8 +31,20 @@ impl UndoFile {
     /// [`RepairError::UndoMismatch`] if it is damaged; the file system.
     pub fn find(image: &Path) -> Result<Option<Self>, RepairError> {
         let path = Self::path_of(image);
-        let Some(bytes) = read_existing(&path, u64::MAX)? else {
+        let Some(bytes) = read_existing(&path, MAX_UNDO)? else {
             return Ok(None);
+        };
+        if u64_from(bytes.len()) > MAX_UNDO {
+            let source = io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                format!("an undo file has at most {MAX_UNDO} bytes"),
+            );
+            return Err(StorageError::Io {
+                path,
+                operation: "read",
+                source,
+            }
+            .into());
         };
         let journal = Journal::decode(&bytes)?;
         Ok(Some(Self { path, journal }))

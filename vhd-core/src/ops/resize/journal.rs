@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use super::family::{Family, Kin, Member};
 use super::one::{Resizing, decode_former};
@@ -12,7 +12,7 @@ use crate::format::{DiskType, FOOTER_SIZE};
 use crate::image::{Footers, OpenError};
 use crate::job::{Head, Job, JobImage, JobKind, require_only};
 use crate::storage::{Access, HostFile, Sharing, full_name};
-use crate::units::u64_from;
+use crate::units::{UnixSeconds, u64_from};
 
 /// The files, where their record belongs, and whether there is one already.
 pub(super) fn find(request: &Request<'_>, write: bool) -> Result<(Family, PathBuf, bool), ResizeError> {
@@ -82,9 +82,7 @@ fn resume(request: &Request<'_>, path: &Path, record: &ResizeRecord, write: bool
         let raw = file.former_raw();
         let raw = raw.ok_or_else(|| changed(&kin.path, "its footer in the record is none"))?;
         let resizing = Resizing::new(decode_former(&raw)?, raw, record.size);
-        let modified = file
-            .modified
-            .map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+        let modified = file.modified.map(UnixSeconds::to_system_time);
         members.push(reopen(kin, resizing, modified, write, &changed)?);
     }
     let asked = crate::storage::FileIdentity::of_path(request.image).ok();
@@ -187,14 +185,11 @@ pub(super) fn close(family: &Family, path: &Path) -> Result<(), ResizeError> {
 
 fn write(family: &Family, path: &Path, plan: &ResizePlan, head: Head) -> Result<(), ResizeError> {
     let files = family.members.iter().map(|member| {
-        let seconds = member
-            .modified
-            .and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
         Ok(ResizedFile {
             path: name_from(path, &member.path)?,
             parent: member.parent,
             footer: hex(member.resizing.raw()),
-            modified: seconds.map(|since| since.as_secs()),
+            modified: member.modified.map(UnixSeconds::from_system_time),
         })
     });
     let record = ResizeRecord {

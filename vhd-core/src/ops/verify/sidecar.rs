@@ -25,6 +25,9 @@ const HEADER_BYTES: usize = size_of::<RawHeader>();
 /// What a file is that has no modification time that could tell anything.
 const NO_TIME: u32 = u32::MAX;
 
+/// Bytes: no file of the host is longer, so no raw disk is.
+const MAX_DISK: u64 = i64::MAX.unsigned_abs();
+
 /// What a run begins with.
 mod tag {
     /// And the number of blocks.
@@ -100,6 +103,10 @@ impl RecordHeader {
         if u64::from(raw.block_size.get()) != DIGEST_BLOCK {
             let reason = format!("blocks of {} bytes, expected {DIGEST_BLOCK}", raw.block_size.get());
             return Err(damaged(path, 12, reason));
+        }
+        if raw.disk_size.get() > MAX_DISK {
+            let reason = format!("a disk of {} bytes, expected at most {MAX_DISK}", raw.disk_size.get());
+            return Err(damaged(path, 32, reason));
         }
         if !raw.disk_size.get().is_multiple_of(SECTOR_SIZE) {
             let reason = format!("a disk of {} bytes, expected whole sectors", raw.disk_size.get());
