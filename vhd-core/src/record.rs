@@ -68,7 +68,7 @@ pub fn check_path(path: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// A list in a record that has an entry for each of so many files: between `least` and [`MAX_FILES`].
+/// A list in a record that has an entry for each of so many files: between `least` and `MAX_FILES`.
 ///
 /// # Errors
 /// The number that was found.

@@ -29,7 +29,7 @@ Symbolic links are followed inside the file system, and never out of it.";
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct CatArgs {
-    /// A file in a disk: IMAGE[@NAME]:/PATH, where IMAGE may be an NBD URI
+    /// A file in a disk or snapshot; IMAGE may be DISK@NAME or an NBD URI
     #[arg(value_name = "IMAGE:/PATH")]
     place: PathBuf,
     #[command(flatten)]

@@ -28,7 +28,7 @@ Reads ext2/3/4, NTFS, FAT, exFAT and XFS. Nothing is mounted, and nothing is wri
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct LsArgs {
-    /// A disk, or a directory or file in it: IMAGE[@NAME][:/PATH], where IMAGE may be an NBD URI
+    /// A disk or snapshot, or a directory or file in it; IMAGE may be DISK@NAME or an NBD URI
     #[arg(value_name = "IMAGE[:/PATH]")]
     place: PathBuf,
     /// Show types, modes, owners, sizes, times and the targets of links

@@ -41,7 +41,7 @@ the exit code is then that of the worst.";
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct CpArgs {
-    /// Files or directories in a disk: IMAGE[@NAME]:/PATH, where IMAGE may be an NBD URI
+    /// Files or directories in disks or snapshots; IMAGE may be DISK@NAME or an NBD URI
     #[arg(value_name = "IMAGE:/PATH", required = true)]
     places: Vec<PathBuf>,
     /// A directory to copy into, or a new name for the one that is copied
