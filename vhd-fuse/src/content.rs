@@ -158,7 +158,9 @@ impl DiskPart {
     }
 
     /// Bytes.
-    pub(crate) fn len(&self) -> u64 {
+    #[must_use]
+    #[allow(clippy::len_without_is_empty, reason = "a size, as of a file")]
+    pub fn len(&self) -> u64 {
         self.len.unwrap_or_else(|| self.disk.size())
     }
 

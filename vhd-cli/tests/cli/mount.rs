@@ -426,6 +426,25 @@ fn a_mount_that_is_in_use_stays() {
     mounted.unmount();
 }
 
+/// The kernel reads it by itself, and sees what the image has: its bytes and its length.
+#[test]
+fn a_raw_base_is_shown_as_it_is() {
+    let lab = Lab::new();
+    if !fuse() {
+        return;
+    }
+    let bytes: Vec<u8> = (0..4 * MIB).map(|at| u8::try_from(at % 251).unwrap()).collect();
+    fs::write(lab.path("base.raw"), &bytes).unwrap();
+    lab.run(&["create", "leaf.avhd", "--parent", "base.raw", "--from", "raw"], 0);
+    let mounted = Mounted::new(&lab, &["--parent", "raw:base.raw", "leaf.avhd"]);
+    assert!(fs::read(mounted.path("layers/1.raw")).unwrap() == bytes);
+    assert!(fs::read(mounted.path("disk.raw")).unwrap() == bytes);
+    assert_eq!(mounted.path("layers/1.raw").metadata().unwrap().len(), 4 * MIB);
+    assert!(fs::write(mounted.path("layers/1.raw"), b"x").is_err());
+    mounted.unmount();
+    assert!(fs::read(lab.path("base.raw")).unwrap() == bytes);
+}
+
 #[test]
 fn a_chain_of_300_images_is_shown() {
     let lab = Lab::new();

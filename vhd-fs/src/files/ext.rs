@@ -8,7 +8,7 @@ use ferrosys::{Timestamp, TreeError, crc32c};
 use super::entry::{Entry, FileType, Metadata, Node, Time};
 use super::region::Region;
 use super::{FileError, FileSystem};
-use crate::bytes::{has, le32};
+use crate::bytes::le32;
 
 const ROOT_INODE: u64 = 2;
 /// The superblock, and what of it is looked at here (Linux `fs/ext4/ext4.h`, `struct ext4_super_block`).
@@ -179,7 +179,6 @@ fn format_name(superblock: &[u8]) -> &'static str {
 
 /// The superblock as it is once the journal is empty: readers then take the blocks as they are on the disk.
 fn without_recovery(mut superblock: Vec<u8>) -> Vec<u8> {
-    debug_assert!(has(&superblock, 0x38, &[0x53, 0xEF]) || superblock.len() > CHECKSUM);
     let incompat = le32(&superblock, INCOMPAT) & !NEEDS_RECOVERY;
     superblock[INCOMPAT..INCOMPAT + 4].copy_from_slice(&incompat.to_le_bytes());
     if le32(&superblock, RO_COMPAT) & METADATA_CSUM != 0 {

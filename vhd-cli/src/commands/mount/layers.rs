@@ -6,24 +6,38 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use vhd_core::chain::OpenedDisk;
-use vhd_core::device::{Disk, Layer, LayeredDevice};
+use vhd_core::device::{Disk, Layer, LayeredDevice, RawDevice};
 use vhd_core::error::with_causes;
 use vhd_core::image::{Image, OpenMode};
 use vhd_core::storage::{Access, HostFile, MemoryFile, Sharing, StorageFile as _};
-use vhd_fuse::{Content, Directory, Kind, Name, Node, NodeError};
+use vhd_fuse::{Content, Directory, DiskPart, Kind, Name, Node, NodeError};
 
 use super::partitions::{RAW, REGULAR};
 
 /// The images of a chain, leaf first.
 pub(super) struct Layers {
-    paths: Vec<PathBuf>,
+    layers: Vec<File>,
     time: SystemTime,
+}
+
+/// The file of an image.
+struct File {
+    path: PathBuf,
+    /// Its bytes are the disk's, and there are no others.
+    is_raw: bool,
 }
 
 impl Layers {
     pub(super) fn new(opened: &OpenedDisk) -> Self {
+        // A disk that is not a chain is one raw file.
+        let images: Vec<bool> = opened.layers().map(|layer| layer.layer.image().is_some()).collect();
+        let files = opened.paths().iter().enumerate();
+        let layers = files.map(|(depth, path)| File {
+            path: path.clone(),
+            is_raw: !images.get(depth).copied().unwrap_or(false),
+        });
         Self {
-            paths: opened.paths().to_vec(),
+            layers: layers.collect(),
             time: SystemTime::now(),
         }
     }
@@ -31,7 +45,7 @@ impl Layers {
 
 impl Directory for Layers {
     fn names(&self) -> Result<Vec<Name>, NodeError> {
-        let names = (0..self.paths.len()).map(|depth| Name {
+        let names = (0..self.layers.len()).map(|depth| Name {
             name: format!("{depth}{RAW}").into(),
             file_type: REGULAR,
         });
@@ -43,28 +57,41 @@ impl Directory for Layers {
         let depth = wanted
             .to_str()
             .and_then(|name| name.strip_suffix(RAW)?.parse::<usize>().ok());
-        let path = depth
-            .and_then(|depth| self.paths.get(depth))
+        let layer = depth
+            .and_then(|depth| self.layers.get(depth))
             .ok_or(NodeError::NotFound)?;
-        let disk = alone(path).map_err(|error| NodeError::Unreadable(format!("{}: {error}", path.display())))?;
-        let mut node = Node::of_mount(Kind::File(Content::disk(disk)), self.time);
-        node.attributes.push(("path", path.display().to_string()));
+        let shown = if layer.is_raw {
+            raw(&layer.path)
+        } else {
+            alone(&layer.path).map(DiskPart::whole)
+        };
+        let shown = shown.map_err(|error| NodeError::Unreadable(format!("{}: {error}", layer.path.display())))?;
+        let mut node = Node::of_mount(Kind::File(Content::Disk(Arc::new(shown))), self.time);
+        node.attributes.push(("path", layer.path.display().to_string()));
         Ok(node)
     }
 }
 
+fn open(path: &Path) -> Result<HostFile, String> {
+    HostFile::open(path, Access::ReadOnly, Sharing::Exclusive).map_err(|error| with_causes(&error))
+}
+
+/// A raw base. The kernel reads it by itself where the file has exactly the bytes of the disk.
+fn raw(path: &Path) -> Result<DiskPart, String> {
+    let device = RawDevice::new(Arc::new(open(path)?), false).map_err(|error| error.to_string())?;
+    let part = DiskPart::whole(Disk::new(Arc::new(device)));
+    let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
+    let len = file.metadata().map_err(|error| error.to_string())?.len();
+    Ok(if len == part.len() {
+        part.passthrough(file)
+    } else {
+        part
+    })
+}
+
 /// An image without its parents: what it does not have reads zero.
 fn alone(path: &Path) -> Result<Disk, String> {
-    let file = HostFile::open(path, Access::ReadOnly, Sharing::Exclusive).map_err(|error| with_causes(&error))?;
-    let file = Arc::new(file);
-    let image = match Image::open(Arc::clone(&file) as _, &OpenMode::ancestor()) {
-        Ok(image) => image,
-        // The base of a chain may be raw.
-        Err(_) => {
-            let raw = vhd_core::device::RawDevice::new(file, false).map_err(|error| error.to_string())?;
-            return Ok(Disk::new(Arc::new(raw)));
-        }
-    };
+    let image = Image::open(Arc::new(open(path)?), &OpenMode::ancestor()).map_err(|error| with_causes(&error))?;
     let ancestors = match image.is_differencing() {
         true => {
             let nothing = MemoryFile::new();
