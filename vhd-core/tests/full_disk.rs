@@ -17,7 +17,7 @@ use common::rng::{Rng, chance};
 use common::tools::run;
 use common::{announce, temp_dir};
 use vhd_block::ErrorKind;
-use vhd_core::chain::{OpenOptions, OpenedDisk, create_child};
+use vhd_core::chain::{ImageFormat, OpenOptions, OpenedDisk, create_child};
 use vhd_core::check::{Severity, check};
 use vhd_core::image::create_dynamic;
 use vhd_core::storage::{Access, HostFile, Sharing, StagedFile};
@@ -158,7 +158,9 @@ fn round(mount: &Mount, subject: Subject, seed: u64) -> u32 {
     let path = subject.create(&dir);
     mount.fill_up("filler-1", rng.u64(1..8) * MIB);
     mount.fill_up("filler-2", rng.u64(..MIB));
-    let opened = OpenOptions::new().write(true).open(&path).unwrap();
+    let is_raw = path.extension().is_some_and(|extension| extension == "img");
+    let format = is_raw.then_some(ImageFormat::Raw);
+    let opened = OpenOptions::new().format(format).write(true).open(&path).unwrap();
     let mut model = Model::new(&opened);
     let mut refused = 0;
     for phase in 0..3 {

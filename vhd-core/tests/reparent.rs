@@ -361,12 +361,16 @@ fn each_operation_fails_and_the_next_run_finishes() {
                 let crash = CrashFile::from_bytes(&family.child.bytes);
                 let file = Arc::new(FaultFile::with_control(crash.clone(), control));
                 let result = family.run(file, &GO_ON);
-                assert_eq!(
-                    result.is_err(),
-                    control.hits() > 0,
+                // A file that can't grow by much grows by less.
+                let needs_none = error == FaultError::ENOSPC && result.is_ok();
+                assert!(
+                    result.is_err() == (control.hits() > 0) || needs_none,
                     "{}, operation {n}: {result:?}",
                     family.layout
                 );
+                if result.is_ok() {
+                    family.check_done(Arc::new(crash.clone()), "in spite of a fault");
+                }
                 if let Err(failure) = &result {
                     let wanted = match error {
                         FaultError::ENOSPC => ErrorKind::NoSpace,

@@ -303,6 +303,10 @@ fn each_operation_fails_and_the_next_run_finishes() {
                     "{}, {n}: {result:?}",
                     subject.layout
                 );
+                if result.is_ok() {
+                    let reads = subject.target_reads(Arc::new(crash.clone()));
+                    assert_same(&reads, &subject.flat, "in spite of a fault");
+                }
                 if let Err(kind) = result {
                     let wanted = [ErrorKind::Io, ErrorKind::NoSpace][usize::from(error == FaultError::ENOSPC)];
                     assert_eq!(kind, wanted);
