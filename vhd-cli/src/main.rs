@@ -5,6 +5,7 @@
 //!   input.rs      opening a source, standard input too     output.rs   what goes to standard output
 //!   progress.rs   what goes to standard error meanwhile    failure.rs  why a command stopped
 //!   space.rs      free space of file systems               interrupt.rs  ending in order
+//!   control/      asking the server that has a disk      limits.rs    open files
 //!   codes.rs      kind of failure -> stable code, exit     exit.rs     the exit codes
 //! ```
 #![forbid(unsafe_code)]
@@ -13,6 +14,7 @@ mod children;
 mod cli;
 mod codes;
 mod commands;
+mod control;
 mod exit;
 mod failure;
 mod format_arg;
