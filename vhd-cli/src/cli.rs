@@ -3,8 +3,8 @@
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::commands::{
-    azure, check, compact, compare, completions, convert, create, diff, export_delta, hash, import_delta, info, man,
-    map, measure, merge, nbd, new_id, repair, reparent, resize, snapshot, tour, tree, verify,
+    azure, cat, check, compact, compare, completions, convert, cp, create, diff, export_delta, hash, import_delta,
+    info, ls, man, map, measure, merge, mount, nbd, new_id, repair, reparent, resize, snapshot, tour, tree, verify,
 };
 use crate::exit;
 
@@ -80,6 +80,12 @@ pub(crate) enum Command {
     Tree(tree::TreeArgs),
     /// Take, list, apply and delete snapshots of a disk
     Snapshot(snapshot::SnapshotArgs),
+    /// List a directory inside a disk, without mounting it
+    Ls(ls::LsArgs),
+    /// Print a file inside a disk
+    Cat(cat::CatArgs),
+    /// Copy files and directories out of a disk
+    Cp(cp::CpArgs),
     /// Prepare or check an image for Azure
     Azure(azure::AzureArgs),
     /// Make an image's file shorter in place; its content stays
@@ -90,6 +96,10 @@ pub(crate) enum Command {
     Merge(merge::MergeArgs),
     /// Serve disks over NBD, to virtual machines and backup programs
     Nbd(nbd::NbdArgs),
+    /// Mount a disk: its content, snapshots, partitions and files as a directory
+    Mount(mount::MountArgs),
+    /// Unmount what `vhd mount` has mounted
+    Umount(mount::UmountArgs),
     /// Give a disk another size, alone or with all images of its tree
     Resize(resize::ResizeArgs),
     /// Give a differencing image another parent: a moved one, or with --rebase any disk

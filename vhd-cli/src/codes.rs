@@ -1,6 +1,7 @@
 //! The one table from kinds of failure to what scripts see: a stable code, a stable name, an exit code.
 
 use vhd_core::ErrorKind;
+use vhd_fs::files::FileErrorKind;
 use vhd_nbd::kinds;
 
 use crate::exit::Exit;
@@ -32,13 +33,24 @@ pub(crate) enum Kind {
     Certificate,
     /// An NBD URI that is none, or stands where only a file can.
     Uri,
+    /// A file system inside a disk, or a file in it, cannot be read.
+    Files(FileErrorKind),
+    /// A path inside a disk does not say which partition it is in.
+    WhichPartition,
+    /// A disk can't be mounted or unmounted.
+    Mount,
+    /// A mount is in use.
+    MountBusy,
+    /// Nothing of ours is mounted there.
+    NotMounted,
 }
 
 /// What scripts see of a kind of failure. Codes and names never change their meaning; new ones are added.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Code {
     pub(crate) kind: Kind,
-    /// `VHD-E` and four digits: 01 the image, 02 the chain, 03 the host's files, 04 requests, 05 the command, 06 NBD.
+    /// `VHD-E` and four digits: 01 the image, 02 the chain, 03 the host's files, 04 requests, 05 the command, 06 NBD,
+    /// 07 files inside a disk and mounts.
     pub(crate) code: &'static str,
     pub(crate) name: &'static str,
     pub(crate) exit: Exit,
@@ -87,6 +99,11 @@ const TABLE: &[Code] = &[
     library(ErrorKind::RecordDamaged,   "VHD-E0127", Exit::Corrupt),
     library(ErrorKind::RecordUnknown,   "VHD-E0128", Exit::Corrupt),
     library(ErrorKind::ResizeUnfinished, "VHD-E0129", Exit::Refused),
+    library(ErrorKind::ForeignFormat,   "VHD-E0130", Exit::Refused),
+    library(ErrorKind::FooterLost,      "VHD-E0131", Exit::Refused),
+    library(ErrorKind::TooSmall,        "VHD-E0132", Exit::Refused),
+    library(ErrorKind::RawWrite,        "VHD-E0133", Exit::Refused),
+    library(ErrorKind::NotVhd,          "VHD-E0134", Exit::Refused),
 
     library(ErrorKind::ParentMissing,   "VHD-E0201", Exit::Parent),
     library(ErrorKind::ParentMismatch,  "VHD-E0202", Exit::Parent),
@@ -144,6 +161,18 @@ const TABLE: &[Code] = &[
     foreign(kinds::SERVER_TRUST, "VHD-E0609", Exit::Failed),
     own(Kind::Uri,                      "VHD-E0610", "nbd-uri",           Exit::Refused),
     foreign(kinds::RESIZE_REFUSED, "VHD-E0611", Exit::Refused),
+    library(ErrorKind::ExportHoldsVhd,  "VHD-E0613", Exit::Refused),
+
+    own(Kind::Files(FileErrorKind::Unsupported),  "VHD-E0701", "files-unsupported", Exit::Refused),
+    own(Kind::Files(FileErrorKind::Damaged),      "VHD-E0702", "files-damaged",     Exit::Corrupt),
+    own(Kind::Files(FileErrorKind::NotFound),     "VHD-E0703", "files-not-found",   Exit::Failed),
+    own(Kind::Files(FileErrorKind::WrongType),    "VHD-E0704", "files-wrong-type",  Exit::Failed),
+    own(Kind::Files(FileErrorKind::TooManyLinks), "VHD-E0705", "files-link-loop",   Exit::Failed),
+    own(Kind::Files(FileErrorKind::Io),           "VHD-E0706", "files-io",          Exit::Failed),
+    own(Kind::WhichPartition,                     "VHD-E0707", "which-partition",   Exit::Refused),
+    own(Kind::Mount,                              "VHD-E0708", "mount",             Exit::Failed),
+    own(Kind::MountBusy,                          "VHD-E0709", "mount-busy",        Exit::Locked),
+    own(Kind::NotMounted,                         "VHD-E0710", "not-mounted",       Exit::Failed),
 ];
 
 /// What a kind that is newer than the table gets: the table's test fails then.

@@ -11,7 +11,7 @@ pub(crate) enum Exit {
     Failed,
     /// The command line is wrong.
     Usage,
-    /// An image is corrupt, or no VHD where one is needed.
+    /// An image is corrupt.
     Corrupt,
     /// `check`: only leaked space, or damage that loses nothing. `repair`: it can be repaired, and was not.
     Repairable,
@@ -21,8 +21,8 @@ pub(crate) enum Exit {
     Parent,
     /// Another program uses the image.
     Locked,
-    /// Refused, and nothing was changed: the destination exists, sizes do not match, a format is ambiguous, there is no
-    /// record to verify by.
+    /// Refused, and nothing was changed: the file is not a VHD, or neither that nor a raw disk, the destination exists,
+    /// sizes do not match, there is no record to verify by.
     Refused,
 }
 
@@ -60,13 +60,13 @@ impl Exit {
             Self::Ok => "done; check: clean or notes alone; compare, diff: identical",
             Self::Failed => "could not run: a file is missing or unreadable, no space left, ...",
             Self::Usage => "the command line is wrong",
-            Self::Corrupt => "an image is corrupt, or no VHD where one is needed",
+            Self::Corrupt => "an image is corrupt",
             Self::Differ => "compare, diff: the contents differ; verify: an ancestor changed",
             Self::Repairable => "check: only leaked space or repairable findings; repair: it can be repaired",
-            Self::Parent => "a parent is missing, another disk, or its own ancestor (check: 3)",
+            Self::Parent => "a parent is missing, another disk, or its own ancestor",
             Self::Locked => "another program uses the image",
             Self::Refused => {
-                "refused, nothing changed: destination exists, sizes differ, format ambiguous, no usable digest record, ..."
+                "refused, nothing changed: not a VHD (or raw disk), destination exists, sizes differ, no usable digest record, ..."
             }
         }
     }

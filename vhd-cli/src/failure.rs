@@ -134,6 +134,12 @@ impl Failure {
     }
 }
 
+impl From<vhd_fs::files::FileError> for Failure {
+    fn from(error: vhd_fs::files::FileError) -> Self {
+        Self::new(Kind::Files(error.kind()), error)
+    }
+}
+
 macro_rules! from_library {
     ($($error:ty),+ $(,)?) => {$(
         impl From<$error> for Failure {

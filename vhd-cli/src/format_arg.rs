@@ -1,5 +1,9 @@
 //! The formats that a source can be said to have.
 
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
 use clap::ValueEnum;
 use vhd_core::chain::ImageFormat;
 
@@ -21,10 +25,62 @@ impl From<FormatArg> for ImageFormat {
     }
 }
 
+/// A file whose format may be said before its name: `raw:FILE`, `vhd:FILE`. A file that is really called so is
+/// `./raw:FILE`.
+#[derive(Clone, Debug)]
+pub(crate) struct TypedPath {
+    pub(crate) format: Option<FormatArg>,
+    pub(crate) path: PathBuf,
+}
+
+impl TypedPath {
+    /// As one list of files needs it: those that are raw, and the others.
+    pub(crate) fn is_raw(&self) -> bool {
+        self.format == Some(FormatArg::Raw)
+    }
+}
+
+impl From<OsString> for TypedPath {
+    fn from(text: OsString) -> Self {
+        let formats = [("raw:", FormatArg::Raw), ("vhd:", FormatArg::Vhd)];
+        for (prefix, format) in formats {
+            if let Some(path) = text.as_bytes().strip_prefix(prefix.as_bytes()) {
+                return Self {
+                    format: Some(format),
+                    path: Path::new(OsStr::from_bytes(path)).to_owned(),
+                };
+            }
+        }
+        Self {
+            format: None,
+            path: text.into(),
+        }
+    }
+}
+
 /// The word that reports use for a format.
 pub(crate) fn format_name(format: ImageFormat) -> &'static str {
     match format {
         ImageFormat::Raw => "raw",
         ImageFormat::Vhd => "vhd",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn formats_before_names() {
+        for (text, format, path) in [
+            ("a.raw", None, "a.raw"),
+            ("raw:a.img", Some(FormatArg::Raw), "a.img"),
+            ("vhd:./raw:a", Some(FormatArg::Vhd), "./raw:a"),
+            ("./raw:a", None, "./raw:a"),
+            ("rawdisk", None, "rawdisk"),
+        ] {
+            let typed = TypedPath::from(OsString::from(text));
+            assert_eq!((typed.format, typed.path), (format, path.into()), "{text}");
+        }
     }
 }

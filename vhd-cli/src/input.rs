@@ -7,16 +7,17 @@ use std::os::unix::fs::{FileExt as _, FileTypeExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
+use clap::{Args, ValueHint};
 use rustix::fs::{SeekFrom, seek};
-use vhd_core::chain::{ExplicitOnly, ImageFormat, OpenOptions, OpenedDisk};
+use vhd_core::chain::{ExplicitOnly, OpenOptions, OpenedDisk};
 use vhd_core::snapshot::{self, FrozenBase, NOW};
 use vhd_core::units::u64_from;
 use vhd_nbd::client::{ClientOptions, NbdDevice, NbdUri};
 
 use crate::codes::Kind;
 use crate::failure::Failure;
-use crate::format_arg::FormatArg;
+use crate::format_arg::{FormatArg, TypedPath};
 use crate::output;
 
 /// Bytes of standard input that are in memory at once.
@@ -31,7 +32,7 @@ const STDIN: &str = "/dev/stdin";
 /// How a source is opened.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct SourceArgs {
-    /// The source's format, where its content does not tell or tells wrong
+    /// The format of the source, instead of the detected one; `raw` takes the bytes of any file as a disk
     #[arg(long, value_name = "FORMAT", value_enum)]
     pub(crate) from: Option<FormatArg>,
     #[command(flatten)]
@@ -41,9 +42,11 @@ pub(crate) struct SourceArgs {
 /// How the ancestors of an image are found.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ChainArgs {
-    /// A file to try as a parent before any that an image names, for every layer; the only way to a raw parent
-    #[arg(long = "parent", value_name = "FILE")]
-    pub(crate) parents: Vec<PathBuf>,
+    /// A file to try as a parent before any that an image names, for every layer; the only way to a raw parent.
+    /// raw:FILE takes the bytes of any file as a raw one
+    #[arg(long = "parent", value_name = "FILE", value_hint = ValueHint::FilePath,
+          value_parser = OsStringValueParser::new().map(TypedPath::from))]
+    pub(crate) parents: Vec<TypedPath>,
     #[command(flatten)]
     pub(crate) search: SearchArgs,
 }
@@ -60,6 +63,24 @@ pub(crate) struct SearchArgs {
     /// Take no locks and respect none: what is read may be torn while another program writes
     #[arg(long)]
     pub(crate) force_share: bool,
+}
+
+impl ChainArgs {
+    /// As the library takes them.
+    pub(crate) fn options(&self) -> OpenOptions {
+        self.add_parents(self.search.options())
+    }
+
+    /// Adds the files to try as parents.
+    pub(crate) fn add_parents(&self, options: OpenOptions) -> OpenOptions {
+        self.parents.iter().fold(options, |options, parent| {
+            let path = [parent.path.clone()];
+            match parent.is_raw() {
+                true => options.raw_parents(path),
+                false => options.parents(path),
+            }
+        })
+    }
 }
 
 impl SearchArgs {
@@ -87,10 +108,7 @@ impl SearchArgs {
 impl SourceArgs {
     /// As the library takes them, for `source`.
     pub(crate) fn options(&self, source: &Source) -> OpenOptions {
-        let options = self.chain.search.options();
-        let options = options
-            .parents(self.chain.parents.iter().cloned())
-            .format(self.from.map(Into::into));
+        let options = self.chain.options().format(self.from.map(Into::into));
         // Standard input has no directory that a parent could be beside.
         if source.is_stdin {
             options.gate(Arc::new(ExplicitOnly))
@@ -116,15 +134,14 @@ impl SourceArgs {
         Ok(opened)
     }
 
-    /// Opens a disk on a server: what is on it is its content, whatever that looks like.
+    /// Opens a disk on a server, or with `--from vhd` the image that the disk's bytes are.
     fn open_remote(&self, source: &Source, uri: &NbdUri) -> Result<OpenedDisk, Failure> {
-        let format = self.from.map(ImageFormat::from);
-        if format.is_some_and(|format| format != ImageFormat::Raw) || !self.chain.parents.is_empty() {
-            let message = "a disk on a server is raw: it has no other format and no parents here";
+        if self.from != Some(FormatArg::Vhd) && !self.chain.parents.is_empty() {
+            let message = "a raw disk has no parents: --parent on a server's disk needs --from vhd";
             return Err(Failure::usage(message).about(&source.name));
         }
         let device = NbdDevice::open(uri, ClientOptions::default())?;
-        Ok(OpenedDisk::from_device(device, &source.path))
+        Ok(self.options(source).open_device(device, &source.path)?)
     }
 }
 

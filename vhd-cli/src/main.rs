@@ -4,12 +4,14 @@
 //!   cli.rs        the one definition of the grammar        commands/   one file per command
 //!   input.rs      opening a source, standard input too     output.rs   what goes to standard output
 //!   progress.rs   what goes to standard error meanwhile    failure.rs  why a command stopped
+//!   inside/       files inside a disk
 //!   space.rs      free space of file systems               interrupt.rs  ending in order
 //!   control/      asking the server that has a disk      limits.rs    open files
 //!   codes.rs      kind of failure -> stable code, exit     exit.rs     the exit codes
 //! ```
 #![forbid(unsafe_code)]
 
+mod background;
 mod children;
 mod cli;
 mod codes;
@@ -20,6 +22,7 @@ mod failure;
 mod format_arg;
 mod human;
 mod input;
+mod inside;
 mod interrupt;
 mod limits;
 mod output;
@@ -34,7 +37,11 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 fn main() -> ExitCode {
-    let cli = cli::Cli::parse();
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let cli = match commands::mount::helper_arguments(&arguments) {
+        Some(arguments) => cli::Cli::parse_from(arguments),
+        None => cli::Cli::parse_from(arguments),
+    };
     start_log();
     limits::raise_open_files();
     commands::run(&cli.command).into()

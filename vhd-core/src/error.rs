@@ -51,6 +51,16 @@ pub enum ErrorKind {
     ForeignMetadata,
     /// The file's content does not tell whether it is a VHD or raw.
     Ambiguous,
+    /// The file is in another program's format.
+    ForeignFormat,
+    /// The file is named like a VHD and has no footer, nor any other trace of one.
+    FooterLost,
+    /// The file is empty, or smaller than the smallest disk.
+    TooSmall,
+    /// A raw disk would be written that was not said to be one.
+    RawWrite,
+    /// A file that could be a raw disk, where only a VHD will do.
+    NotVhd,
     /// Damage that leaves nothing to repair the image by.
     NotRepairable,
     /// An undo file that is damaged, or not one of the image as it is now.
@@ -140,6 +150,9 @@ pub enum ErrorKind {
     /// Two images are not related as the job needs them.
     NotRelated,
 
+    /// The disk of a server holds a VHD image, and nothing says whether that or its bytes are meant.
+    ExportHoldsVhd,
+
     /// A device failed that is none of this library's: the stable name that it has for that.
     Foreign(&'static str),
 }
@@ -169,6 +182,11 @@ impl ErrorKind {
         Self::SavedState,
         Self::ForeignMetadata,
         Self::Ambiguous,
+        Self::ForeignFormat,
+        Self::FooterLost,
+        Self::TooSmall,
+        Self::RawWrite,
+        Self::NotVhd,
         Self::NotRepairable,
         Self::UndoMismatch,
         Self::PartitionTable,
@@ -210,6 +228,7 @@ impl ErrorKind {
         Self::ContentChanged,
         Self::FactsMissing,
         Self::NotRelated,
+        Self::ExportHoldsVhd,
     ];
 
     /// The stable name, for scripts and reports.
@@ -238,6 +257,11 @@ impl ErrorKind {
             Self::SavedState => "saved-state",
             Self::ForeignMetadata => "foreign-metadata",
             Self::Ambiguous => "format-ambiguous",
+            Self::ForeignFormat => "foreign-format",
+            Self::FooterLost => "footer-lost",
+            Self::TooSmall => "too-small",
+            Self::RawWrite => "raw-write",
+            Self::NotVhd => "not-vhd",
             Self::NotRepairable => "not-repairable",
             Self::UndoMismatch => "undo-mismatch",
             Self::PartitionTable => "partition-table",
@@ -279,6 +303,7 @@ impl ErrorKind {
             Self::ContentChanged => "content-changed",
             Self::FactsMissing => "facts-missing",
             Self::NotRelated => "not-related",
+            Self::ExportHoldsVhd => "export-holds-vhd",
             Self::Foreign(name) => name,
         }
     }

@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use common::build::{Parent, Sparse, id};
+use common::disk::options_for;
 use common::temp_dir;
 use vhd_core::ErrorKind;
 use vhd_core::chain::dependants::{Dependants, DependantsError, Limits, Search, dependants_of};
@@ -65,7 +66,7 @@ fn refused(path: &Path) -> DependantsError {
 }
 
 fn writable(path: &Path) {
-    OpenOptions::new().write(true).open(path).unwrap().close().unwrap();
+    options_for(path).write(true).open(path).unwrap().close().unwrap();
 }
 
 #[test]
@@ -400,7 +401,7 @@ fn raw_parents_are_told_by_the_way_that_leads_to_them() {
     fs::write(&raw, vec![0; 1 << 20]).unwrap();
     writable(&raw);
     let one = child(&dir.path().join("below/child.avhd"), &raw);
-    let error = OpenOptions::new().write(true).open(&raw).unwrap_err();
+    let error = options_for(&raw).write(true).open(&raw).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::HasChildren);
     assert!(error.to_string().contains("below/child.avhd"), "{error}");
     let second = dir.path().join("second.raw");

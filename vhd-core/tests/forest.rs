@@ -185,7 +185,8 @@ fn damaged_files_keep_their_reason_and_their_place() {
         seal(&mut bytes[512..1536], HEADER_SUM);
     });
     fs::write(dir.path().join("empty.vhd"), b"").unwrap();
-    fs::write(dir.path().join("text.vhd"), b"no image").unwrap();
+    fs::write(dir.path().join("text.vhd"), b"no image\n".repeat(100)).unwrap();
+    fs::write(dir.path().join("lost.vhd"), [7; 4096]).unwrap();
     fs::write(dir.path().join("child.avhd"), child(2, 1, "header.vhd")).unwrap();
     let forest = scan(dir.path());
     let kind = |name: &str| {
@@ -198,8 +199,9 @@ fn damaged_files_keep_their_reason_and_their_place() {
     assert_eq!(kind("overlap.vhd"), ErrorKind::BlockOverlap);
     assert_eq!(kind("cut.vhd"), ErrorKind::HeaderLocation);
     assert_eq!(kind("block-size.vhd"), ErrorKind::BlockSize);
-    assert_eq!(kind("empty.vhd"), ErrorKind::FooterMissing);
-    assert_eq!(kind("text.vhd"), ErrorKind::FooterMissing);
+    assert_eq!(kind("empty.vhd"), ErrorKind::TooSmall);
+    assert_eq!(kind("text.vhd"), ErrorKind::ForeignFormat);
+    assert_eq!(kind("lost.vhd"), ErrorKind::FooterMissing);
     assert_eq!(
         parent_of(&forest, dir.path(), "child.avhd"),
         Some(Path::new("header.vhd"))

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 
-use common::disk::{assert_same, create, open, random_operation, read_all};
+use common::disk::{assert_same, create, open, options_for, random_operation, read_all};
 use common::rng::{Rng, random_bytes, seeded};
 use common::temp_dir;
 use vhd_core::ErrorKind;
@@ -52,7 +52,7 @@ impl Kind {
 }
 
 fn resizable(path: &Path) -> (Disk, Arc<ResizableDisk>) {
-    match ResizableDisk::open(path, &OpenOptions::new()).unwrap() {
+    match ResizableDisk::open(path, &options_for(path)).unwrap() {
         Opening::Resizable(device) => (Disk::new(Arc::clone(&device) as _), device),
         Opening::Plain { reason, .. } => panic!("{reason}"),
     }
@@ -60,7 +60,7 @@ fn resizable(path: &Path) -> (Disk, Arc<ResizableDisk>) {
 
 /// Why the disk can't be resized; it is open for writing all the same.
 fn refusal(path: &Path) -> String {
-    match ResizableDisk::open(path, &OpenOptions::new()).unwrap() {
+    match ResizableDisk::open(path, &options_for(path)).unwrap() {
         Opening::Resizable(_) => panic!("{} can be resized", path.display()),
         Opening::Plain { disk, reason } => {
             disk.disk().write_at(&[1; 512], 0).unwrap();

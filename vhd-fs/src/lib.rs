@@ -24,6 +24,7 @@ mod container;
 mod exfat;
 mod ext;
 mod fat;
+pub mod files;
 mod free_map;
 mod ntfs;
 mod probe;

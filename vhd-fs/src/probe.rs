@@ -68,6 +68,11 @@ pub(crate) fn probe(window: &Window<'_>) -> (Option<&'static str>, Result<FreeMa
     }
 }
 
+/// The name of the one file system that a partition holds.
+pub(crate) fn file_system(window: &Window<'_>) -> Result<&'static str, Unusable> {
+    Ok(choose(window)?.name)
+}
+
 fn choose(window: &Window<'_>) -> Result<&'static Kind, Unusable> {
     if let Some(container) = container::by_signature(window)? {
         return Err(Unusable::Container(container));

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
-use vhd_core::chain::{ChainError, ChainWarning, ImageFormat};
+use vhd_core::chain::{ChainError, ChainWarning, ImageFormat, require_vhd};
 use vhd_core::check::{CheckReport, Finding, Severity, check};
 use vhd_core::format::DiskType;
 use vhd_core::storage::{Access, HostFile, Sharing, StorageFile};
@@ -26,8 +26,9 @@ Examples:
   vhd check --json disk.vhd | jq -r '.findings[].code'
 
 Nothing is changed. The exit code is 0 when nothing was found or notes alone, 3 when something is corrupt (an ancestor \
-that is missing, wrong or corrupt included), 4 when there is only leaked space or damage that loses nothing, and 1 \
-when the check could not run.";
+included), 6 when the files that are there are not, but an ancestor is missing, another disk or its own ancestor, 4 when \
+there is only leaked space or damage that loses nothing, 8 when the file is not a VHD, and 1 when the check could not \
+run.";
 
 /// Arguments of `vhd check`.
 #[derive(Args, Debug)]
@@ -57,6 +58,8 @@ enum Verdict {
     Clean,
     Leaks,
     Repairable,
+    /// The chain is broken: a parent is missing, is another disk, or its own ancestor.
+    Parent,
     Corrupt,
 }
 
@@ -99,6 +102,7 @@ pub(crate) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
     Ok(match outcome.verdict {
         Verdict::Clean => Exit::Ok,
         Verdict::Leaks | Verdict::Repairable => Exit::Repairable,
+        Verdict::Parent => Exit::Parent,
         Verdict::Corrupt => Exit::Corrupt,
     })
 }
@@ -110,6 +114,7 @@ fn check_file(args: &CheckArgs, path: &Path) -> Result<CheckReport, Failure> {
         Sharing::Exclusive
     };
     let file = HostFile::open(path, Access::ReadOnly, sharing)?;
+    require_vhd(&file, path)?;
     check_storage(&file, path)
 }
 
@@ -165,16 +170,18 @@ fn add_chain_error(args: &CheckArgs, error: ChainError, outcome: &mut Outcome) -
     };
     let is_damage = matches!(error, ChainError::Image { .. });
     let failure = Failure::from(error);
-    if is_damage && failure.exit() != Exit::Corrupt {
-        return Err(failure);
-    }
+    let verdict = match failure.exit() {
+        Exit::Corrupt => Verdict::Corrupt,
+        Exit::Parent => Verdict::Parent,
+        _ => return Err(failure),
+    };
     let name = path_text(&at);
     if outcome.files.iter().all(|file| file.path != name) {
         outcome.add(&at, check_file(args, &at)?);
     }
     // A damaged file's own findings say more, but the chain may be stricter than they are.
     if !is_damage || outcome.verdict != Verdict::Corrupt {
-        outcome.add_corruption(&at, &failure);
+        outcome.add_failure(&at, verdict, &failure);
     }
     Ok(())
 }
@@ -196,8 +203,8 @@ impl Outcome {
         }
     }
 
-    fn add_corruption(&mut self, path: &Path, failure: &Failure) {
-        self.verdict = Verdict::Corrupt;
+    fn add_failure(&mut self, path: &Path, verdict: Verdict, failure: &Failure) {
+        self.verdict = self.verdict.max(verdict);
         self.findings.push(FindingReport {
             path: path_text(path),
             code: failure.kind().map_or("usage", |kind: Kind| kind.code().name).to_owned(),
@@ -223,6 +230,7 @@ impl Verdict {
             Self::Clean => "clean",
             Self::Leaks => "leaked space only: no data is affected",
             Self::Repairable => "repairable: what is right is known, nothing is lost",
+            Self::Parent => "BROKEN CHAIN: a parent is missing or wrong; the images that were found are not corrupt",
             Self::Corrupt => "CORRUPT",
         }
     }

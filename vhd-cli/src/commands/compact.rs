@@ -19,6 +19,7 @@ use crate::children;
 use crate::codes::Kind;
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::format_arg::FormatArg;
 use crate::input::{ChainArgs, Source, SourceArgs, require_file};
 use crate::output::{self, ReportArgs, path_text};
 use crate::progress::ProgressArgs;
@@ -154,8 +155,10 @@ pub(crate) fn run(args: &CompactArgs) -> Result<Exit, Failure> {
 /// Opens the image with its ancestors. A dry run needs no right to write.
 fn open(args: &CompactArgs, source: &Source) -> Result<OpenedDisk, Failure> {
     let chain = args.chain.clone();
+    // What has no blocks is told apart from what is no VHD.
+    let from = Some(FormatArg::Vhd);
+    let options = SourceArgs { from, chain }.options(source).write(!args.dry_run);
     // What a child reads changes with --free-space only: that is asked for then.
-    let options = SourceArgs { from: None, chain }.options(source).write(!args.dry_run);
     let options = options.ignore_children(true);
     let opened = options.open(&source.path)?;
     for warning in opened.warnings() {

@@ -14,6 +14,7 @@ use vhd_core::storage::{StagedFile, StorageError, StorageFile};
 use crate::codes::Kind;
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::format_arg::FormatArg;
 use crate::input::{SearchArgs, image_path};
 use crate::output::{self, ReportArgs};
 use crate::{human, size};
@@ -51,6 +52,9 @@ pub(crate) struct CreateArgs {
     /// Create a differencing image over this disk
     #[arg(long, value_name = "PARENT")]
     parent: Option<PathBuf>,
+    /// The format of the parent, instead of the detected one; `raw` takes the bytes of any file as a disk
+    #[arg(long, value_name = "FORMAT", value_enum, requires = "parent")]
+    from: Option<FormatArg>,
     #[command(flatten)]
     search: SearchArgs,
     #[command(flatten)]
@@ -175,7 +179,7 @@ fn publish(
 }
 
 fn create_over(args: &CreateArgs, parent: &Path, size: Option<u64>) -> Result<Created, Failure> {
-    let options = args.search.options();
+    let options = args.search.options().format(args.from.map(Into::into));
     let opened = options.open(parent)?;
     for warning in opened.warnings() {
         output::warning(warning);
@@ -188,9 +192,10 @@ fn create_over(args: &CreateArgs, parent: &Path, size: Option<u64>) -> Result<Cr
     }
     let id = create_child(&args.path, parent, args.block_size, &options)?;
     if opened.format() == ImageFormat::Raw {
-        let parent = parent.display();
-        output::warning(format!(
-            "{parent} is raw and has no identity: the child opens with `--parent {parent}` only"
+        let prefix = args.from.map_or("", |_| "raw:");
+        output::warning(format_args!(
+            "{parent} is raw and has no identity: the child opens with `--parent {prefix}{parent}` only",
+            parent = parent.display()
         ));
     }
     Ok((DiskType::Differencing, id, parent_size))

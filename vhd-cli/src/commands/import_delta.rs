@@ -15,6 +15,7 @@ use super::pair;
 use crate::children::ChildrenArgs;
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::format_arg::FormatArg;
 use crate::input::{SearchArgs, image_path, is_dash};
 use crate::output::{self, ReportArgs};
 use crate::progress::ProgressArgs;
@@ -59,6 +60,9 @@ pub(crate) struct ImportDeltaArgs {
     /// Return when the destination is durable, name and all
     #[arg(long)]
     sync: bool,
+    /// The format of BASE, instead of the detected one; `raw` takes the bytes of any file as a disk
+    #[arg(long, value_name = "FORMAT", value_enum)]
+    from: Option<FormatArg>,
     #[command(flatten)]
     search: SearchArgs,
     #[command(flatten)]
@@ -96,7 +100,8 @@ pub(crate) fn run(args: &ImportDeltaArgs) -> Result<Exit, Failure> {
         return Err(Failure::usage("delta, base and destination must have names"));
     }
     let destination = Destination::new(&args.destination, args.force, args.children)?;
-    let import = DeltaImport::open(&args.delta, &image_path(&args.onto)?, &args.search.options())?;
+    let base = args.search.options().format(args.from.map(Into::into));
+    let import = DeltaImport::open(&args.delta, &image_path(&args.onto)?, &base)?;
     let [base, delta] = import.sources();
     for warning in delta.warnings() {
         output::warning(warning);

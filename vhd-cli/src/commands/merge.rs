@@ -216,7 +216,7 @@ pub(crate) fn run(args: &MergeArgs) -> Result<Exit, Failure> {
 }
 
 fn open_options(chain: &ChainArgs) -> OpenOptions {
-    chain.search.options().parents(chain.parents.iter().cloned())
+    chain.options()
 }
 
 fn in_place(args: &MergeArgs, request: &MergeRequest) -> Result<MergeJson, Failure> {

@@ -1,11 +1,13 @@
 //! One file per command. Each has its arguments, its report and `run`.
 
 pub(crate) mod azure;
+pub(crate) mod cat;
 pub(crate) mod check;
 pub(crate) mod compact;
 pub(crate) mod compare;
 pub(crate) mod completions;
 pub(crate) mod convert;
+pub(crate) mod cp;
 pub(crate) mod create;
 mod destination;
 pub(crate) mod diff;
@@ -13,10 +15,12 @@ pub(crate) mod export_delta;
 pub(crate) mod hash;
 pub(crate) mod import_delta;
 pub(crate) mod info;
+pub(crate) mod ls;
 pub(crate) mod man;
 pub(crate) mod map;
 pub(crate) mod measure;
 pub(crate) mod merge;
+pub(crate) mod mount;
 pub(crate) mod nbd;
 pub(crate) mod new_id;
 mod pair;
@@ -60,9 +64,14 @@ fn dispatch(command: &Command) -> Result<Exit, Failure> {
         Command::Azure(args) => azure::run(args),
         Command::Tree(args) => tree::run(args),
         Command::Snapshot(args) => snapshot::run(args),
+        Command::Ls(args) => ls::run(args),
+        Command::Cat(args) => cat::run(args),
+        Command::Cp(args) => cp::run(args),
         Command::Compact(args) => compact::run(args),
         Command::Measure(args) => measure::run(args),
         Command::Nbd(args) => nbd::run(args),
+        Command::Mount(args) => mount::run(args),
+        Command::Umount(args) => mount::run_umount(args),
         Command::Resize(args) => resize::run(args),
         Command::Reparent(args) => reparent::run(args),
         Command::NewId(args) => new_id::run(args),
@@ -91,9 +100,14 @@ fn identity(command: &Command) -> (&'static str, bool) {
         Command::Azure(args) => azure::identity(args),
         Command::Tree(args) => (tree::NAME, args.report.json),
         Command::Snapshot(args) => snapshot::identity(args),
+        Command::Ls(args) => (ls::NAME, args.report.json),
+        Command::Cat(_) => (cat::NAME, false),
+        Command::Cp(args) => (cp::NAME, args.report.json),
         Command::Compact(args) => (compact::NAME, args.report.json),
         Command::Measure(args) => (measure::NAME, args.report.json),
         Command::Nbd(_) => (nbd::NAME, false),
+        Command::Mount(_) => ("mount", false),
+        Command::Umount(_) => ("umount", false),
         Command::Resize(args) => (resize::NAME, args.report.json),
         Command::Reparent(args) => (reparent::NAME, args.report.json),
         Command::NewId(args) => (new_id::NAME, args.report.json),

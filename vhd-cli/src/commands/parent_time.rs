@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use vhd_core::chain::dependants::dependants_of;
+use vhd_core::chain::require_vhd;
+use vhd_core::storage::{Access, HostFile, Sharing};
 
 use crate::failure::Failure;
 use crate::output;
@@ -25,6 +27,7 @@ impl ParentTime {
 
     /// For a file that other images are known to be based on.
     pub(crate) fn if_parent(path: &Path) -> Result<Option<Self>, Failure> {
+        require_vhd(&HostFile::open(path, Access::ReadOnly, Sharing::Unlocked)?, path)?;
         let found = dependants_of(path)?;
         (!found.children().is_empty()).then(|| Self::of(path)).transpose()
     }

@@ -12,8 +12,7 @@ use crate::support::{Lab, MIB, reading_commands, stderr, stdout};
 fn refused_by_all(lab: &Lab, image: &str, code: &str, exit: i32, finding: &str) {
     for command in reading_commands(image) {
         let args: Vec<&str> = command.iter().map(String::as_str).collect();
-        let expected = if args[0] == "check" { 3 } else { exit };
-        let ran = lab.run(&args, expected);
+        let ran = lab.run(&args, exit);
         if args[0] == "check" {
             assert!(stdout(&ran).contains(finding), "{args:?}: {}", stdout(&ran));
         } else {
@@ -37,8 +36,13 @@ fn a_missing_parent_is_refused_by_every_command() {
     let json = lab.json(&["info", "leaf.avhd"], 6);
     assert_eq!(json["layers"][0]["type"], "differencing");
     assert_eq!(json["error"]["code"], "VHD-E0201");
-    let json = lab.json(&["check", "leaf.avhd"], 3);
-    assert_eq!(json["verdict"], "corrupt");
+    let json = lab.json(&["check", "leaf.avhd"], 6);
+    assert_eq!(json["verdict"], "parent");
+    let text = stdout(&lab.run(&["check", "leaf.avhd"], 6));
+    assert!(text.contains("BROKEN CHAIN") && !text.contains("CORRUPT"), "{text}");
+    // What is corrupt as well is the worse finding.
+    lab.damage("leaf.avhd", 512 + 36, &[1]);
+    assert_eq!(lab.json(&["check", "leaf.avhd"], 3)["verdict"], "corrupt");
 }
 
 #[test]
@@ -80,7 +84,7 @@ fn the_layers_above_a_break_are_shown() {
         let paths: Vec<&str> = paths.map(|layer| layer["path"].as_str().unwrap()).collect();
         assert_eq!(paths, wanted);
         assert!(info["error"]["code"].is_string(), "{info}");
-        let check = lab.json(&["check", "top.avhd"], 3);
+        let check = lab.json(&["check", "top.avhd"], exit);
         let files = check["files"].as_array().unwrap().iter();
         let files: Vec<&str> = files.map(|file| file["path"].as_str().unwrap()).collect();
         assert_eq!(files[..wanted.len()], *wanted);

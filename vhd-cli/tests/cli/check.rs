@@ -50,9 +50,20 @@ fn corruption_is_told_with_its_place() {
 }
 
 #[test]
-fn a_file_that_is_no_vhd_is_corrupt() {
+fn a_file_that_is_no_vhd_is_not_called_corrupt() {
     let lab = Lab::new();
-    assert_eq!(codes(&lab.json(&["check", "other.raw"], 3)), ["footer-missing"]);
+    std::fs::write(lab.path("text.vhd"), b"some words\n".repeat(100)).unwrap();
+    std::fs::write(lab.path("empty.vhd"), b"").unwrap();
+    std::fs::write(lab.path("cut.vhd"), vec![7; 8192]).unwrap();
+    for (image, code) in [
+        ("other.raw", "VHD-E0134"),
+        ("text.vhd", "VHD-E0130"),
+        ("empty.vhd", "VHD-E0132"),
+    ] {
+        assert_eq!(lab.json(&["check", image], 8)["error"]["code"], code, "{image}");
+    }
+    // What is named like a VHD and could be one that lost its end is.
+    assert_eq!(codes(&lab.json(&["check", "cut.vhd"], 3)), ["footer-missing"]);
 }
 
 #[test]

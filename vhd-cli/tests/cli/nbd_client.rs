@@ -52,16 +52,76 @@ fn what_reads_files_reads_a_server() {
 }
 
 #[test]
-fn bytes_of_a_server_are_a_disk_whatever_they_look_like() {
+fn an_image_on_the_disk_of_a_server_is_said_and_read_where_that_is_asked_for() {
     let lab = Lab::new();
     lab.dynamic("inner.vhd", 8 * MIB);
+    lab.write("inner.vhd", MIB, &[9; 4096]);
     let args = ["--unix", "s.sock", "--read-only", "--from", "raw", "inner.vhd"];
     let serving = Serving::start(&lab, &args);
-    lab.run(&["convert", &uri(&lab, ""), "copy.raw", "--to", "raw"], 0);
+    let uri = uri(&lab, "");
+    for args in [
+        &["hash", &uri][..],
+        &["info", &uri],
+        &["map", &uri],
+        &["convert", &uri, "out", "--to", "raw"],
+        &["compare", &uri, "inner.vhd"],
+        &["azure", "prepare", &uri, "out"],
+    ] {
+        let said = stderr(&lab.run(args, 8));
+        assert!(
+            said.contains("VHD-E0613") && said.contains("--from vhd"),
+            "{args:?}: {said}"
+        );
+        assert!(!lab.exists("out"));
+    }
+    lab.run(&["convert", "--from", "raw", &uri, "copy.raw", "--to", "raw"], 0);
     lab.run(&["compare", "--from", "raw", "copy.raw", "inner.vhd"], 0);
+    let hash = |args: &[&str]| lab.json(args, 0)["sha256"].clone();
+    assert_eq!(hash(&["hash", "--from", "vhd", &uri]), hash(&["hash", "inner.vhd"]));
+    assert_eq!(
+        hash(&["hash", "--from", "raw", &uri]),
+        hash(&["hash", "--from", "raw", "inner.vhd"])
+    );
+    lab.run(&["compare", "--from", "vhd", &uri, "inner.vhd"], 0);
+    lab.run(&["convert", "--from", "vhd", &uri, "flat.vhd", "--to", "fixed"], 0);
+    lab.run(&["compare", "flat.vhd", "inner.vhd"], 0);
+    let info = lab.json(&["info", "--from", "vhd", &uri], 0);
+    assert_eq!(
+        (&info["format"], &info["virtual_size"]),
+        (&"vhd".into(), &(8 * MIB).into())
+    );
+    assert_eq!(info["layers"][0]["type"], "dynamic");
+    lab.run(&["map", "--from", "vhd", &uri], 0);
+    lab.run(&["hash", "--parent", "inner.vhd", &uri], 2);
+    assert_eq!(serving.stop(Signal::TERM).0, Some(0));
+}
+
+#[test]
+fn a_child_on_the_disk_of_a_server_needs_its_parents_named() {
+    let lab = Lab::new();
+    lab.chain();
+    let args = ["--unix", "s.sock", "--read-only", "--from", "raw", "leaf.avhd"];
+    let serving = Serving::start(&lab, &args);
+    let uri = uri(&lab, "");
+    let said = stderr(&lab.run(&["hash", "--from", "vhd", &uri], 6));
+    assert!(said.contains("VHD-E0201"), "{said}");
+    lab.run(
+        &["compare", "--from", "vhd", "--parent", "parent.vhd", &uri, "leaf.avhd"],
+        0,
+    );
+    assert_eq!(serving.stop(Signal::TERM).0, Some(0));
+}
+
+#[test]
+fn another_container_on_the_disk_of_a_server_is_refused() {
+    let lab = Lab::new();
+    std::fs::write(lab.path("a.vhdx"), [b"vhdxfile".to_vec(), vec![0; 8184]].concat()).unwrap();
+    let args = ["--unix", "s.sock", "--read-only", "--from", "raw", "a.vhdx"];
+    let serving = Serving::start(&lab, &args);
+    let said = stderr(&lab.run(&["hash", &uri(&lab, "")], 8));
+    assert!(said.contains("VHD-E0130") && said.contains("a VHDX image"), "{said}");
+    lab.run(&["hash", "--from", "vhd", &uri(&lab, "")], 8);
     lab.run(&["hash", "--from", "raw", &uri(&lab, "")], 0);
-    lab.run(&["hash", "--from", "vhd", &uri(&lab, "")], 2);
-    lab.run(&["hash", "--parent", "inner.vhd", &uri(&lab, "")], 2);
     assert_eq!(serving.stop(Signal::TERM).0, Some(0));
 }
 

@@ -227,6 +227,9 @@ impl Writer<'_> {
 fn serve_and_kill(lab: &Lab, subject: Subject, cells: &Cells, sizes: &Sizes, rng: &mut Rng) {
     let mut args = vec!["--unix", "s.sock", subject.image];
     args.extend(subject.resizing.then_some("--resizable"));
+    if subject.image.ends_with(".raw") {
+        args.extend(["--from", "raw"]);
+    }
     let mut serving = Serving::start(lab, &args);
     thread::scope(|scope| {
         if subject.resizing {

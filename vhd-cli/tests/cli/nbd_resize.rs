@@ -20,7 +20,9 @@ fn a_disk_is_resized_while_it_is_served() {
             _ => std::fs::write(lab.path(image), vec![0; 8 << 20]).unwrap(),
         }
         lab.write(image, 4 * MIB, &[7; 4096]);
-        let serving = Serving::start(&lab, &["--unix", "s.sock", "--resizable", image]);
+        let format = if kind == "raw" { "raw" } else { "vhd" };
+        let args = ["--unix", "s.sock", "--resizable", "--from", format, image];
+        let serving = Serving::start(&lab, &args);
         let uri = uri(&lab, "");
         let planned = lab.json(&["resize", &uri, "1G", "--dry-run"], 0);
         assert_eq!(

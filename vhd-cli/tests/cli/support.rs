@@ -7,7 +7,7 @@ use assert_cmd::Command;
 use assert_cmd::assert::Assert;
 use serde_json::Value;
 use tempfile::TempDir;
-use vhd_core::chain::OpenOptions;
+use vhd_core::chain::{ImageFormat, OpenOptions};
 use vhd_core::image::{create_dynamic, create_fixed};
 use vhd_core::storage::StagedFile;
 
@@ -143,7 +143,8 @@ impl Lab {
 
     /// Writes to the disk in an image, whoever relies on it.
     pub(crate) fn write(&self, name: &str, offset: u64, bytes: &[u8]) {
-        let options = OpenOptions::new().write(true).ignore_children(true);
+        let format = name.ends_with(".raw").then_some(ImageFormat::Raw);
+        let options = OpenOptions::new().format(format).write(true).ignore_children(true);
         let opened = options.open(&self.path(name)).unwrap();
         opened.disk().write_at(bytes, offset).unwrap();
         opened.close().unwrap();

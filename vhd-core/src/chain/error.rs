@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::dependants::{DependantsError, Doubt};
+use super::detect::ForeignFormat;
 use crate::ErrorKind;
 use crate::format::{FormatError, Timestamp, UniqueId};
 use crate::image::OpenError;
@@ -36,19 +37,84 @@ pub enum ChainError {
         #[source]
         source: OpenError,
     },
-    /// The file was not recognised as a VHD but bears traces of one.
+    /// A footer with other bytes behind it: the file was cut, or something was appended to it.
     #[error(
-        "{} looks like a VHD with bytes behind its footer: the cookie `conectix` stands at {offset:#x}, expected at \
-         {expected:#x}; name the format to say what it is",
-        path.display()
+        "{} looks like a VHD with bytes behind its footer: the cookie `conectix` stands at {offset:#x}, and the file of \
+         {file_len:#x} bytes would have it 512 bytes before its end: try `vhd repair {}`, or name the format to say what \
+         it is (`--from raw` takes all of it as a raw disk)",
+        path.display(), path.display()
     )]
     Ambiguous {
         /// The file.
         path: PathBuf,
         /// Where the cookie was found.
         offset: u64,
-        /// Where a footer would be.
-        expected: u64,
+        /// Bytes in the file.
+        file_len: u64,
+    },
+    /// The file is in another program's format.
+    #[error(
+        "{} is {format}, not a VHD: {}; where a disk is read, `--from raw` takes the bytes as one",
+        path.display(), format.next_step()
+    )]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// The format.
+        format: ForeignFormat,
+    },
+    /// The file is named like a VHD, and could be a raw disk by its content.
+    #[error(
+        "{} is named like a VHD and has no footer: none in the last 512 of its {file_len} bytes, no copy at 0x0, no \
+         dynamic header at 0x200; it begins with {content}: was it cut, or not copied to its end? `vhd repair {}` says \
+         what can be restored; `--from raw` takes it as a raw disk",
+        path.display(), path.display()
+    )]
+    FooterLost {
+        /// The file.
+        path: PathBuf,
+        /// Bytes in the file.
+        file_len: u64,
+        /// What the file begins with.
+        content: String,
+    },
+    /// The file is empty, or smaller than the smallest disk.
+    #[error("{} is no disk: {}", path.display(), Small(*file_len))]
+    TooSmall {
+        /// The file.
+        path: PathBuf,
+        /// Bytes in the file.
+        file_len: u64,
+    },
+    /// A file that could be a raw disk, where only a VHD will do.
+    #[error(
+        "{} is not a VHD: it has neither a footer nor a dynamic header, and begins with {content}",
+        path.display()
+    )]
+    NotVhd {
+        /// The file.
+        path: PathBuf,
+        /// What the file begins with.
+        content: String,
+    },
+    /// A raw disk would be written that was not said to be one.
+    #[error(
+        "{} is not a VHD, and what is not a VHD is written only where its format is said: `--from raw` opens it as a raw \
+         disk for writing",
+        path.display()
+    )]
+    RawWrite {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The disk of a server holds a VHD, and nothing says whether that or its bytes are meant.
+    #[error(
+        "the disk {} holds a VHD image: `--from vhd` reads the disk in the image, `--from raw` the bytes of the image",
+        name.display()
+    )]
+    ExportHoldsVhd {
+        /// The name of the disk.
+        name: PathBuf,
     },
     /// An unfinished job keeps the image from being written.
     #[error(transparent)]
@@ -138,6 +204,12 @@ impl ChainError {
             Self::Read { source, .. } => io_kind(source),
             Self::Image { source, .. } => source.kind(),
             Self::Ambiguous { .. } => ErrorKind::Ambiguous,
+            Self::Foreign { .. } => ErrorKind::ForeignFormat,
+            Self::FooterLost { .. } => ErrorKind::FooterLost,
+            Self::TooSmall { .. } => ErrorKind::TooSmall,
+            Self::NotVhd { .. } => ErrorKind::NotVhd,
+            Self::RawWrite { .. } => ErrorKind::RawWrite,
+            Self::ExportHoldsVhd { .. } => ErrorKind::ExportHoldsVhd,
             Self::Job(error) => error.kind(),
             Self::ParentMissing { .. } => ErrorKind::ParentMissing,
             Self::ParentMismatch { .. } => ErrorKind::ParentMismatch,
@@ -147,6 +219,18 @@ impl ChainError {
             Self::Dependants(error) => error.kind(),
             Self::Replaced { .. } => ErrorKind::Changed,
             Self::SizeMismatch { .. } => ErrorKind::SizeMismatch,
+        }
+    }
+}
+
+/// How small a file is that is no disk.
+struct Small(u64);
+
+impl fmt::Display for Small {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => f.write_str("the file is empty"),
+            len => write!(f, "the file has {len} bytes, less than one sector of 512"),
         }
     }
 }
@@ -176,6 +260,8 @@ pub enum ParentOutcome {
     OtherDisk(UniqueId),
     /// A file that is no VHD.
     NotVhd,
+    /// A file in another program's format.
+    Foreign(ForeignFormat),
     /// A file that can't be read.
     Unreadable(String),
 }
@@ -188,6 +274,7 @@ impl fmt::Display for ParentOutcome {
             Self::Denied => f.write_str("not looked at: only explicitly named parents are allowed"),
             Self::OtherDisk(id) => write!(f, "another disk, {id}"),
             Self::NotVhd => f.write_str("not a VHD"),
+            Self::Foreign(format) => write!(f, "{format}, not a VHD"),
             Self::Unreadable(reason) => write!(f, "unreadable: {reason}"),
         }
     }
@@ -277,6 +364,17 @@ pub enum ChainWarning {
         path: PathBuf,
         /// What is wrong with it.
         reason: FormatError,
+    },
+    /// A raw disk whose length is no multiple of a sector.
+    #[error(
+        "the raw disk {} has {file_len} bytes, which is no multiple of 512: was it cut? It is completed with zeroes",
+        path.display()
+    )]
+    OddLength {
+        /// The file.
+        path: PathBuf,
+        /// Bytes in the file.
+        file_len: u64,
     },
     /// Both footers are valid and differ.
     #[error("the footer of {} and its copy differ; using the footer", path.display())]

@@ -5,7 +5,9 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::error::ParentOutcome;
+use super::ImageFormat;
+use super::detect::foreign_format;
+use super::error::{ChainError, ParentOutcome};
 use super::locate::{AllowAll, Candidate, ParentGate, candidates};
 use super::unfinished::unfinished_resize;
 use crate::format::UniqueId;
@@ -45,14 +47,28 @@ pub(super) fn examine(
 /// been replaced, or have become another disk.
 pub(super) fn identify(candidate: &Candidate, file: &HostFile, wanted: UniqueId) -> Result<Examined, ParentOutcome> {
     let unreadable = |error: &dyn std::error::Error| ParentOutcome::Unreadable(error.to_string());
-    if let Some(error) = unfinished_resize(&candidate.path, file) {
+    let path = &candidate.path;
+    if candidate.as_raw && wanted.is_nil() {
+        return Ok(Examined::Raw);
+    }
+    if let Some(error) = unfinished_resize(path, file) {
         return Err(unreadable(&error));
     }
     match Footers::read(file) {
         Ok(footers) if footers.footer.unique_id == wanted && !wanted.is_nil() => Ok(Examined::Vhd),
         Ok(footers) => Err(ParentOutcome::OtherDisk(footers.footer.unique_id)),
-        Err(OpenError::NoFooter { .. }) if candidate.named && wanted.is_nil() => Ok(Examined::Raw),
-        Err(OpenError::NoFooter { .. }) => Err(ParentOutcome::NotVhd),
+        Err(OpenError::NoFooter { .. }) if candidate.named && wanted.is_nil() => {
+            match ImageFormat::detect(file, path) {
+                Ok(ImageFormat::Raw) => Ok(Examined::Raw),
+                Ok(ImageFormat::Vhd) => Err(ParentOutcome::NotVhd),
+                Err(ChainError::Foreign { format, .. }) => Err(ParentOutcome::Foreign(format)),
+                Err(error) => Err(unreadable(&error)),
+            }
+        }
+        Err(OpenError::NoFooter { .. }) => Err(match foreign_format(file) {
+            Ok(Some(format)) => ParentOutcome::Foreign(format),
+            _ => ParentOutcome::NotVhd,
+        }),
         Err(error) => Err(unreadable(&error)),
     }
 }

@@ -41,6 +41,8 @@ pub(super) struct Candidate {
     pub(super) explicit: bool,
     /// The user named this very file: it may be a raw one, which has no identity to tell it by.
     pub(super) named: bool,
+    /// The user said that it is a raw disk, whatever it looks like.
+    pub(super) as_raw: bool,
 }
 
 /// The most places that are tried for one parent.
@@ -90,6 +92,7 @@ impl Candidates {
             reason: "named explicitly".to_owned(),
             explicit: true,
             named: true,
+            as_raw: false,
         });
     }
 
@@ -99,6 +102,7 @@ impl Candidates {
             reason: reason.to_owned(),
             explicit,
             named: false,
+            as_raw: false,
         });
     }
 

@@ -8,6 +8,7 @@
 mod create;
 pub mod dependants;
 mod detect;
+mod device_file;
 mod disagree;
 mod error;
 mod examine;
@@ -19,7 +20,8 @@ mod unfinished;
 
 pub use create::{CreateChildError, create_child, parent_link};
 pub(crate) use create::{create_child_of, create_over, link_to, link_to_open};
-pub use detect::ImageFormat;
+pub(crate) use detect::image_error;
+pub use detect::{ForeignClass, ForeignFormat, ImageFormat, require_vhd};
 pub use error::{ChainError, ChainWarning, ParentOutcome, TriedParent};
 pub use locate::{AllowAll, ExplicitOnly, ParentGate};
 pub use open::{ChainLayer, MAX_DEPTH, OpenOptions, OpenedDisk};

@@ -7,16 +7,19 @@ use std::sync::Arc;
 
 use super::ImageFormat;
 use super::dependants::{Limits, Search};
+use super::detect::image_error;
+use super::device_file::DeviceFile;
 use super::disagree::{Actual, Recorded, disagreements};
 use super::error::{ChainError, ChainWarning, ParentOutcome, TriedParent};
 use super::examine::{Examined, examine, identify};
-use super::locate::{AllowAll, Candidate, ParentGate, candidates};
+use super::locate::{AllowAll, Candidate, ExplicitOnly, ParentGate, candidates};
 use super::unfinished::unfinished_resize;
 use crate::device::{BlockDevice, DeviceError, Disk, Layer, LayeredDevice, LiveDevice, RawDevice};
 use crate::format::{Timestamp, UniqueId};
 use crate::image::{FooterSource, Footers, Image, OpenMode, PublishFence};
 use crate::job::{open_job, require_steady};
 use crate::storage::{Access, FileIdentity, HostFile, Sharing, StorageError, StorageFile};
+use crate::units::SECTOR_SIZE;
 
 /// The most layers a chain may have. Hyper-V stops at 50 snapshots; the limit is there so that a directory
 /// of hostile images ends in an error and not in all file descriptors taken.
@@ -29,6 +32,8 @@ pub struct OpenOptions {
     sharing: Sharing,
     format: Option<ImageFormat>,
     parents: Vec<PathBuf>,
+    /// Those of them that are raw disks whatever they look like.
+    raw_parents: Vec<PathBuf>,
     parent_dirs: Vec<PathBuf>,
     gate: Arc<dyn ParentGate>,
     fence: Option<Arc<dyn PublishFence>>,
@@ -44,6 +49,7 @@ impl Default for OpenOptions {
             sharing: Sharing::Exclusive,
             format: None,
             parents: Vec::new(),
+            raw_parents: Vec::new(),
             parent_dirs: Vec::new(),
             gate: Arc::new(AllowAll),
             fence: None,
@@ -54,7 +60,7 @@ impl Default for OpenOptions {
 }
 
 impl OpenOptions {
-    /// For reading, with the image locks, the format told by content, parents wherever the images say.
+    /// For reading, with the image locks, the format detected, parents wherever the images say.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -62,7 +68,8 @@ impl OpenOptions {
 
     /// Opens the leaf for writing too. Ancestors are never written. It is refused if other images rely on the leaf, if a
     /// snapshot froze it, or if that can't be known: see [`dependants`](super::dependants) and
-    /// [`ignore_children`](Self::ignore_children).
+    /// [`ignore_children`](Self::ignore_children). A leaf that is not a VHD is written only if its
+    /// [`format`](Self::format) is given: one write destroys what only looks like a raw disk.
     #[must_use]
     pub fn write(mut self, write: bool) -> Self {
         self.access = if write { Access::ReadWrite } else { Access::ReadOnly };
@@ -89,7 +96,7 @@ impl OpenOptions {
         self
     }
 
-    /// The format of the leaf, instead of what its content says.
+    /// The format of the leaf, instead of the [detected](ImageFormat::detect) one.
     #[must_use]
     pub fn format(mut self, format: Option<ImageFormat>) -> Self {
         self.format = format;
@@ -101,6 +108,14 @@ impl OpenOptions {
     pub fn parents(mut self, parents: impl IntoIterator<Item = PathBuf>) -> Self {
         self.parents.extend(parents);
         self
+    }
+
+    /// Like [`parents`](Self::parents), and they are raw disks whatever they look like.
+    #[must_use]
+    pub fn raw_parents(mut self, parents: impl IntoIterator<Item = PathBuf>) -> Self {
+        let parents: Vec<PathBuf> = parents.into_iter().collect();
+        self.raw_parents.extend(parents.iter().cloned());
+        self.parents(parents)
     }
 
     /// Directories to look for parents in, by name and then by identity.
@@ -154,6 +169,28 @@ impl OpenOptions {
         self.open_file(path, file, &mut Vec::new())
     }
 
+    /// Opens a disk of a server, under a name for people: as a raw one, or the image that its bytes are, for reading.
+    ///
+    /// An image there has no directory, so its ancestors are those that are named and those in
+    /// [`parent_dirs`](Self::parent_dirs).
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open), and [`ChainError::ExportHoldsVhd`] if it holds a VHD and no format is given.
+    pub fn open_device(&self, device: Arc<dyn BlockDevice>, name: &Path) -> Result<OpenedDisk, ChainError> {
+        let file: Arc<dyn StorageFile> = Arc::new(DeviceFile::new(Disk::new(Arc::clone(&device))));
+        match self.format {
+            Some(ImageFormat::Raw) => Ok(OpenedDisk::from_device(device, name)),
+            Some(ImageFormat::Vhd) => {
+                let explicit = self.clone().write(false).gate(Arc::new(ExplicitOnly));
+                ChainBuilder::new(&explicit, &mut Vec::new()).build(name, file, None)
+            }
+            None => match ImageFormat::detect_remote(&*file, name)? {
+                ImageFormat::Raw => Ok(OpenedDisk::from_device(device, name)),
+                ImageFormat::Vhd => Err(ChainError::ExportHoldsVhd { name: name.to_owned() }),
+            },
+        }
+    }
+
     fn open_file(&self, path: &Path, file: Arc<HostFile>, found: &mut Vec<PathBuf>) -> Result<OpenedDisk, ChainError> {
         let job_open = self.look_for_jobs(path)?;
         let mut opened = self.open_format(path, file, found)?;
@@ -197,24 +234,35 @@ impl OpenOptions {
         };
         match format {
             ImageFormat::Raw => {
-                let writable = self.is_writing();
-                let warning = match writable {
-                    true => self.refuse_dependants(path, UniqueId::NIL, &[])?,
-                    false => None,
-                };
-                let device = RawDevice::new(file, writable).map_err(|source| ChainError::Read {
-                    path: path.to_owned(),
-                    source,
-                })?;
+                let opened = self.open_raw(path, file)?;
                 found.push(path.to_owned());
-                Ok(OpenedDisk::new(
-                    Device::Raw(Arc::new(device)),
-                    found.clone(),
-                    warning.into_iter().collect(),
-                ))
+                Ok(opened)
             }
-            ImageFormat::Vhd => ChainBuilder::new(self, found).build(path, file),
+            ImageFormat::Vhd => ChainBuilder::new(self, found).build(path, Arc::clone(&file) as _, Some(&file)),
         }
+    }
+
+    fn open_raw(&self, path: &Path, file: Arc<HostFile>) -> Result<OpenedDisk, ChainError> {
+        let writable = self.is_writing();
+        if writable && self.format.is_none() {
+            return Err(ChainError::RawWrite { path: path.to_owned() });
+        }
+        let mut warnings = Vec::new();
+        if writable {
+            warnings.extend(self.refuse_dependants(path, UniqueId::NIL, &[])?);
+        }
+        let read = |source| ChainError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let file_len = file.len().map_err(read)?;
+        let device = RawDevice::new(file, writable).map_err(read)?;
+        if !file_len.is_multiple_of(SECTOR_SIZE) {
+            let path = path.to_owned();
+            warnings.push(ChainWarning::OddLength { path, file_len });
+        }
+        let device = Device::Raw(Arc::new(device));
+        Ok(OpenedDisk::new(device, vec![path.to_owned()], warnings))
     }
 
     fn is_writing(&self) -> bool {
@@ -449,8 +497,16 @@ impl<'a> ChainBuilder<'a> {
         }
     }
 
-    fn build(mut self, path: &Path, file: Arc<HostFile>) -> Result<OpenedDisk, ChainError> {
-        self.enter(path, path, &file)?;
+    /// Opens the leaf in `file` and its ancestors. `host` is the same file, if it is one of this host.
+    fn build(
+        mut self,
+        path: &Path,
+        file: Arc<dyn StorageFile>,
+        host: Option<&HostFile>,
+    ) -> Result<OpenedDisk, ChainError> {
+        if let Some(host) = host {
+            self.enter(path, path, host)?;
+        }
         // For a look first: to open it for writing may change it.
         let leaf = self.open_image(path, Arc::clone(&file), &OpenMode::read_only())?;
         self.paths.push(path.to_owned());
@@ -505,7 +561,7 @@ impl<'a> ChainBuilder<'a> {
         })
     }
 
-    fn open_image(&mut self, path: &Path, file: Arc<HostFile>, mode: &OpenMode) -> Result<Image, ChainError> {
+    fn open_image(&mut self, path: &Path, file: Arc<dyn StorageFile>, mode: &OpenMode) -> Result<Image, ChainError> {
         let image = image_at(path, file, mode)?;
         self.warnings.extend(footer_warnings(path, image.footers()));
         Ok(image)
@@ -519,6 +575,10 @@ impl<'a> ChainBuilder<'a> {
         let wanted = child.header().map_or(UniqueId::NIL, |header| header.parent_id);
         let mut tried = Vec::new();
         for candidate in candidates(child_path, &named, &self.options.parents, &self.options.parent_dirs) {
+            let candidate = Candidate {
+                as_raw: self.options.raw_parents.contains(&candidate.path),
+                ..candidate
+            };
             let outcome = match examine(child_path, &candidate, wanted, &*self.options.gate) {
                 Ok(_) => match self.take(child_path, &candidate, wanted)? {
                     Ok(found) => return Ok(found),
@@ -554,7 +614,7 @@ impl<'a> ChainBuilder<'a> {
         // INV-34: the identity that counts is that of the file which is read from here on.
         let layer = match identify(candidate, &file, wanted) {
             Ok(Examined::Vhd) => {
-                let image = self.open_image(path, Arc::clone(&file), &OpenMode::ancestor())?;
+                let image = self.open_image(path, Arc::clone(&file) as _, &OpenMode::ancestor())?;
                 Layer::Vhd(Arc::new(image))
             }
             Ok(Examined::Raw) => Layer::raw(Arc::clone(&file) as _).map_err(|source| ChainError::Read {
@@ -605,11 +665,8 @@ impl<'a> ChainBuilder<'a> {
     }
 }
 
-fn image_at(path: &Path, file: Arc<HostFile>, mode: &OpenMode) -> Result<Image, ChainError> {
-    Image::open(file, mode).map_err(|source| ChainError::Image {
-        path: path.to_owned(),
-        source,
-    })
+fn image_at(path: &Path, file: Arc<dyn StorageFile>, mode: &OpenMode) -> Result<Image, ChainError> {
+    Image::open(Arc::clone(&file), mode).map_err(|source| image_error(&*file, path, source))
 }
 
 fn footer_warnings(path: &Path, footers: &Footers) -> Option<ChainWarning> {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::chain::ChainError;
+use crate::chain::{ChainError, image_error};
 use crate::image::{Image, OpenMode};
 use crate::storage::{Access, HostFile, Sharing};
 
@@ -20,10 +20,8 @@ impl Alone {
             Access::ReadOnly => OpenMode::read_only(),
             Access::ReadWrite => OpenMode::read_write(),
         };
-        let image = Image::open(Arc::clone(&file) as _, &mode).map_err(|source| ChainError::Image {
-            path: path.to_owned(),
-            source,
-        })?;
+        let opened = Image::open(Arc::clone(&file) as _, &mode);
+        let image = opened.map_err(|source| image_error(&*file, path, source))?;
         Ok(Self { file, image })
     }
 }

@@ -9,6 +9,7 @@ use super::error::SnapshotError;
 use super::manifest::{ImageFile, Manifest};
 use super::place::Place;
 use super::tree::plain;
+use crate::chain::image_error;
 use crate::image::{Image, OpenMode, ReadSpan};
 use crate::storage::{Access, HostFile, Sharing, StorageError};
 use crate::units::VirtualOffset;
@@ -74,11 +75,8 @@ fn layer(place: &Place, manifest: &Manifest, file: &ImageFile) -> Result<Layer, 
 /// The image in a file, for a look: nothing is locked.
 pub(super) fn look_at(path: &Path) -> Result<Image, SnapshotError> {
     let file = Arc::new(HostFile::open(path, Access::ReadOnly, Sharing::Unlocked)?);
-    let image = Image::open(file, &OpenMode::ancestor());
-    image.map_err(|source| SnapshotError::Image {
-        path: path.to_owned(),
-        source,
-    })
+    let image = Image::open(Arc::clone(&file) as _, &OpenMode::ancestor());
+    image.map_err(|source| image_error(&*file, path, source).into())
 }
 
 /// Bytes of the disk that are stored in an image itself: of a differencing image the sectors that its bitmaps

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::rng::{Rng, chance, random_bytes};
-use vhd_core::chain::{OpenOptions, OpenedDisk};
+use vhd_core::chain::{ImageFormat, OpenOptions, OpenedDisk};
 use vhd_core::device::{ByteRange, Disk, Layer, LayeredDevice, ZeroOptions};
 use vhd_core::format::UniqueId;
 use vhd_core::image::{CreateError, Image, OpenError, OpenMode};
@@ -38,8 +38,14 @@ pub(crate) fn read_all(disk: &Disk) -> Vec<u8> {
 
 /// The disk at a path, whoever relies on it: tests change parents to see what becomes of their children.
 pub(crate) fn open(path: &Path, write: bool) -> OpenedDisk {
-    let opened = OpenOptions::new().write(write).ignore_children(true).open(path);
+    let opened = options_for(path).write(write).ignore_children(true).open(path);
     opened.unwrap_or_else(|error| panic!("{}: {error:?}", path.display()))
+}
+
+/// To open a file for writing: what is named as a raw disk is said to be one.
+pub(crate) fn options_for(path: &Path) -> OpenOptions {
+    let is_raw = path.extension().is_some_and(|extension| extension == "raw");
+    OpenOptions::new().format(is_raw.then_some(ImageFormat::Raw))
 }
 
 /// The image in a file, without its parents and without a lock.

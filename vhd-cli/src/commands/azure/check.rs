@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use serde::Serialize;
-use vhd_core::chain::ImageFormat;
+use vhd_core::chain::{ChainError, ImageFormat, require_vhd};
 use vhd_core::format::DiskType;
 use vhd_core::image::Footers;
 use vhd_core::ops::azure::{self, Outcome, Verdict};
@@ -88,6 +88,11 @@ pub(super) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
         Sharing::Exclusive
     };
     let file: Arc<dyn StorageFile> = Arc::new(HostFile::open(&source.path, Access::ReadOnly, sharing)?);
+    match require_vhd(&*file, &source.path) {
+        // What could be a raw disk is one that breaks the rules.
+        Ok(()) | Err(ChainError::NotVhd { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
     refuse_broken_chain(args, &source, &*file)?;
     let outcomes = azure::check(&file).map_err(|error| Failure::io("read", &source.path, &error))?;
     let report = CheckReport {

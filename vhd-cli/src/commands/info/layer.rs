@@ -27,7 +27,8 @@ pub(super) struct LayerReport {
     format: &'static str,
     virtual_size: u64,
     file_size: u64,
-    disk_usage: u64,
+    /// Unknown where the file is none of this host.
+    disk_usage: Option<u64>,
     /// Bytes of the whole disk that this layer answers; unknown in a broken chain.
     owned_bytes: Option<u64>,
     #[serde(flatten)]
@@ -91,7 +92,7 @@ impl LayerReport {
             format: "raw",
             virtual_size: size,
             file_size: file_size(path, file)?,
-            disk_usage: disk_usage(path)?,
+            disk_usage: disk_usage(path, file)?,
             owned_bytes: Some(owned_bytes),
             vhd: None,
         })
@@ -103,7 +104,7 @@ impl LayerReport {
             format: "vhd",
             virtual_size: image.disk_size(),
             file_size: file_size(path, &**image.file())?,
-            disk_usage: disk_usage(path)?,
+            disk_usage: disk_usage(path, &**image.file())?,
             owned_bytes,
             vhd: Some(VhdReport::of(image).map_err(|failure| failure.about(path.display()))?),
         })
@@ -114,12 +115,16 @@ fn file_size(path: &Path, file: &dyn StorageFile) -> Result<u64, Failure> {
     file.len().map_err(|error| Failure::io("query", path, &error))
 }
 
-fn disk_usage(path: &Path) -> Result<u64, Failure> {
-    let metadata = path.metadata().map_err(|error| Failure::io("query", path, &error))?;
-    metadata.blocks().checked_mul(STAT_BLOCK).ok_or_else(|| {
+fn disk_usage(path: &Path, file: &dyn StorageFile) -> Result<Option<u64>, Failure> {
+    let Some(host) = file.host_file() else {
+        return Ok(None);
+    };
+    let metadata = host.metadata().map_err(|error| Failure::io("query", path, &error))?;
+    let usage = metadata.blocks().checked_mul(STAT_BLOCK).ok_or_else(|| {
         let message = format!("{} uses more space than 64 bits can count", path.display());
         Failure::new(Kind::Library(ErrorKind::OutOfRange), message)
-    })
+    })?;
+    Ok(Some(usage))
 }
 
 impl VhdReport {
@@ -206,7 +211,9 @@ impl fmt::Display for LayerReport {
             fields.add("geometry", vhd.geometry.text());
         }
         fields.add("file size", human::bytes(self.file_size));
-        fields.add("space used", human::bytes(self.disk_usage));
+        if let Some(usage) = self.disk_usage {
+            fields.add("space used", human::bytes(usage));
+        }
         if let Some(blocks) = self.vhd.as_ref().and_then(|vhd| vhd.blocks.as_ref()) {
             let (allocated, all) = (blocks.allocated_blocks, blocks.blocks);
             let size = human::binary(blocks.block_size);

@@ -89,16 +89,24 @@ pub(crate) fn run(args: &InfoArgs) -> Result<Exit, Failure> {
 }
 
 fn show_chain(args: &InfoArgs, source: Source, opened: &OpenedDisk) -> Result<Exit, Failure> {
-    let report = InfoReport {
-        image: source.name,
+    output::report(args.report, NAME, &report(&source, opened)?)?;
+    Ok(Exit::Ok)
+}
+
+/// What `vhd info --json` prints of an open disk.
+pub(crate) fn json(source: &Source, opened: &OpenedDisk) -> Result<String, Failure> {
+    Ok(output::json(NAME, &report(source, opened)?))
+}
+
+fn report(source: &Source, opened: &OpenedDisk) -> Result<InfoReport<'static>, Failure> {
+    Ok(InfoReport {
+        image: source.name.clone(),
         format: format_name(opened.format()),
         virtual_size: opened.disk().size(),
         layers: layers(opened)?,
         warnings: opened.warnings().iter().map(ToString::to_string).collect(),
         error: None,
-    };
-    output::report(args.report, NAME, &report)?;
-    Ok(Exit::Ok)
+    })
 }
 
 fn layers(opened: &OpenedDisk) -> Result<Vec<LayerReport>, Failure> {

@@ -1,22 +1,20 @@
 //! Serving in the background: a process of its own, and the file with its number.
 
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::io::{self, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use clap::Args;
 
 use super::system;
+use crate::background;
 use crate::exit::Exit;
 use crate::failure::Failure;
 
 const FORK: &str = "--fork";
 const FORKED: &str = "--forked";
-
-/// What the process in the background says when it serves.
-const READY: &str = "ready";
 
 /// Whether the server stays where it was started.
 #[derive(Args, Debug)]
@@ -38,17 +36,7 @@ impl BackgroundArgs {
         if !self.forked {
             return Ok(());
         }
-        let let_go = || {
-            writeln!(io::stdout(), "{READY}")?;
-            // It was no leader of a group before: this can't fail.
-            rustix::process::setsid()?;
-            let null = File::options().read(true).write(true).open("/dev/null")?;
-            rustix::stdio::dup2_stdin(&null)?;
-            rustix::stdio::dup2_stdout(&null)?;
-            rustix::stdio::dup2_stderr(&null)?;
-            Ok(())
-        };
-        let_go().map_err(|error: io::Error| system("go to the background", &error))
+        background::ready().map_err(|error| system("go to the background", &error))
     }
 }
 
@@ -58,31 +46,14 @@ const LISTEN_PID: &str = "LISTEN_PID";
 /// Starts this program again with the same arguments, and returns when that listens or has failed. Sockets that were
 /// passed to this process are passed on.
 pub(super) fn start(sockets_passed: bool) -> Result<Exit, Failure> {
-    let failed = |error: io::Error| system("start a process in the background", &error);
     let arguments = std::env::args_os().skip(1);
     let arguments = arguments.map(|argument| if argument == FORK { FORKED.into() } else { argument });
-    let mut command = Command::new(std::env::current_exe().map_err(failed)?);
-    if sockets_passed {
-        command.env_remove(LISTEN_PID);
-    }
-    let mut child = command
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(failed)?;
-    let mut line = String::new();
-    if let Some(stdout) = child.stdout.take() {
-        BufReader::new(stdout).read_line(&mut line).map_err(failed)?;
-    }
-    if line.trim_end() == READY {
-        return Ok(Exit::Ok);
-    }
-    // It has said why.
-    let status = child.wait().map_err(failed)?;
-    let code = status.code().and_then(|code| u8::try_from(code).ok());
-    let exit = Exit::ALL.iter().find(|exit| Some(exit.number()) == code);
-    Ok(exit.copied().filter(|exit| *exit != Exit::Ok).unwrap_or(Exit::Failed))
+    let prepare = |command: &mut Command| {
+        if sockets_passed {
+            command.env_remove(LISTEN_PID);
+        }
+    };
+    background::start(arguments, prepare).map_err(|error| system("start a process in the background", &error))
 }
 
 /// A file with the number of this process, while it serves.

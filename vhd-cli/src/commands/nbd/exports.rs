@@ -1,5 +1,6 @@
 //! The disks that are served.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::AtomicBool;
@@ -18,14 +19,15 @@ use crate::children;
 use crate::codes::Kind;
 use crate::control::{Control, Taken};
 use crate::failure::Failure;
-use crate::input::Source;
+use crate::format_arg::{FormatArg, TypedPath};
+use crate::input::{Source, SourceArgs};
 use crate::output;
 
 /// An image and the name that it is served under.
 #[derive(Clone, Debug)]
 pub(super) struct NamedImage {
     name: String,
-    image: PathBuf,
+    image: TypedPath,
 }
 
 impl FromStr for NamedImage {
@@ -37,7 +39,7 @@ impl FromStr for NamedImage {
                 ExportNameError::check(name).map_err(|error| error.to_string())?;
                 Ok(Self {
                     name: name.to_owned(),
-                    image: image.into(),
+                    image: OsString::from(image).into(),
                 })
             }
             _ => Err("NAME=IMAGE is needed".into()),
@@ -78,7 +80,10 @@ impl Served {
     pub(super) fn open(args: &NbdArgs) -> Result<(Self, ExportSet), Failure> {
         let unnamed = args.image.iter().map(|image| NamedImage {
             name: String::new(),
-            image: image.clone(),
+            image: TypedPath {
+                format: None,
+                path: image.clone(),
+            },
         });
         let mut served = Self {
             disks: Vec::new(),
@@ -86,14 +91,18 @@ impl Served {
         };
         let mut exports = ExportSet::new();
         for NamedImage { name, image } in unnamed.chain(args.exports.iter().cloned()) {
-            served.add(args, name, &image, &mut exports)?;
+            served.add(args, name, image, &mut exports)?;
         }
         Ok((served, exports))
     }
 
-    fn add(&mut self, args: &NbdArgs, name: String, image: &Path, exports: &mut ExportSet) -> Result<(), Failure> {
-        let source = Source::new(image, None)?;
-        let opened = open(args, &source)?;
+    fn add(&mut self, args: &NbdArgs, name: String, image: TypedPath, exports: &mut ExportSet) -> Result<(), Failure> {
+        let source = Source::new(&image.path, None)?;
+        let input = SourceArgs {
+            from: image.format.or(args.source.from),
+            chain: args.source.chain.clone(),
+        };
+        let opened = open(args, &input, &source)?;
         let snapshots = Snapshots::of(&source);
         let name = if name.is_empty() { snapshots.name.clone() } else { name };
         let (opened, live) = match opened {
@@ -192,11 +201,11 @@ impl Snapshots {
     }
 }
 
-fn open(args: &NbdArgs, source: &Source) -> Result<Open, Failure> {
+fn open(args: &NbdArgs, input: &SourceArgs, source: &Source) -> Result<Open, Failure> {
     if args.snapshot {
-        return open_snapshot(args, source).map(Open::Plain);
+        return open_snapshot(input, source).map(Open::Plain);
     }
-    let options = args.source.options(source).write(!args.read_only);
+    let options = input.options(source).write(!args.read_only);
     let options = options.ignore_children(args.children.ignore_children);
     let opened = match args.resizable {
         true => open_resizable(source, &options)?,
@@ -228,29 +237,23 @@ fn open_resizable(source: &Source, options: &OpenOptions) -> Result<Open, Failur
 
 /// Opens the file of a snapshot. What is odd about the chain has been said already.
 fn open_frozen(args: &NbdArgs, path: &Path) -> Result<OpenedDisk, Failure> {
-    let options = args.source.chain.search.options();
-    Ok(options.parents(args.source.chain.parents.iter().cloned()).open(path)?)
+    Ok(args.source.chain.options().open(path)?)
 }
 
 /// Opens a child of the image whose file has no name any more when this returns.
-fn open_snapshot(args: &NbdArgs, source: &Source) -> Result<OpenedDisk, Failure> {
+fn open_snapshot(input: &SourceArgs, source: &Source) -> Result<OpenedDisk, Failure> {
     let dir = std::env::temp_dir();
     let dir = tempfile::tempdir_in(&dir).map_err(|error| Failure::io("create a directory in", &dir, &error))?;
     let layer = dir.path().join("snapshot.avhd");
-    let options = args.source.options(source);
-    create_child(&layer, &source.path, None, &options)?;
-    let opened = args
-        .source
-        .chain
-        .search
-        .options()
-        .parents([source.path.clone()])
-        .parents(args.source.chain.parents.iter().cloned())
-        .write(true)
-        // Nobody knows it.
-        .ignore_children(true)
-        .open(&layer)?;
-    Ok(opened)
+    create_child(&layer, &source.path, None, &input.options(source))?;
+    let options = input.chain.search.options();
+    let options = match input.from {
+        Some(FormatArg::Raw) => options.raw_parents([source.path.clone()]),
+        _ => options.parents([source.path.clone()]),
+    };
+    // Nobody knows the layer: no child can rely on it.
+    let options = input.chain.add_parents(options).write(true).ignore_children(true);
+    Ok(options.open(&layer)?)
 }
 
 /// The export of a disk. The throw-away layer that may be on it is no image that anyone knows.

@@ -35,6 +35,8 @@ Examples:
   vhd nbd --unix /run/disk.sock disk.vhd
   vhd nbd --read-only disk.vhd                      on 127.0.0.1:10809
   vhd nbd --unix s.sock --export system=system.vhd --export data=data.avhd
+  vhd nbd --unix s.sock --from raw disk.raw         for writing, what is not a VHD needs its format said
+  vhd nbd --unix s.sock --export a=a.vhd --export b=raw:b.raw
   vhd nbd --unix s.sock --snapshot disk.vhd         writes are thrown away at the end
   vhd nbd --unix s.sock --resizable disk.vhd        vhd resize 'nbd+unix:///?socket=s.sock' 128G
   vhd nbd --tcp 0.0.0.0:10809 --tls-cert cert.pem --tls-key key.pem --tls-ca ca.pem disk.vhd
@@ -59,7 +61,7 @@ pub(crate) struct NbdArgs {
     /// Take writes into a temporary layer (in TMPDIR) that is thrown away at the end; the images do not change
     #[arg(long, conflicts_with = "read_only")]
     snapshot: bool,
-    /// Let clients change the size of a disk: of one image without parent and children, or of a raw file
+    /// Let clients change the size of a disk: of one image without parent and children, or of a raw disk
     #[arg(long, conflicts_with_all = ["read_only", "snapshot"])]
     resizable: bool,
     /// The certificate of the server, as a PEM file: clients must use TLS
@@ -71,7 +73,8 @@ pub(crate) struct NbdArgs {
     /// Let in only clients with a certificate of this authority, a PEM file
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_ca: Option<PathBuf>,
-    /// Serve an image under a name; the first is the default unless IMAGE is given
+    /// Serve an image under a name; the first is the default unless IMAGE is given. NAME=raw:FILE serves a raw disk,
+    /// whatever --from says of the others
     #[arg(long = "export", value_name = "NAME=IMAGE")]
     exports: Vec<NamedImage>,
     /// Connections at once

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 use vhd_core::ErrorKind;
 use vhd_core::chain::dependants::Search;
+use vhd_core::chain::{ChainError, require_vhd};
 use vhd_core::format::{DiskType, UniqueId};
 use vhd_core::image::Footers;
 use vhd_core::job::RepairJob;
@@ -139,6 +140,7 @@ impl Job<'_> {
             size: self.args.size,
             disk_type: self.args.disk_type.map(Into::into),
         };
+        self.refuse_foreign(&facts)?;
         let plan = RepairPlan::new(Arc::clone(&self.file), &facts).map_err(|error| self.failure(error))?;
         let verdict = match (plan.is_empty(), self.args.yes) {
             (true, _) => Verdict::Sound,
@@ -147,6 +149,17 @@ impl Job<'_> {
         };
         let json = RepairJson::of_plan(&self.name, verdict, &plan);
         Ok((json, verdict.exit()))
+    }
+
+    /// Another program's format is not damage. What the user says of the image wins: the disk of a fixed image can begin
+    /// with anything.
+    fn refuse_foreign(&self, facts: &Facts) -> Result<(), Failure> {
+        match require_vhd(&*self.file, self.image) {
+            Err(error @ (ChainError::Foreign { .. } | ChainError::TooSmall { .. })) if facts.disk_type.is_none() => {
+                Err(error.into())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The undo file of an earlier repair, and how far that came.

@@ -96,6 +96,10 @@ impl TreeReport {
         for (count, what) in troubles.iter().filter(|(count, _)| *count > 0) {
             write!(f, ", {count} {what}")?;
         }
+        for format in &self.passed_over {
+            let files = human::count(format.count, &format!("{} file", format.label));
+            write!(f, ", {files} not read")?;
+        }
         writeln!(f)
     }
 }

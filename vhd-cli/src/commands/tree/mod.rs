@@ -23,7 +23,8 @@ Examples:
 Files are known by their names (.vhd, .avhd, .vud) and told by their content. A child is shown below the file that \
 opening it would really use; where several files are the same disk, that is one of them. Nothing is locked or \
 changed. The exit code is 3 if a file is damaged, else 6 if a parent is missing, not where its child looks for it, or \
-its own ancestor, else 1 if something can't be read.";
+its own ancestor, else 1 if something can't be read, else 8 if a file with a VHD's name is none. Disk images in other \
+formats are counted.";
 
 /// Arguments of `vhd tree`.
 #[derive(Args, Debug)]

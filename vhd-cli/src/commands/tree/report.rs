@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use serde::Serialize;
+use vhd_core::ErrorKind;
 use vhd_core::chain::forest::{Facts, Forest, Link, Member, Skipped};
 use vhd_core::chain::{ChainError, TriedParent};
 use vhd_core::units::u64_from;
@@ -19,6 +20,7 @@ pub(super) struct TreeReport {
     directory: String,
     pub(super) summary: Summary,
     pub(super) files: Vec<FileReport>,
+    pub(super) passed_over: Vec<PassedOverReport>,
     pub(super) unreadable: Vec<UnreadableReport>,
     pub(super) truncated: bool,
     /// The files in the order in which they are drawn.
@@ -37,6 +39,18 @@ pub(super) struct Summary {
     pub(super) cyclic: u64,
     pub(super) copies: u64,
     pub(super) unreadable: u64,
+    pub(super) passed_over: u64,
+}
+
+/// The files of a format that is not read here.
+#[derive(Serialize)]
+pub(super) struct PassedOverReport {
+    format: &'static str,
+    /// What people call it.
+    #[serde(skip)]
+    pub(super) label: &'static str,
+    pub(super) count: u64,
+    paths: Vec<String>,
 }
 
 /// A file.
@@ -128,9 +142,11 @@ impl TreeReport {
         let files: Vec<FileReport> = (0..forest.members().len())
             .map(|member| FileReport::of(forest, member, directory))
             .collect();
+        let passed_over = passed_over(forest, directory);
         Self {
             directory: path_text(directory),
-            summary: Summary::of(&files, forest),
+            summary: Summary::of(&files, &passed_over, forest),
+            passed_over,
             unreadable: unreadable(forest.skipped()),
             truncated: forest.skipped().truncated,
             branches: branches(forest),
@@ -146,8 +162,13 @@ impl TreeReport {
             Exit::Corrupt
         } else if summary.orphans + summary.broken_links + summary.cyclic > 0 {
             Exit::Parent
-        } else if self.damages().next().is_some() || !self.unreadable.is_empty() || self.truncated {
+        } else if self.damages().any(|damage| damage.exit != Exit::Refused)
+            || !self.unreadable.is_empty()
+            || self.truncated
+        {
             Exit::Failed
+        } else if self.damages().next().is_some() {
+            Exit::Refused
         } else {
             Exit::Ok
         }
@@ -159,19 +180,24 @@ impl TreeReport {
 }
 
 impl Summary {
-    fn of(files: &[FileReport], forest: &Forest) -> Self {
+    fn of(files: &[FileReport], passed_over: &[PassedOverReport], forest: &Forest) -> Self {
         let count = |wanted: &dyn Fn(&FileReport) -> bool| u64_from(files.iter().filter(|file| wanted(file)).count());
         let state = |file: &FileReport| file.parent.as_ref().map(|parent| parent.state);
-        let corrupt = |file: &FileReport| file.damage.as_ref().map(|damage| damage.exit == Exit::Corrupt);
+        let exit = |file: &FileReport| file.damage.as_ref().map(|damage| damage.exit);
+        let is_unreadable = |file: &FileReport| {
+            let is_foreign = |damage: &DamageReport| damage.kind == ErrorKind::ForeignFormat.name();
+            exit(file).is_some_and(|exit| exit != Exit::Corrupt) && !file.damage.as_ref().is_some_and(is_foreign)
+        };
         Self {
             files: u64_from(files.len()),
             trees: u64_from(forest.roots().len()),
-            damaged: count(&|file| corrupt(file) == Some(true)),
+            damaged: count(&|file| exit(file) == Some(Exit::Corrupt)),
             orphans: count(&|file| matches!(state(file), Some(ParentState::Orphan | ParentState::Raw))),
             broken_links: count(&|file| state(file) == Some(ParentState::BrokenLink)),
             cyclic: count(&|file| file.cyclic),
             copies: count(&|file| !file.copies.is_empty()),
-            unreadable: count(&|file| corrupt(file) == Some(false)) + u64_from(forest.skipped().unreadable.len()),
+            unreadable: count(&|file| is_unreadable(file)) + u64_from(forest.skipped().unreadable.len()),
+            passed_over: passed_over.iter().map(|format| format.count).sum(),
         }
     }
 }
@@ -267,6 +293,33 @@ impl TriedReport {
             outcome: tried.outcome.to_string(),
         }
     }
+}
+
+/// What is no VHD, by format: files named like images of other formats, and such as are only named like a VHD.
+fn passed_over(forest: &Forest, directory: &Path) -> Vec<PassedOverReport> {
+    let named_vhd = forest.members().iter().filter_map(|member| match &member.state {
+        Err(ChainError::Foreign { format, .. }) => Some((*format, shown(member, directory))),
+        _ => None,
+    });
+    let others = forest.skipped().foreign.iter();
+    let others = others.map(|image| (image.format, below(&image.path, directory)));
+    let mut formats: Vec<PassedOverReport> = Vec::new();
+    for (format, path) in named_vhd.chain(others) {
+        match formats.iter_mut().find(|known| known.format == format.id()) {
+            Some(known) => {
+                known.count += 1;
+                known.paths.push(path);
+            }
+            None => formats.push(PassedOverReport {
+                format: format.id(),
+                label: format.label(),
+                count: 1,
+                paths: vec![path],
+            }),
+        }
+    }
+    formats.sort_by_key(|known| known.format);
+    formats
 }
 
 fn unreadable(skipped: &Skipped) -> Vec<UnreadableReport> {

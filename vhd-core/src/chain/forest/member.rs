@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::chain::ChainError;
+use crate::chain::{ChainError, image_error};
 use crate::format::{DiskType, Timestamp, UniqueId};
 use crate::image::{FooterSource, Footers, Image, OpenMode, ParentPath};
 use crate::storage::{Access, HostFile, Sharing, StorageFile};
@@ -93,10 +93,7 @@ impl Member {
         });
         facts.map_err(|source| {
             self.damaged_id = Footers::read(&*file).ok().map(|footers| footers.footer.unique_id);
-            ChainError::Image {
-                path: self.path.clone(),
-                source,
-            }
+            image_error(&*file, &self.path, source)
         })
     }
 

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 pub use link::Link;
 pub use member::{Facts, Member, ParentFacts};
-pub use scan::{Skipped, UnreadablePath};
+pub use scan::{ForeignImage, Skipped, UnreadablePath};
 
 use super::error::{ChainError, ChainWarning};
 use crate::format::UniqueId;

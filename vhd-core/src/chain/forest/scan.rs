@@ -6,9 +6,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::Limits;
-use crate::chain::ChainError;
+use crate::chain::detect::foreign_format;
 use crate::chain::locate::is_image;
-use crate::storage::FileIdentity;
+use crate::chain::{ChainError, ForeignFormat};
+use crate::image::Footers;
+use crate::storage::{Access, FileIdentity, HostFile, Sharing};
 
 /// What was not looked at.
 #[derive(Debug, Default)]
@@ -17,6 +19,17 @@ pub struct Skipped {
     pub unreadable: Vec<UnreadablePath>,
     /// A limit was reached: there is more than was looked at.
     pub truncated: bool,
+    /// Disk images in other formats.
+    pub foreign: Vec<ForeignImage>,
+}
+
+/// A disk image that is not a VHD, and not named like one.
+#[derive(Debug)]
+pub struct ForeignImage {
+    /// The file.
+    pub path: PathBuf,
+    /// Its format, by its content, or else by its name.
+    pub format: ForeignFormat,
 }
 
 /// A directory that can't be read, and why.
@@ -53,6 +66,7 @@ pub(super) fn image_files(dir: &Path, limits: Limits) -> Result<Found, ChainErro
             Err(source) => walk.skipped.unreadable.push(UnreadablePath { path: next, source }),
         }
     }
+    walk.skipped.foreign.sort_unstable_by(|a, b| a.path.cmp(&b.path));
     walk.files.sort_unstable();
     walk.links.sort_unstable();
     // A file's own name comes before those that lead to it.
@@ -85,9 +99,30 @@ impl Walk {
                 below.push(path);
             } else if is_image(&path) {
                 self.note(path, kind);
+            } else if let Some(format) = format_by_name(&path) {
+                self.note_other(path, kind, format);
             }
         }
         Ok(below)
+    }
+
+    /// Notes a file that has the name of another format: it may be a VHD all the same.
+    fn note_other(&mut self, path: PathBuf, kind: FileType, by_name: ForeignFormat) {
+        if !kind.is_file() {
+            return;
+        }
+        let file = HostFile::open(&path, Access::ReadOnly, Sharing::Unlocked);
+        match file.as_ref().map(|file| Footers::read(file)) {
+            Ok(Ok(_)) => self.note(path, kind),
+            _ if self.skipped.foreign.len() >= self.limits.files => self.skipped.truncated = true,
+            _ => {
+                let by_content = file.ok().and_then(|file| foreign_format(&file).ok().flatten());
+                self.skipped.foreign.push(ForeignImage {
+                    path,
+                    format: by_content.unwrap_or(by_name),
+                });
+            }
+        }
     }
 
     fn note(&mut self, path: PathBuf, kind: FileType) {
@@ -99,4 +134,8 @@ impl Walk {
             self.links.push(path);
         }
     }
+}
+
+fn format_by_name(path: &Path) -> Option<ForeignFormat> {
+    ForeignFormat::of_disk_extension(path.extension()?.to_str()?)
 }

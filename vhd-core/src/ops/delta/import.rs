@@ -31,14 +31,18 @@ pub struct ImportReport {
 }
 
 impl DeltaImport {
-    /// Opens the base at `base`, and the delta over it. `options` finds the base's own ancestors.
+    /// Opens the base at `base`, and the delta over it. `options` has the base's format, and finds its own ancestors.
     ///
     /// # Errors
     /// If the image at `delta` has no digests, or is no child of the base.
     pub fn open(delta: &Path, base: &Path, options: &OpenOptions) -> Result<Self, DeltaError> {
         let options = options.clone().write(false);
         let opened_base = options.open(base)?;
-        let over_base = options.parents([base.to_owned()]).format(Some(ImageFormat::Vhd));
+        let over_base = match opened_base.format() {
+            ImageFormat::Raw => options.raw_parents([base.to_owned()]),
+            ImageFormat::Vhd => options.parents([base.to_owned()]),
+        };
+        let over_base = over_base.format(Some(ImageFormat::Vhd));
         let opened_delta = over_base.open(delta)?;
         let record = read_record(&opened_delta, delta)?;
         Ok(Self {

@@ -1,0 +1,54 @@
+//! The tree of a mounted disk.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use vhd_core::chain::OpenedDisk;
+use vhd_core::device::Disk;
+use vhd_fuse::{Content, Directory, DiskPart, Fixed, Kind, Node};
+
+use super::MountArgs;
+use super::files::Volumes;
+use super::layers::Layers;
+use super::partitions::Partitions;
+use super::snapshots::Snapshots;
+use crate::commands::info;
+use crate::failure::Failure;
+use crate::input::Source;
+
+/// The root directory.
+pub(super) fn root(args: &MountArgs, source: &Source, opened: &OpenedDisk) -> Result<Arc<dyn Directory>, Failure> {
+    let now = SystemTime::now();
+    let info = info::json(source, opened)?;
+    let info: Arc<[u8]> = info.into_bytes().into();
+    let root = disk(&opened.disk(), args, args.rw, now)?
+        .with("info.json", Node::of_mount(Kind::File(Content::Bytes(info)), now))
+        .with("layers", directory(Arc::new(Layers::new(opened)), now))
+        .with(
+            "snapshots",
+            directory(Arc::new(Snapshots::new(&source.path, args, now)), now),
+        );
+    Ok(Arc::new(root))
+}
+
+/// What is shown of one state of a disk: `disk.raw`, `partitions`, `files`.
+pub(super) fn disk(disk: &Disk, args: &MountArgs, writable: bool, now: SystemTime) -> Result<Fixed, Failure> {
+    let partitions = Arc::new(Partitions::read(disk, writable)?);
+    let part = DiskPart::whole(disk.clone());
+    let part = if writable { part.writable() } else { part };
+    let raw = Node::of_mount(Kind::File(Content::Disk(Arc::new(part))), now);
+    let raw = if writable { raw.writable() } else { raw };
+    let shown = Fixed::new().with("disk.raw", raw);
+    // Beside a kernel that changes a file system, a second reader of it sees neither the old nor the new state.
+    let shown = if writable {
+        shown
+    } else {
+        let volumes = Volumes::new(disk, Arc::clone(&partitions), args.replay, now);
+        shown.with("files", directory(Arc::new(volumes), now))
+    };
+    Ok(shown.with("partitions", directory(partitions, now)))
+}
+
+fn directory(directory: Arc<dyn Directory>, time: SystemTime) -> Node {
+    Node::of_mount(Kind::Directory(directory), time)
+}

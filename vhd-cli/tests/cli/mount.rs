@@ -1,0 +1,449 @@
+//! `vhd mount`, with the kernel's FUSE: what it shows, what can be written, and how it ends.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::support::{Lab, MIB, stderr, stdout};
+use crate::tools::{have, run};
+
+/// A mount that is there as long as this is.
+struct Mounted<'a> {
+    lab: &'a Lab,
+    process: Child,
+    place: PathBuf,
+}
+
+impl<'a> Mounted<'a> {
+    /// Mounts in the foreground on `mnt`.
+    fn new(lab: &'a Lab, arguments: &[&str]) -> Self {
+        let place = lab.path("mnt");
+        fs::create_dir_all(&place).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vhd"));
+        command
+            .current_dir(lab.path(""))
+            .arg("mount")
+            .arg("--foreground")
+            .args(arguments)
+            .arg("mnt");
+        let process = command.stderr(Stdio::inherit()).spawn().unwrap();
+        let mounted = Self { lab, process, place };
+        let started = Instant::now();
+        while !mounted.place.join("disk.raw").exists() {
+            assert!(started.elapsed() < Duration::from_secs(60), "it does not mount");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        mounted
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.place.join(name)
+    }
+
+    /// Unmounts as a user does, and waits for the process.
+    fn unmount(mut self) {
+        self.lab.run(&["umount", "mnt"], 0);
+        assert!(self.process.wait().unwrap().success());
+    }
+}
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        // After a failure of the test only.
+        if self.process.try_wait().is_ok_and(|status| status.is_none()) {
+            let _ = Command::new("umount").arg("-l").arg(&self.place).output();
+            let _ = self.process.kill();
+            let _ = self.process.wait();
+        }
+    }
+}
+
+/// Whether this machine has FUSE. In CI it must.
+fn fuse() -> bool {
+    let there = File::options().read(true).write(true).open("/dev/fuse").is_ok();
+    assert!(there || std::env::var_os("CI").is_none(), "CI must have /dev/fuse");
+    if !there {
+        crate::announce("NOT TESTED: mounts, for lack of /dev/fuse");
+    }
+    there
+}
+
+/// A chain of two with a snapshot: `disk.vhd` and its snapshot `monday`.
+fn disk_with_snapshot(lab: &Lab) {
+    lab.dynamic("disk.vhd", 64 * MIB);
+    lab.write("disk.vhd", MIB, &[1; 8192]);
+    lab.run(&["snapshot", "create", "disk.vhd", "--name", "monday"], 0);
+}
+
+fn hash(lab: &Lab, image: &str) -> String {
+    stdout(&lab.run(&["hash", image], 0))
+        .split(' ')
+        .next()
+        .unwrap()
+        .to_owned()
+}
+
+fn sha256sum(path: &Path) -> String {
+    String::from_utf8(run("sha256sum", [path]))
+        .unwrap()
+        .split(' ')
+        .next()
+        .unwrap()
+        .to_owned()
+}
+
+#[test]
+fn the_disk_and_its_parts_are_shown() {
+    let lab = Lab::new();
+    if !fuse() {
+        return;
+    }
+    disk_with_snapshot(&lab);
+    let now = hash(&lab, "disk.vhd@now");
+    let mounted = Mounted::new(&lab, &["disk.vhd@now"]);
+    let mut names: Vec<_> = fs::read_dir(&mounted.place)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    names.sort();
+    assert_eq!(
+        names,
+        ["disk.raw", "files", "info.json", "layers", "partitions", "snapshots"]
+    );
+    assert_eq!(sha256sum(&mounted.path("disk.raw")), now);
+    assert_eq!(
+        sha256sum(&mounted.path("snapshots/monday/disk.raw")),
+        hash(&lab, "disk.vhd@monday")
+    );
+    let info: serde_json::Value = serde_json::from_slice(&fs::read(mounted.path("info.json")).unwrap()).unwrap();
+    assert_eq!(info["virtual_size"], 64 * MIB);
+    assert_eq!(fs::read_dir(mounted.path("layers")).unwrap().count(), 2);
+    // The leaf alone has nothing yet, the base has all.
+    assert!(
+        fs::read(mounted.path("layers/0.raw"))
+            .unwrap()
+            .iter()
+            .all(|&byte| byte == 0)
+    );
+    assert_eq!(sha256sum(&mounted.path("layers/1.raw")), now);
+    // A snapshot that is taken now appears: nobody writes through this mount.
+    mounted.unmount();
+}
+
+#[test]
+fn a_new_snapshot_appears_without_a_new_mount() {
+    let lab = Lab::new();
+    if !fuse() {
+        return;
+    }
+    disk_with_snapshot(&lab);
+    let mounted = Mounted::new(&lab, &["disk.vhd@monday"]);
+    assert!(!mounted.path("snapshots/tuesday").exists());
+    mounted.unmount();
+    lab.run(&["snapshot", "create", "disk.vhd", "--name", "tuesday"], 0);
+    let mounted = Mounted::new(&lab, &["disk.vhd@now"]);
+    assert!(mounted.path("snapshots/tuesday/disk.raw").exists());
+    mounted.unmount();
+}
+
+#[test]
+fn holes_and_stored_bytes_are_told() {
+    let lab = Lab::new();
+    if !fuse() {
+        return;
+    }
+    lab.dynamic("disk.vhd", 64 * MIB);
+    lab.write("disk.vhd", 4 * MIB, &[1; 4096]);
+    lab.write("disk.vhd", 40 * MIB, &[2; 4096]);
+    let mounted = Mounted::new(&lab, &["disk.vhd"]);
+    let file = File::open(mounted.path("disk.raw")).unwrap();
+    let meta = file.metadata().unwrap();
+    assert_eq!(meta.len(), 64 * MIB);
+    assert!(
+        meta.blocks() * 512 < 8 * MIB && meta.blocks() > 0,
+        "{} blocks",
+        meta.blocks()
+    );
+    let seek = |from, data| {
+        let to = if data {
+            rustix::fs::SeekFrom::Data(from)
+        } else {
+            rustix::fs::SeekFrom::Hole(from)
+        };
+        rustix::fs::seek(&file, to)
+    };
+    assert_eq!(seek(0, true).unwrap(), 4 * MIB);
+    let hole = seek(4 * MIB, false).unwrap();
+    assert!((4 * MIB + 4096..=6 * MIB).contains(&hole), "{hole}");
+    assert_eq!(seek(hole, true).unwrap(), 40 * MIB);
+    assert_eq!(seek(60 * MIB, false).unwrap(), 60 * MIB);
+    assert_eq!(seek(60 * MIB, true), Err(rustix::io::Errno::NXIO));
+    assert_eq!(seek(64 * MIB, false), Err(rustix::io::Errno::NXIO));
+    drop(file);
+    mounted.unmount();
+}
+
+#[test]
+fn a_read_only_mount_changes_no_byte_and_no_time() {
+    let lab = Lab::new();
+    if !fuse() {
+        return;
+    }
+    disk_with_snapshot(&lab);
+    let state = |lab: &Lab| {
+        let files = lab.names().into_iter().filter(|name| name != "mnt");
+        let facts = files.map(|name| {
+            let meta = lab.path(&name).metadata().unwrap();
+            let bytes = if meta.is_file() {
+                fs::read(lab.path(&name)).unwrap()
+            } else {
+                Vec::new()
+            };
+            (
+                name,
+                bytes,
+                meta.mtime(),
+                meta.mtime_nsec(),
+                meta.ctime(),
+                meta.ctime_nsec(),
+            )
+        });
+        facts.collect::<Vec<_>>()
+    };
+    let before = state(&lab);
+    let mounted = Mounted::new(&lab, &["disk.vhd@now"]);
+    sha256sum(&mounted.path("disk.raw"));
+    let refused = File::options().write(true).open(mounted.path("disk.raw"));
+    assert_eq!(
+        refused.unwrap_err().raw_os_error(),
+        Some(rustix::io::Errno::ROFS.raw_os_error())
+    );
+    assert!(File::create(mounted.path("new")).is_err() && fs::remove_file(mounted.path("disk.raw")).is_err());
+    mounted.unmount();
+    assert!(state(&lab) == before, "something changed");
+}
+
+#[test]
+fn a_writable_mount_takes_writes_of_any_kind() {
+    let lab = Lab::new();
+    if !fuse() {
+        return;
+    }
+    lab.dynamic("disk.vhd", 64 * MIB);
+    let mounted = Mounted::new(&lab, &["--rw", "disk.vhd"]);
+    let path = mounted.path("disk.raw");
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    let bytes: Vec<u8> = (0..=255).cycle().take(70_001).collect();
+    file.write_all_at(&bytes, 4_095).unwrap();
+    file.write_all_at(&[5; 4096], 64 * MIB - 4096).unwrap();
+    file.sync_all().unwrap();
+    let mut read = vec![0; bytes.len()];
+    file.read_exact_at(&mut read, 4_095).unwrap();
+    assert!(read == bytes);
+    // As a block device that is full.
+    let behind = file.write_at(&[1], 64 * MIB).unwrap_err();
+    assert_eq!(behind.raw_os_error(), Some(rustix::io::Errno::NOSPC.raw_os_error()));
+    assert_eq!(
+        file.set_len(1).unwrap_err().raw_os_error(),
+        Some(rustix::io::Errno::PERM.raw_os_error())
+    );
+    let hole = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+    rustix::fs::fallocate(&file, hole, 8192, 8192).unwrap();
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::ZERO_RANGE, 32_768, 100).unwrap();
+    file.read_exact_at(&mut read[..8192], 8192).unwrap();
+    assert!(read[..8192].iter().all(|&byte| byte == 0));
+    drop(file);
+    let direct = run(
+        "dd",
+        [
+            "if=/dev/zero",
+            &format!("of={}", path.display()),
+            "bs=1M",
+            "count=2",
+            "seek=20",
+            "conv=notrunc",
+            "oflag=direct",
+            "status=none",
+        ],
+    );
+    assert!(direct.is_empty());
+    let expected = fs::read(&path).unwrap();
+    mounted.unmount();
+    lab.run(&["check", "disk.vhd"], 0);
+    lab.run(&["convert", "disk.vhd", "copy.raw", "--to", "raw"], 0);
+    assert!(fs::read(lab.path("copy.raw")).unwrap() == expected);
+}
+
+#[test]
+fn a_file_system_can_be_made_and_used_on_it() {
+    let lab = Lab::new();
+    let programs = ["mkfs.ext4", "mount", "umount", "e2fsck", "debugfs"];
+    if !fuse() || !have(&programs, "a file system on a mounted disk") {
+        return;
+    }
+    lab.dynamic("disk.vhd", 96 * MIB);
+    let mounted = Mounted::new(&lab, &["--rw", "disk.vhd"]);
+    let raw = mounted.path("disk.raw");
+    run("mkfs.ext4", ["-q".as_ref(), "-F".as_ref(), raw.as_os_str()]);
+    let inner = lab.path("inner");
+    fs::create_dir(&inner).unwrap();
+    run(
+        "mount",
+        ["-o".as_ref(), "loop".as_ref(), raw.as_os_str(), inner.as_os_str()],
+    );
+    for number in 0..50u8 {
+        fs::write(
+            inner.join(format!("file-{number}")),
+            vec![number; 10_000 * usize::from(number)],
+        )
+        .unwrap();
+    }
+    run("umount", [inner.as_os_str()]);
+    mounted.unmount();
+    lab.run(&["check", "disk.vhd"], 0);
+    lab.run(&["convert", "disk.vhd", "copy.raw", "--to", "raw"], 0);
+    run("e2fsck", ["-fn".as_ref(), lab.path("copy.raw").as_os_str()]);
+    // The same files by the mount's own reader, and without a mount.
+    let mounted = Mounted::new(&lab, &["disk.vhd"]);
+    for number in 0..50u8 {
+        let bytes = fs::read(mounted.path(&format!("files/p0/file-{number}"))).unwrap();
+        assert!(bytes == vec![number; 10_000 * usize::from(number)], "{number}");
+    }
+    mounted.unmount();
+    assert_eq!(
+        lab.run(&["cat", "disk.vhd:/file-3"], 0).get_output().stdout,
+        vec![3; 30_000]
+    );
+}
+
+/// What was synced is there after the process was killed, and the place is free again.
+#[test]
+fn a_killed_mount_loses_nothing_that_was_synced() {
+    let lab = Lab::new();
+    if !fuse() {
+        return;
+    }
+    for round in 0..crate::kills::kill_rounds().min(20) {
+        let image = format!("disk{round}.vhd");
+        lab.dynamic(&image, 64 * MIB);
+        let mut mounted = Mounted::new(&lab, &["--rw", &image]);
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open(mounted.path("disk.raw"))
+            .unwrap();
+        let byte = u8::try_from(round % 250 + 1).unwrap();
+        file.write_all_at(&vec![byte; 300_000], 5 * MIB + u64::from(round) * 1000)
+            .unwrap();
+        file.sync_all().unwrap();
+        file.write_all_at(&[0xFF; 4096], 50 * MIB).unwrap();
+        mounted.process.kill().unwrap();
+        mounted.process.wait().unwrap();
+        assert!(file.metadata().is_err() || file.sync_all().is_err());
+        drop(file);
+        lab.run(&["umount", "mnt"], 0);
+        // Killed with space that was set aside: leaks are repairable.
+        let code = lab.vhd(&["check", &image]).assert().get_output().status.code();
+        assert!(matches!(code, Some(0 | 4)), "{code:?}");
+        lab.run(&["convert", &image, "copy.raw", "--to", "raw", "--force"], 0);
+        let copy = File::open(lab.path("copy.raw")).unwrap();
+        let mut read = vec![0; 300_000];
+        copy.read_exact_at(&mut read, 5 * MIB + u64::from(round) * 1000)
+            .unwrap();
+        assert!(read.iter().all(|&other| other == byte), "round {round}");
+    }
+}
+
+#[test]
+fn a_signal_flushes_and_unmounts() {
+    let lab = Lab::new();
+    if !fuse() {
+        return;
+    }
+    lab.dynamic("disk.vhd", 64 * MIB);
+    for busy in [false, true] {
+        let mut mounted = Mounted::new(&lab, &["--rw", "disk.vhd"]);
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open(mounted.path("disk.raw"))
+            .unwrap();
+        file.write_all_at(&[7; 4096], 9 * MIB).unwrap();
+        let file = busy.then_some(file);
+        let process = rustix::process::Pid::from_child(&mounted.process);
+        rustix::process::kill_process(process, rustix::process::Signal::TERM).unwrap();
+        assert!(mounted.process.wait().unwrap().success());
+        drop(file);
+        assert_eq!(fs::read_dir(lab.path("mnt")).unwrap().count(), 0);
+        lab.run(&["convert", "disk.vhd", "copy.raw", "--to", "raw", "--force"], 0);
+        let mut read = [0; 4096];
+        File::open(lab.path("copy.raw"))
+            .unwrap()
+            .read_exact_at(&mut read, 9 * MIB)
+            .unwrap();
+        assert_eq!(read, [7; 4096]);
+    }
+}
+
+#[test]
+fn it_goes_to_the_background_when_it_is_ready() {
+    let lab = Lab::new();
+    if !fuse() {
+        return;
+    }
+    lab.chain();
+    fs::create_dir(lab.path("mnt")).unwrap();
+    lab.run(&["mount", "leaf.avhd", "mnt"], 0);
+    assert_eq!(sha256sum(&lab.path("mnt/disk.raw")), hash(&lab, "leaf.avhd"));
+    let told = stderr(&lab.run(&["mount", "leaf.avhd", "mnt/disk.raw"], 1));
+    assert!(told.contains("VHD-E0708"), "{told}");
+    lab.run(&["umount", "mnt"], 0);
+    let told = stderr(&lab.run(&["umount", "mnt"], 1));
+    assert!(told.contains("VHD-E0710"), "{told}");
+    // What fails is said before it goes to the background.
+    let told = stderr(&lab.run(&["mount", "missing.vhd", "mnt"], 1));
+    assert!(told.contains("VHD-E0302"), "{told}");
+    fs::remove_file(lab.path("parent.vhd")).unwrap();
+    lab.run(&["mount", "leaf.avhd", "mnt"], 6);
+    let told = stderr(&lab.run(&["mount", "leaf.avhd", "nowhere"], 6));
+    assert!(told.contains("VHD-E0201"), "{told}");
+}
+
+#[test]
+fn a_mount_that_is_in_use_stays() {
+    let lab = Lab::new();
+    if !fuse() {
+        return;
+    }
+    lab.dynamic("disk.vhd", 8 * MIB);
+    let mounted = Mounted::new(&lab, &["disk.vhd"]);
+    let file = File::open(mounted.path("disk.raw")).unwrap();
+    let told = stderr(&lab.run(&["umount", "mnt"], 7));
+    assert!(told.contains("VHD-E0709"), "{told}");
+    drop(file);
+    mounted.unmount();
+}
+
+#[test]
+fn a_chain_of_300_images_is_shown() {
+    let lab = Lab::new();
+    if !fuse() {
+        return;
+    }
+    lab.dynamic("0.vhd", 8 * MIB);
+    for depth in 1..300u64 {
+        let (parent, child) = (format!("{}.vhd", depth - 1), format!("{depth}.vhd"));
+        lab.run(&["create", &child, "--parent", &parent], 0);
+        lab.write(
+            &child,
+            depth * 8192 % (8 * MIB),
+            &[u8::try_from(depth % 251).unwrap(); 512],
+        );
+    }
+    let mounted = Mounted::new(&lab, &["299.vhd"]);
+    assert_eq!(sha256sum(&mounted.path("disk.raw")), hash(&lab, "299.vhd"));
+    assert_eq!(fs::read_dir(mounted.path("layers")).unwrap().count(), 300);
+    mounted.unmount();
+}
