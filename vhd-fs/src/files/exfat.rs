@@ -1,123 +1,64 @@
 //! exFAT, read by the crate ferrosys.
 
 use ferrosys::exfat::ondisk::FileAttributes;
-use ferrosys::exfat::{Node as ExfatNode, ReadError, Reader};
+use ferrosys::exfat::{Node, ReadError, Reader};
 use ferrosys::{OpenOptions, ReadPolicy};
 
-use super::entry::{Entry, FileType, Metadata, Node, Time, invented_mode};
+use super::FileError;
+use super::entry::FileType;
 use super::ext::{from_tree, time};
-use super::names::NodeTable;
+use super::numbered::{Facts, HandleReader, Listed, Numbered};
 use super::region::Region;
-use super::{FileError, FileSystem};
 
 const FORMAT: &str = "exFAT";
 
-pub(super) struct Exfat {
-    reader: Reader<Region>,
-    nodes: NodeTable<ExfatNode>,
-    notes: Vec<String>,
+/// Opens the file system.
+pub(super) fn open(region: Region) -> Result<Numbered<Reader<Region>>, FileError> {
+    let mut notes = Vec::new();
+    let mut reader = match Reader::open_with(region.clone(), &OpenOptions::new()) {
+        Ok(reader) => reader,
+        Err(strict) => {
+            let lenient = OpenOptions::new().policy(ReadPolicy::Lenient);
+            let reader = Reader::open_with(region, &lenient).map_err(|_| failed(strict.clone()))?;
+            notes.push(format!("opened in spite of damage: {strict}"));
+            reader
+        }
+    };
+    let root = reader.lookup(b"/").map_err(failed)?;
+    Ok(Numbered::new(reader, root, notes))
 }
 
-impl Exfat {
-    /// Opens the file system.
-    pub(super) fn open(region: Region) -> Result<Self, FileError> {
-        let mut notes = Vec::new();
-        let mut reader = match Reader::open_with(region.clone(), &OpenOptions::new()) {
-            Ok(reader) => reader,
-            Err(strict) => {
-                let lenient = OpenOptions::new().policy(ReadPolicy::Lenient);
-                let reader = Reader::open_with(region, &lenient).map_err(|_| failed(strict.clone()))?;
-                notes.push(format!("opened in spite of damage: {strict}"));
-                reader
-            }
-        };
-        let root = reader.lookup(b"/").map_err(failed)?;
-        Ok(Self {
-            reader,
-            nodes: NodeTable::new(root),
-            notes,
-        })
-    }
-
-    fn node(&self, node: Node) -> Result<ExfatNode, FileError> {
-        self.nodes.get(node).ok_or(FileError::NotFound)
-    }
-}
-
-impl FileSystem for Exfat {
-    fn format(&self) -> &'static str {
-        FORMAT
-    }
+impl HandleReader for Reader<Region> {
+    type Handle = Node;
+    const FORMAT: &'static str = FORMAT;
 
     fn label(&mut self) -> Option<String> {
-        let label = self.reader.volume_label()?;
+        let label = self.volume_label()?;
         Some(String::from_utf8_lossy(label).into_owned())
     }
 
-    fn notes(&self) -> Vec<String> {
-        self.notes.clone()
-    }
-
-    fn root(&self) -> Node {
-        NodeTable::<ExfatNode>::root()
-    }
-
-    fn ignores_case(&self) -> bool {
-        true
-    }
-
-    fn list(&mut self, directory: Node) -> Result<Vec<Entry>, FileError> {
-        let node = self.node(directory)?;
-        if !node.is_dir() {
-            return Err(FileError::NotDirectory);
-        }
-        let mut entries = Vec::new();
-        for entry in self.reader.read_dir(&node).map_err(failed)? {
-            let number = self.nodes.number(directory, &entry.name, &entry.node);
-            entries.push(Entry {
-                node: number.ok_or_else(|| FileError::unsupported(FORMAT, "more files than can be numbered"))?,
-                kind: Some(kind(&entry.node)),
-                name: entry.name,
-            });
-        }
-        Ok(entries)
-    }
-
-    fn metadata(&mut self, node: Node) -> Result<Metadata, FileError> {
-        let node = self.node(node)?;
-        let kind = kind(&node);
-        let recorded = |pick: fn(&ferrosys::exfat::Times) -> Time| node.times.as_ref().map(pick).unwrap_or_default();
-        Ok(Metadata {
-            kind,
-            size: if kind == FileType::Regular { node.data_length } else { 0 },
-            mode: invented_mode(kind, node.attributes.contains(FileAttributes::READ_ONLY)),
-            uid: 0,
-            gid: 0,
-            links: 1,
-            accessed: recorded(|times| time(times.access)),
-            modified: recorded(|times| time(times.modify)),
-            changed: recorded(|times| time(times.modify)),
+    fn facts(node: &Node) -> Facts {
+        Facts {
+            kind: if node.is_dir() {
+                FileType::Directory
+            } else {
+                FileType::Regular
+            },
+            size: node.data_length,
+            read_only: node.attributes.contains(FileAttributes::READ_ONLY),
             created: node.times.map(|times| time(times.create)),
-            device: None,
-        })
+            accessed: node.times.map(|times| time(times.access)),
+            modified: node.times.map(|times| time(times.modify)),
+        }
     }
 
-    fn read_at(&mut self, node: Node, buf: &mut [u8], offset: u64) -> Result<usize, FileError> {
-        let node = self.node(node)?;
-        kind(&node).require_regular()?;
-        self.reader.read_into(&node, offset, buf).map_err(failed)
+    fn entries(&mut self, directory: &Node) -> Result<Vec<Listed<Node>>, FileError> {
+        let found = self.read_dir(directory).map_err(failed)?.into_iter();
+        Ok(found.map(|entry| (entry.name, entry.node)).collect())
     }
 
-    fn read_link(&mut self, _node: Node) -> Result<Vec<u8>, FileError> {
-        Err(FileError::NotSymlink)
-    }
-}
-
-fn kind(node: &ExfatNode) -> FileType {
-    if node.is_dir() {
-        FileType::Directory
-    } else {
-        FileType::Regular
+    fn read(&mut self, file: &Node, buf: &mut [u8], offset: u64) -> Result<usize, FileError> {
+        self.read_into(file, offset, buf).map_err(failed)
     }
 }
 

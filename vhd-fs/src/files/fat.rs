@@ -2,127 +2,65 @@
 
 use ferrosys::ReadPolicy;
 use ferrosys::fat::ondisk::Attributes;
-use ferrosys::fat::{Node as FatNode, OpenOptions, ReadError, Reader, ShortNameCharset};
+use ferrosys::fat::{Node, OpenOptions, ReadError, Reader, ShortNameCharset};
 
-use super::entry::{Entry, FileType, Metadata, Node, Time, invented_mode};
+use super::FileError;
+use super::entry::FileType;
 use super::ext::{from_tree, time};
-use super::names::NodeTable;
+use super::numbered::{Facts, HandleReader, Listed, Numbered};
 use super::region::Region;
-use super::{FileError, FileSystem};
 
 const FORMAT: &str = "FAT";
 
-pub(super) struct Fat {
-    reader: Reader<Region>,
-    nodes: NodeTable<FatNode>,
-    notes: Vec<String>,
+/// Opens the file system. Short names are taken as code page 437, which is what most systems have.
+pub(super) fn open(region: Region) -> Result<Numbered<Reader<Region>>, FileError> {
+    let options = OpenOptions::new().charset(ShortNameCharset::Cp437);
+    let mut notes = Vec::new();
+    let reader = match Reader::open_with(region.clone(), &options) {
+        Ok(reader) => reader,
+        Err(strict) => {
+            let lenient = options.policy(ReadPolicy::Lenient);
+            let reader = Reader::open_with(region, &lenient).map_err(|_| failed(strict.clone()))?;
+            notes.push(format!("opened in spite of damage: {strict}"));
+            reader
+        }
+    };
+    let root = reader.root();
+    Ok(Numbered::new(reader, root, notes))
 }
 
-impl Fat {
-    /// Opens the file system. Short names are taken as code page 437, which is what most systems have.
-    pub(super) fn open(region: Region) -> Result<Self, FileError> {
-        let options = OpenOptions::new().charset(ShortNameCharset::Cp437);
-        let mut notes = Vec::new();
-        let reader = match Reader::open_with(region.clone(), &options) {
-            Ok(reader) => reader,
-            Err(strict) => {
-                let lenient = options.policy(ReadPolicy::Lenient);
-                let reader = Reader::open_with(region, &lenient).map_err(|_| failed(strict.clone()))?;
-                notes.push(format!("opened in spite of damage: {strict}"));
-                reader
-            }
-        };
-        Ok(Self {
-            nodes: NodeTable::new(reader.root()),
-            reader,
-            notes,
-        })
-    }
-
-    fn node(&self, node: Node) -> Result<FatNode, FileError> {
-        self.nodes.get(node).ok_or(FileError::NotFound)
-    }
-}
-
-impl FileSystem for Fat {
-    fn format(&self) -> &'static str {
-        FORMAT
-    }
+impl HandleReader for Reader<Region> {
+    type Handle = Node;
+    const FORMAT: &'static str = FORMAT;
 
     fn label(&mut self) -> Option<String> {
-        let label = self.reader.volume_label().ok().flatten()?;
+        let label = self.volume_label().ok().flatten()?;
         Some(String::from_utf8_lossy(&label).trim_end().to_owned())
     }
 
-    fn notes(&self) -> Vec<String> {
-        self.notes.clone()
-    }
-
-    fn root(&self) -> Node {
-        NodeTable::<FatNode>::root()
-    }
-
-    fn ignores_case(&self) -> bool {
-        true
-    }
-
-    fn list(&mut self, directory: Node) -> Result<Vec<Entry>, FileError> {
-        let node = self.node(directory)?;
-        if !node.is_dir() {
-            return Err(FileError::NotDirectory);
-        }
-        let found = self.reader.read_dir(&node).map_err(failed)?;
-        let mut entries = Vec::new();
-        for entry in found.into_iter().filter(|entry| !entry.node.is_volume_label()) {
-            let number = self.nodes.number(directory, &entry.name, &entry.node);
-            entries.push(Entry {
-                node: number.ok_or_else(|| FileError::unsupported(FORMAT, "more files than can be numbered"))?,
-                kind: Some(kind(&entry.node)),
-                name: entry.name,
-            });
-        }
-        Ok(entries)
-    }
-
-    fn metadata(&mut self, node: Node) -> Result<Metadata, FileError> {
-        let node = self.node(node)?;
-        let kind = kind(&node);
-        let recorded = |pick: fn(&ferrosys::fat::Times) -> Time| node.times.as_ref().map(pick).unwrap_or_default();
-        Ok(Metadata {
-            kind,
-            size: if kind == FileType::Regular {
-                u64::from(node.size)
+    fn facts(node: &Node) -> Facts {
+        Facts {
+            kind: if node.is_dir() {
+                FileType::Directory
             } else {
-                0
+                FileType::Regular
             },
-            mode: invented_mode(kind, node.attributes.contains(Attributes::READ_ONLY)),
-            uid: 0,
-            gid: 0,
-            links: 1,
-            accessed: recorded(|times| time(times.access)),
-            modified: recorded(|times| time(times.modify)),
-            changed: recorded(|times| time(times.modify)),
+            size: u64::from(node.size),
+            read_only: node.attributes.contains(Attributes::READ_ONLY),
             created: node.times.and_then(|times| times.create).map(time),
-            device: None,
-        })
+            accessed: node.times.map(|times| time(times.access)),
+            modified: node.times.map(|times| time(times.modify)),
+        }
     }
 
-    fn read_at(&mut self, node: Node, buf: &mut [u8], offset: u64) -> Result<usize, FileError> {
-        let node = self.node(node)?;
-        kind(&node).require_regular()?;
-        self.reader.read_into(&node, offset, buf).map_err(failed)
+    fn entries(&mut self, directory: &Node) -> Result<Vec<Listed<Node>>, FileError> {
+        let found = self.read_dir(directory).map_err(failed)?.into_iter();
+        let files = found.filter(|entry| !entry.node.is_volume_label());
+        Ok(files.map(|entry| (entry.name, entry.node)).collect())
     }
 
-    fn read_link(&mut self, _node: Node) -> Result<Vec<u8>, FileError> {
-        Err(FileError::NotSymlink)
-    }
-}
-
-fn kind(node: &FatNode) -> FileType {
-    if node.is_dir() {
-        FileType::Directory
-    } else {
-        FileType::Regular
+    fn read(&mut self, file: &Node, buf: &mut [u8], offset: u64) -> Result<usize, FileError> {
+        self.read_into(file, offset, buf).map_err(failed)
     }
 }
 

@@ -2,13 +2,11 @@
 
 use std::sync::Arc;
 
-use super::exfat::Exfat;
 use super::ext::Ext;
-use super::fat::Fat;
 use super::ntfs::Ntfs;
 use super::region::{Budget, Region, SharedDisk};
 use super::xfs::Xfs;
-use super::{FileError, FileSystem, Files};
+use super::{FileError, FileSystem, Files, exfat, fat};
 use crate::window::Window;
 use crate::{exfat as exfat_map, ext as ext_map, fat as fat_map, ntfs as ntfs_map, xfs as xfs_map};
 
@@ -55,8 +53,8 @@ impl OpenFiles {
         Ok(match format {
             ext_map::NAME => Box::new(Ext::open(region, self.replay)?),
             ntfs_map::NAME => Box::new(Ntfs::open(region)?),
-            fat_map::NAME => Box::new(Fat::open(region)?),
-            exfat_map::NAME => Box::new(Exfat::open(region)?),
+            fat_map::NAME => Box::new(fat::open(region)?),
+            exfat_map::NAME => Box::new(exfat::open(region)?),
             xfs_map::NAME => Box::new(Xfs::open(region)?),
             other => return Err(FileError::Unrecognised(format!("{other} has no files"))),
         })

@@ -2,7 +2,7 @@
 //! made to be written to one.
 
 use super::sample::Sample;
-use crate::units::SECTOR_SIZE;
+use crate::units::{SECTOR_SIZE, usize_from};
 
 /// What is known at the start of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +87,12 @@ pub(super) fn partitioned_end(sample: &Sample<'_>) -> Option<u64> {
         return None;
     };
     last_sector.checked_mul(SECTOR_SIZE)
+}
+
+/// Whether the disk in a file ends where the file does: the backup of a GPT is there, and the first one says so. Then no
+/// other end needs to be looked for.
+pub(super) fn ends_with_partition_table(sample: &Sample<'_>) -> bool {
+    sample.ends_with(usize_from(SECTOR_SIZE), b"EFI PART") && partitioned_end(sample) == Some(sample.file_len())
 }
 
 /// Whether the first sector is a master boot record with at least one partition, and nothing in the place of an entry

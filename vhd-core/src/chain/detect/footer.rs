@@ -6,7 +6,7 @@
 
 use std::io;
 
-use super::content::partitioned_end;
+use super::content::{ends_with_partition_table, partitioned_end};
 use super::sample::Sample;
 use crate::format::{COOKIE, DiskType, FOOTER_SIZE, Footer, has_footer_cookie};
 use crate::storage::{Segment, StorageFile};
@@ -40,7 +40,7 @@ pub(super) fn find_inside(sample: &Sample<'_>, reach: Reach) -> io::Result<Optio
     if let Some(offset) = find_near_end(file, file_len)? {
         return Ok(Some(offset));
     }
-    if reach == Reach::Near {
+    if reach == Reach::Near || ends_with_partition_table(sample) {
         return Ok(None);
     }
     let data_end = data_end(file, file_len)?;

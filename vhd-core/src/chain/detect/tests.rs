@@ -345,6 +345,32 @@ fn a_footer_far_from_the_end_is_found_where_disks_end() {
 }
 
 #[test]
+fn a_disk_whose_partition_table_ends_with_the_file_has_no_other_end() {
+    // A smaller fixed image was here before.
+    let mut bytes = fixed(&noise(MIB, 6));
+    bytes.resize(4 * MIB, 0);
+    let header = disk(
+        512,
+        &[(0, b"EFI PART"), (32, &u64_from(4 * MIB / 512 - 1).to_le_bytes())],
+    );
+    bytes[512..1024].copy_from_slice(&header);
+    let error = detect(&bytes, "disk.img").unwrap_err();
+    assert_eq!(
+        error.kind(),
+        ErrorKind::Ambiguous,
+        "the table says so, and there is none"
+    );
+    bytes[4 * MIB - 512..].copy_from_slice(&header);
+    assert_eq!(detect(&bytes, "disk.img").unwrap(), ImageFormat::Raw);
+    // The table of a disk that was larger, or smaller, says nothing about this file.
+    for sector in [0, 2047, 2048, 8190, 8192, u64::MAX - 1, u64::MAX] {
+        bytes[512 + 32..512 + 40].copy_from_slice(&sector.to_le_bytes());
+        let error = detect(&bytes, "disk.img").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Ambiguous, "{sector}");
+    }
+}
+
+#[test]
 fn footers_of_images_inside_a_disk_are_nothing_to_it() {
     let mut bytes = vec![0; 8 * MIB];
     bytes[..512].copy_from_slice(&mbr());
