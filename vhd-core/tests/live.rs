@@ -27,7 +27,9 @@ use vhd_core::units::{u64_from, usize_from};
 use vhd_testkit::conformance::read_all;
 use vhd_testkit::rng::mix;
 use vhd_testkit::workload::Geometry;
-use vhd_testkit::{CrashFile, CrashLimits, CrashModel, Fault, FaultFile, Op, Workload, each_operation_fails};
+use vhd_testkit::{
+    CrashFile, CrashLimits, CrashModel, Fault, FaultFile, Op, StopOnDrop, Workload, each_operation_fails,
+};
 
 const MIB: u64 = 1 << 20;
 const SECTOR: usize = 512;
@@ -95,6 +97,7 @@ fn inv_50_a_snapshot_is_a_cut_through_the_writes_of_all_threads() {
     let over = AtomicBool::new(false);
     let mut taken = Vec::new();
     thread::scope(|scope| {
+        let _stop = StopOnDrop(&over);
         for (thread, written) in written.iter().enumerate() {
             let (device, over) = (&device, &over);
             scope.spawn(move || {
@@ -131,7 +134,6 @@ fn inv_50_a_snapshot_is_a_cut_through_the_writes_of_all_threads() {
             taken.push((created, before, after));
             thread::sleep(std::time::Duration::from_millis(5));
         }
-        over.store(true, Ordering::Relaxed);
     });
     let last = bytes_of(&device);
     for (round, (created, before, after)) in taken.iter().enumerate() {
@@ -175,6 +177,7 @@ fn inv_50_disks_are_switched_at_one_instant() {
     let devices = [live(&paths[0]), live(&paths[1])];
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
+        let _stop = StopOnDrop(&over);
         scope.spawn(|| {
             for number in 1.. {
                 devices.iter().for_each(|device| write_number(device, 7, number));
@@ -202,7 +205,6 @@ fn inv_50_disks_are_switched_at_one_instant() {
             }
             assert!(first == second || first == second + 1, "{first} {second}");
         }
-        over.store(true, Ordering::Relaxed);
     });
     // One that can't be taken keeps the others from being taken.
     let former = paths.each_ref().map(|path| survey(path).unwrap().manifest);

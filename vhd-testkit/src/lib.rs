@@ -48,6 +48,7 @@ mod operation;
 pub mod recording_file;
 pub mod rng;
 mod sparse;
+mod stop_on_drop;
 pub mod workload;
 
 pub use conformance::{Conformance, conformance};
@@ -57,4 +58,5 @@ pub use hook_file::{HookFile, Hooks};
 pub use model::{CrashModel, FlushMark, ModelDisk, Violation};
 pub use operation::{Operation, OperationKind};
 pub use recording_file::{Recorder, RecordingFile};
+pub use stop_on_drop::StopOnDrop;
 pub use workload::{Geometry, Op, Workload};

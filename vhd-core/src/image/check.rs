@@ -16,8 +16,9 @@ use crate::format::{
 use crate::storage::StorageFile;
 use crate::units::{BlockIndex, FileOffset, u64_from};
 
-/// Places in leaked space that a check looks at for blocks; a repair looks at all.
-const LOOKS: u64 = 1 << 16;
+/// Places in leaked space that a check looks at for blocks: where blocks of 2 MiB follow each other, the first of them is
+/// among half as many. A repair looks at all.
+const LOOKS: u64 = 1 << 13;
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

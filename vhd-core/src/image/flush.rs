@@ -1,6 +1,6 @@
 //! Coalescing of flushes: all requests that wait while one runs are served by the next one.
 
-use crate::sync::{Condvar, Mutex, lock};
+use crate::sync::{Condvar, Mutex, MutexGuard, lock};
 
 /// Runs a flush for as many callers as possible.
 #[derive(Debug)]
@@ -37,20 +37,12 @@ impl FlushCoalescer {
         let mut runs = lock(&self.runs);
         let wanted = runs.begun + 1;
         while runs.running {
-            runs = match self.ended.wait(runs) {
-                Ok(guard) => guard,
-                Err(poisoned) => poisoned.into_inner(),
-            };
+            runs = self.wait(runs);
             if runs.succeeded >= wanted {
                 return Ok(());
             }
         }
-        runs.begun += 1;
-        runs.running = true;
-        let mine = runs.begun;
-        drop(runs);
-
-        let end = EndOfRun { coalescer: self };
+        let (mine, end) = self.begin(runs);
         let result = work();
         if result.is_ok() {
             let mut runs = lock(&self.runs);
@@ -58,6 +50,29 @@ impl FlushCoalescer {
         }
         drop(end);
         result
+    }
+
+    /// Does something that no flush may run beside, and that makes nothing durable: who waits meanwhile flushes afterwards.
+    pub(super) fn run_alone<T>(&self, work: impl FnOnce() -> T) -> T {
+        let mut runs = lock(&self.runs);
+        while runs.running {
+            runs = self.wait(runs);
+        }
+        let (_, _end) = self.begin(runs);
+        work()
+    }
+
+    fn wait<'a>(&self, runs: MutexGuard<'a, Runs>) -> MutexGuard<'a, Runs> {
+        match self.ended.wait(runs) {
+            Ok(guard) => guard,
+            Err(poisoned) => poisoned.into_inner(),
+        }
+    }
+
+    fn begin(&self, mut runs: MutexGuard<'_, Runs>) -> (u64, EndOfRun<'_>) {
+        runs.begun += 1;
+        runs.running = true;
+        (runs.begun, EndOfRun { coalescer: self })
     }
 }
 

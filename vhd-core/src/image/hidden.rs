@@ -68,16 +68,16 @@ impl Hidden {
         for &(offset, block) in blocks {
             file.read_exact_at(&mut bitmap, offset.0)?;
             let on_disk = space.layout.bytes_on_disk(block, space.disk_size) / SECTOR_SIZE;
-            let absent = absent_runs(&bitmap, on_disk);
             let data = offset.0 + space.layout.bitmap_bytes();
-            let mut sectors = 0;
-            for &(first, count) in &absent {
-                stored_runs(file, data, (first, count), &mut |_, run| sectors += run)?;
+            let (mut sectors, mut complete) = (0, true);
+            for run in absent_runs(&bitmap, on_disk) {
+                complete = false;
+                stored_runs(file, data, run, &mut |_, count| sectors += count)?;
             }
             // Bits behind the end of the disk, from before it shrank, show that the bitmap is there.
             let blank = is_zero(&bitmap);
             match sectors {
-                0 if absent.is_empty() => hidden.complete += 1,
+                0 if complete => hidden.complete += 1,
                 0 if !blank => hidden.partial += 1,
                 0 => {}
                 _ => hidden.blocks.push(Hiding {
@@ -161,17 +161,19 @@ pub(crate) fn stored_runs(
     Ok(())
 }
 
-/// Runs of clear bits among the first `sectors` of a bitmap: first sector and count.
-pub(crate) fn absent_runs(bitmap: &[u8], sectors: u64) -> Vec<(u64, u64)> {
+/// Runs of clear bits among the first `sectors` of a bitmap: first sector and count. They are looked for as they are asked
+/// for: who is content with the first does not pay for all.
+pub(crate) fn absent_runs(bitmap: &[u8], sectors: u64) -> impl Iterator<Item = (u64, u64)> {
     let map = SectorMap::from_bytes(bitmap, u32::try_from(sectors).unwrap_or(u32::MAX));
-    let mut runs = Vec::new();
     let mut at = 0;
-    while at < map.sectors() {
-        let (present, count) = map.run(at, map.sectors() - at);
-        if !present {
-            runs.push((u64::from(at), u64::from(count)));
+    std::iter::from_fn(move || {
+        while at < map.sectors() {
+            let (first, (present, count)) = (at, map.run(at, map.sectors() - at));
+            at += count;
+            if !present {
+                return Some((u64::from(first), u64::from(count)));
+            }
         }
-        at += count;
-    }
-    runs
+        None
+    })
 }

@@ -192,7 +192,12 @@ impl Image {
     pub(crate) fn settle(&self) -> Result<(), DeviceError> {
         debug_assert!(self.frozen.load(Ordering::Acquire), "it may be written to");
         self.flush()?;
-        self.trim()
+        // A flush that began before the image was frozen may still come: it is not to take this for a cut by another program.
+        self.coalescer.run_alone(|| {
+            let trimmed = self.trim();
+            self.least_len.forget();
+            trimmed
+        })
     }
 
     /// What a failed sync does to the image; `None` for one that was opened for reading.
