@@ -21,6 +21,9 @@ const DEPTH: u32 = 8;
 /// The leaf of a chain: a copy, since writes change it.
 const SERVED: &str = "served.vhd";
 
+/// What both chains are based on. An image of its own: one that has children is not written to.
+const BASE: &str = "base.vhd";
+
 /// Bytes of the empty disks.
 const EMPTY: u64 = 32 << 30;
 
@@ -85,6 +88,7 @@ impl Images<'_> {
         let dynamic = self.path(Image::Dynamic);
         create(&dynamic, self.size)?;
         self.fill(&dynamic)?;
+        std::fs::copy(&dynamic, self.dir.join(BASE))?;
         self.chain(Image::Chain, BLOCK)?;
         self.chain(Image::Pieces, vhd_benches::SCATTERED)?;
         for dir in ["", "chain", "pieces"] {
@@ -108,7 +112,7 @@ impl Images<'_> {
             Image::Chain | Image::Pieces => {
                 std::fs::copy(path.with_file_name(format!("child-{DEPTH}.vhd")), &path)?;
                 warm(&path)?;
-                read_through(&self.path(Image::Dynamic))
+                read_through(&self.dir.join(BASE))
             }
             Image::Raw | Image::Fixed | Image::Dynamic => read_through(&path),
         }
@@ -125,7 +129,7 @@ impl Images<'_> {
         let dir = path.parent().unwrap_or(self.dir);
         std::fs::create_dir(dir)?;
         let mut random = fastrand::Rng::with_seed(7);
-        let mut parent = self.path(Image::Dynamic);
+        let mut parent = self.dir.join(BASE);
         for level in 1..=DEPTH {
             let child = dir.join(format!("child-{level}.vhd"));
             create_child(&child, &parent, None, &OpenOptions::new())?;

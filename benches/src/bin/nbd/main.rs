@@ -35,6 +35,9 @@ struct Args {
     /// The program to measure; the one beside this program if not given
     #[arg(long)]
     vhd: Option<PathBuf>,
+    /// A former build, to be measured beside it with VHD images
+    #[arg(long)]
+    former: Option<PathBuf>,
     #[arg(long, default_value_t = 7)]
     rounds: u32,
     /// Seconds per measurement
@@ -55,6 +58,23 @@ struct Args {
     /// Also count system calls with strace
     #[arg(long)]
     strace: bool,
+}
+
+/// Ours as it was, for what may have become slower.
+fn former_servers() -> Vec<Server> {
+    let images = [
+        Image::Fixed,
+        Image::Dynamic,
+        Image::Chain,
+        Image::Pieces,
+        Image::EmptyDynamic,
+    ];
+    let former = |image| Server {
+        program: Program::Former,
+        image,
+        tls: false,
+    };
+    images.map(former).into()
 }
 
 /// All servers. Cached: `none` reads the device each time, but its writes may be the faster ones.
@@ -88,6 +108,7 @@ fn main() -> Result<()> {
     let bench = Bench {
         places: Places {
             vhd,
+            former: args.former.clone().unwrap_or_default(),
             socket: dir.path().join("socket"),
             certificates: dir.path().to_owned(),
         },
@@ -114,8 +135,8 @@ impl Bench<'_> {
             "load average before: {}",
             std::fs::read_to_string("/proc/loadavg")?.trim()
         );
-        let servers: Vec<Server> = servers()
-            .into_iter()
+        let former = self.args.former.iter().flat_map(|_| former_servers());
+        let servers: Vec<Server> = (servers().into_iter().chain(former))
             .filter(|server| is_chosen(&self.args.servers, &server.name()))
             .collect();
         let mut tables: Vec<Table> = LOADS

@@ -19,6 +19,8 @@ const TICKS_PER_SECOND: u32 = 100;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Program {
     Vhd,
+    /// Another build of it.
+    Former,
     /// With `--cache` and `--aio`.
     Qemu(&'static str, &'static str),
     Nbdkit,
@@ -36,6 +38,8 @@ pub(crate) struct Server {
 pub(crate) struct Places {
     /// The program `vhd`.
     pub(crate) vhd: PathBuf,
+    /// Another build of it, if that is measured.
+    pub(crate) former: PathBuf,
     pub(crate) socket: PathBuf,
     /// Certificates, by the names that qemu-nbd wants.
     pub(crate) certificates: PathBuf,
@@ -45,6 +49,7 @@ impl Server {
     pub(crate) fn name(&self) -> String {
         let program = match self.program {
             Program::Vhd => "vhd nbd".to_owned(),
+            Program::Former => "former vhd nbd".to_owned(),
             Program::Qemu(cache, aio) => format!("qemu-nbd {cache}/{aio}"),
             Program::Nbdkit => "nbdkit file".to_owned(),
         };
@@ -63,8 +68,12 @@ impl Server {
     fn command(&self, path: &Path, places: &Places) -> Command {
         let (socket, pki) = (&places.socket, &places.certificates);
         match self.program {
-            Program::Vhd => {
-                let mut command = Command::new(&places.vhd);
+            Program::Vhd | Program::Former => {
+                let program = match self.program {
+                    Program::Former => &places.former,
+                    _ => &places.vhd,
+                };
+                let mut command = Command::new(program);
                 command.args(["nbd", "--unix"]).arg(socket).arg(path);
                 if self.image.is_raw() {
                     command.args(["--from", "raw"]);

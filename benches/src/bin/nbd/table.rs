@@ -44,20 +44,23 @@ impl Table {
     pub(crate) fn print(&self) {
         println!();
         println!(
-            "| {} | requests/s | to nbdkit | to qemu-nbd | to our dynamic | CPU us | p99 us |",
+            "| {} | requests/s | to nbdkit | to qemu-nbd | to our dynamic | to the former build | CPU us | p99 us |",
             self.title
         );
-        println!("|---|---|---|---|---|---|---|");
+        println!("|---|---|---|---|---|---|---|---|");
         for (server, samples) in &self.rows {
             let median_of = |value: fn(&Sample) -> f64| spread(samples.iter().map(value).collect()).0;
             let ratio = |is_base: &dyn Fn(&Server) -> bool| self.ratio(server, samples, is_base);
             println!(
-                "| {} | {:.0} | {} | {} | {} | {:.1} | {:.0} |",
+                "| {} | {:.0} | {} | {} | {} | {} | {:.1} | {:.0} |",
                 server.name(),
                 median_of(|sample| sample.per_second),
                 ratio(&|base| base.program == Program::Nbdkit),
                 ratio(&|base| is_qemu(base) && base.tls == server.tls && rivals(server.image, base.image)),
                 ratio(&|base| base.program == Program::Vhd && base.image == Image::Dynamic && !base.tls),
+                ratio(&|base| {
+                    server.program == Program::Vhd && base.program == Program::Former && base.image == server.image
+                }),
                 median_of(|sample| sample.cpu * 1e6),
                 median_of(|sample| sample.p99.as_secs_f64() * 1e6),
             );
