@@ -25,6 +25,9 @@ const OVERWRITE_SHARE: u64 = 8;
 const BITMAP_BYTES: u64 = 64 << 20;
 const BITMAP_SHARE: u64 = 64;
 
+/// How often a file system is committed for one write that a quota stands against, when nothing more can be given back.
+const MOST_COMMITS: u32 = 4;
+
 /// Bytes that the smallest write takes.
 const PAGE: u64 = 4096;
 
@@ -156,11 +159,28 @@ impl Room {
 
     /// Does a write of metadata, with the help of the space set aside where there is no other.
     pub(super) fn use_for(&self, write: impl Fn() -> io::Result<()>) -> io::Result<()> {
+        let mut commits = 0;
         loop {
             match write() {
-                Err(error) if io_kind(&error) == ErrorKind::NoSpace && self.give_back() => {}
+                Err(error) if io_kind(&error) == ErrorKind::NoSpace => {
+                    let (given, quota) = (self.give_back(), SetAside::is_quota(&error));
+                    if !given && (!quota || commits >= MOST_COMMITS) {
+                        return Err(error);
+                    }
+                    if quota {
+                        commits += 1;
+                        self.commit();
+                    }
+                }
                 result => return result,
             }
+        }
+    }
+
+    /// Makes what was given back count in a quota.
+    fn commit(&self) {
+        if let Some(spare) = &lock(&self.held).spare {
+            spare.commit();
         }
     }
 

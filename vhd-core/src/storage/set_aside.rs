@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, fstatvfs, open, openat};
+use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, fstatvfs, open, openat, syncfs};
 use rustix::io::Errno;
 
 use super::io_kind;
@@ -74,6 +74,19 @@ impl SetAside {
     /// Gives a part of the space back to the file system; `false` when there is none left.
     pub fn give_back(&mut self) -> bool {
         self.parts.pop().is_some()
+    }
+
+    /// Makes what was given back count, where a write failed for a quota: btrfs takes what was removed off a quota when it
+    /// commits. That other files can't be written meanwhile is told to those who sync them.
+    pub fn commit(&self) {
+        if let Err(error) = syncfs(&self.directory) {
+            tracing::warn!(%error, "the file system of the image can't be synced");
+        }
+    }
+
+    /// Whether a write failed for a quota.
+    pub(crate) fn is_quota(error: &io::Error) -> bool {
+        Errno::from_io_error(error) == Some(Errno::DQUOT)
     }
 }
 
