@@ -1,6 +1,6 @@
 //! The exports of a server.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use super::Export;
 use crate::protocol::MAX_STRING;
@@ -36,13 +36,20 @@ impl ExportNameError {
     }
 }
 
-/// Exports by name. The first is the default: it is found under the empty name too.
+/// Exports by name. The first is the default: it is found under the empty name too. Clones are the same set.
 ///
 /// A set whose only export has the empty name finds it under any name, because some clients can only ask for the empty
-/// name and others can't.
+/// name and others can't. Exports that are added later do not change that.
 #[derive(Clone, Debug, Default)]
 pub struct ExportSet {
-    exports: Vec<Arc<Export>>,
+    exports: Arc<RwLock<Exports>>,
+}
+
+#[derive(Debug, Default)]
+struct Exports {
+    listed: Vec<Arc<Export>>,
+    /// How many of them were there before the server was.
+    first: usize,
 }
 
 impl ExportSet {
@@ -57,26 +64,59 @@ impl ExportSet {
     /// # Errors
     /// Its name can't be one, or there is one of its name; nothing is added then.
     pub fn add(&mut self, export: Export) -> Result<(), ExportNameError> {
-        ExportNameError::check(export.name())?;
-        if self.exports.iter().any(|other| other.name() == export.name()) {
-            return Err(ExportNameError::Taken(export.name().to_owned()));
-        }
-        self.exports.push(Arc::new(export));
+        self.add_later(export)?;
+        self.change(|exports| exports.first = exports.listed.len());
         Ok(())
+    }
+
+    /// Adds an export to a set that is being served.
+    ///
+    /// # Errors
+    /// Those of [`add`](Self::add).
+    pub fn add_later(&self, export: Export) -> Result<(), ExportNameError> {
+        ExportNameError::check(export.name())?;
+        self.change(|exports| {
+            if exports.named(export.name()).is_some() {
+                return Err(ExportNameError::Taken(export.name().to_owned()));
+            }
+            exports.listed.push(Arc::new(export));
+            Ok(())
+        })
+    }
+
+    /// Puts what `change` makes of an export in its place, for clients that connect from now on.
+    pub fn replace(&self, name: &str, change: impl FnOnce(&Export) -> Export) {
+        self.change(|exports| {
+            if let Some(export) = exports.listed.iter_mut().find(|export| export.name() == name) {
+                *export = Arc::new(change(export));
+            }
+        });
     }
 
     /// The export that a client means by `name`.
     #[must_use]
-    pub fn find(&self, name: &str) -> Option<&Arc<Export>> {
-        let named = self.exports.iter().find(|export| export.name() == name);
-        let nameless = || matches!(&self.exports[..], [only] if only.name().is_empty());
-        let default = || self.exports.first().filter(|_| name.is_empty() || nameless());
-        named.or_else(default)
+    pub fn find(&self, name: &str) -> Option<Arc<Export>> {
+        let exports = self.exports.read().unwrap_or_else(PoisonError::into_inner);
+        let first = exports.listed.first();
+        let nameless = exports.first == 1 && first.is_some_and(|only| only.name().is_empty());
+        let default = first.filter(|_| name.is_empty() || nameless);
+        exports.named(name).or(default).cloned()
     }
 
     /// All exports, the default first.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Export>> {
-        self.exports.iter()
+    pub fn iter(&self) -> impl Iterator<Item = Arc<Export>> {
+        let exports = self.exports.read().unwrap_or_else(PoisonError::into_inner);
+        exports.listed.clone().into_iter()
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Exports) -> T) -> T {
+        change(&mut self.exports.write().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Exports {
+    fn named(&self, name: &str) -> Option<&Arc<Export>> {
+        self.listed.iter().find(|export| export.name() == name)
     }
 }
 
