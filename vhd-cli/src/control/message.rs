@@ -19,7 +19,6 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a command asks for.
 #[derive(Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
 pub(super) struct Request {
     pub(super) version: u32,
     #[serde(flatten)]
