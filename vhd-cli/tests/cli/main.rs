@@ -22,6 +22,7 @@ mod nbd;
 mod nbd_backup;
 mod nbd_client;
 mod nbd_kill;
+mod nbd_live;
 mod nbd_refusals;
 mod nbd_resize;
 mod nbd_sockets;
