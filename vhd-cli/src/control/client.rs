@@ -34,7 +34,7 @@ fn ask(stream: &UnixStream, job: Job) -> io::Result<Answer> {
     stream.set_write_timeout(Some(PATIENCE))?;
     // The answer may take its time: a frozen leaf is made durable before it.
     send(stream, &Request { version: VERSION, job })?;
-    receive(stream)
+    receive(stream, None)
 }
 
 fn broken(socket: &Path, error: &io::Error) -> Failure {

@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead as _, BufReader, Read, Write as _};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -62,13 +62,31 @@ pub(super) fn send<T: Serialize>(mut stream: &UnixStream, message: &T) -> io::Re
     stream.write_all(&line)
 }
 
-/// Receives one line, no longer than is sensible.
-pub(super) fn receive<T: DeserializeOwned>(stream: &UnixStream) -> io::Result<T> {
+/// Receives one line, no longer than is sensible; the whole of it until a moment, if one is given.
+pub(super) fn receive<T: DeserializeOwned>(stream: &UnixStream, until: Option<Instant>) -> io::Result<T> {
     let mut line = Vec::new();
-    BufReader::new(stream.take(LONGEST)).read_until(b'\n', &mut line)?;
+    BufReader::new(Until { stream, until }.take(LONGEST)).read_until(b'\n', &mut line)?;
     match line.last() {
         None => Err(io::ErrorKind::UnexpectedEof.into()),
         Some(b'\n') => Ok(serde_json::from_slice(&line)?),
         Some(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "it is no whole line")),
+    }
+}
+
+/// What a peer sends until a moment: one that sends byte after byte does not get more time with each.
+struct Until<'a> {
+    stream: &'a UnixStream,
+    until: Option<Instant>,
+}
+
+impl Read for Until<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let left = self.until.map(|until| until.saturating_duration_since(Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.stream.set_read_timeout(left)?;
+        let mut stream = self.stream;
+        stream.read(buf)
     }
 }

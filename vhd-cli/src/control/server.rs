@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use super::message::{Answer, Job, PATIENCE, Request, Taken, VERSION, receive, send};
 use super::place::{prepare, socket_of, trusts};
@@ -77,9 +78,8 @@ fn serve(stream: &UnixStream, take: &impl Fn(&str) -> Result<Taken, Failure>) ->
     if !trusts(stream) {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
-    stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    let answer = match receive::<Request>(stream) {
+    let answer = match receive::<Request>(stream, Some(Instant::now() + PATIENCE)) {
         Ok(request) if request.version != VERSION => refuse(format!(
             "the server speaks version {VERSION} on its control socket, and was asked in version {}",
             request.version

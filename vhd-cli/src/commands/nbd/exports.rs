@@ -116,14 +116,19 @@ impl Served {
                 .with_description(file_name(&source.path))
                 .resizable(),
         };
-        if let Open::Live(device) = &opened {
-            self.control(&source, &name, device, exports);
-        }
-        self.serve(present, source.name, opened, exports)?;
+        let device = match &opened {
+            Open::Live(device) => Some(Arc::clone(device)),
+            Open::Plain(_) | Open::Resizable(_) => None,
+        };
+        self.serve(present, source.name.clone(), opened, exports)?;
         for (snapshot, path) in &snapshots.files {
             let opened = open_frozen(args, path)?;
             let frozen = export(&format!("{name}@{snapshot}"), &opened, &snapshots, false);
             self.serve(frozen, output::path_text(path), Open::Plain(opened), exports)?;
+        }
+        // The last: a snapshot is added to exports that are there.
+        if let Some(device) = device {
+            self.control(&source, &name, &device, exports);
         }
         Ok(())
     }
