@@ -23,6 +23,7 @@ mod nbd_backup;
 mod nbd_client;
 mod nbd_kill;
 mod nbd_live;
+mod nbd_live_writers;
 mod nbd_refusals;
 mod nbd_resize;
 mod nbd_sockets;

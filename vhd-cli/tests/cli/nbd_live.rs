@@ -1,33 +1,35 @@
 //! Snapshots of a disk that `vhd nbd` serves.
 
-use std::io::{Read as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::io::{IoSlice, Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use rustix::process::Signal;
+use vhd_core::device::BlockDevice as _;
+use vhd_core::image::Footers;
+use vhd_core::storage::{Access, FileIdentity, HostFile, Sharing};
+use vhd_nbd::client::{ClientOptions, NbdDevice};
 
 use crate::nbd::Serving;
 use crate::support::{Lab, MIB, stderr};
+use crate::tools::{have, run};
 
-/// The control socket of a disk: the name has device and inode of its base.
+/// The control socket of a disk: named by the identity of its base and of the base's file. The identity counts: a socket that
+/// a killed server left may have the number of a file that is gone.
 fn control_socket(lab: &Lab, base: &str) -> PathBuf {
-    let found = std::fs::metadata(lab.path(base)).unwrap();
-    let ending = format!("-{:x}-{:x}.sock", found.dev(), found.ino());
-    let user = rustix::process::geteuid();
-    let directories = [
-        PathBuf::from("/run/vhd"),
-        format!("/run/user/{}/vhd", user.as_raw()).into(),
-        std::env::temp_dir().join(format!("vhd-{}", user.as_raw())),
+    let base = lab.path(base);
+    let opened = HostFile::open(&base, Access::ReadOnly, Sharing::Unlocked).unwrap();
+    let id = Footers::read(&opened).unwrap().footer.unique_id;
+    let name = format!("{id}-{}.sock", FileIdentity::of_path(&base).unwrap());
+    let user = rustix::process::geteuid().as_raw();
+    let directories: [PathBuf; 3] = [
+        "/run/vhd".into(),
+        format!("/run/user/{user}/vhd").into(),
+        std::env::temp_dir().join(format!("vhd-{user}")),
     ];
-    let sockets = directories
-        .iter()
-        .filter_map(|directory| std::fs::read_dir(directory).ok())
-        .flatten();
-    let mut paths = sockets.map(|entry| entry.unwrap().path());
-    paths
-        .find(|path| path.to_str().unwrap().ends_with(&ending))
-        .expect("a control socket")
+    let mut sockets = directories.iter().map(|directory| directory.join(&name));
+    sockets.find(|socket| socket.exists()).expect("a control socket")
 }
 
 fn hash(lab: &Lab, image: &str) -> String {
@@ -68,6 +70,72 @@ fn a_served_disk_gets_snapshots_and_serves_them() {
         assert_eq!(hash(&lab, image), before, "{image}");
     }
     lab.run(&["snapshot", "create", "vm.vhd", "--name", "four"], 0);
+}
+
+/// The name of a deleted snapshot may be given again: then it means the new one, of which clients get content and changes.
+/// Exports that are no snapshots of the disk stay.
+#[test]
+fn a_name_that_is_given_again_means_the_new_snapshot() {
+    let lab = Lab::new();
+    for image in ["vm.vhd", "other.vhd"] {
+        lab.dynamic(image, 8 * MIB);
+    }
+    lab.run(&["snapshot", "create", "vm.vhd", "--name", "first"], 0);
+    let exports = ["--export", "vm=vm.vhd@now", "--export", "vm@mine=other.vhd"];
+    let server = Serving::start(&lab, &[&["--unix", "s.sock"], &exports[..]].concat());
+    let uri = |export: &str| format!("nbd+unix:///{export}?socket={}", lab.path("s.sock").display());
+    let mine = hash(&lab, &uri("vm@mine"));
+    lab.run(&["snapshot", "create", "vm.vhd", "--name", "second"], 0);
+    // One that was there when the server started, one that it has taken, and one that was given again before.
+    for (round, name) in (1..).zip(["first", "second", "first"]) {
+        let former = hash(&lab, &uri(&format!("vm@{name}")));
+        write(&uri("vm"), &[round; 4096], MIB * u64::from(round));
+        lab.run(&["snapshot", "delete", "vm.vhd", name], 0);
+        lab.run(&["snapshot", "create", "vm.vhd", "--name", name], 0);
+        let served = hash(&lab, &uri(&format!("vm@{name}")));
+        assert_ne!(served, former, "{name}");
+        assert_eq!(served, hash(&lab, &format!("vm.vhd@{name}")), "{name}");
+        assert_eq!(served, hash(&lab, &uri("vm")), "{name}");
+        // Nothing has changed since, and then one sector.
+        assert_eq!(changed(&lab, name).unwrap_or(0), 0, "{name}");
+        write(&uri("vm"), &[round; 512], 7 * MIB);
+        assert_eq!(changed(&lab, name).unwrap_or(512), 512, "{name}");
+    }
+    lab.run(&["snapshot", "create", "vm.vhd", "--name", "mine"], 0);
+    assert_eq!(hash(&lab, &uri("vm@mine")), mine, "it is no snapshot of this disk");
+    let (code, said) = server.stop(Signal::TERM);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("two exports are called"), "{said}");
+    // What was deleted meanwhile goes when nobody uses it.
+    let kept = hash(&lab, "vm.vhd@now");
+    for name in ["first", "second", "mine"] {
+        lab.run(&["snapshot", "delete", "vm.vhd", name], 0);
+    }
+    assert_eq!(hash(&lab, "vm.vhd"), kept);
+    assert!(!lab.path("vm.vhd.snapshots").exists());
+}
+
+/// Bytes of the export that changed since a snapshot, as qemu sees it; `None` without qemu.
+fn changed(lab: &Lab, snapshot: &str) -> Option<u64> {
+    let options = format!(
+        "driver=nbd,server.type=unix,server.path={},export=vm,x-dirty-bitmap=qemu:dirty-bitmap:{snapshot}",
+        lab.path("s.sock").display()
+    );
+    let map = have(&["qemu-img"], "bitmaps of snapshots that are taken in use")
+        .then(|| run("qemu-img", ["map", "--output=json", "--image-opts", &options]))?;
+    let parts: Vec<serde_json::Value> = serde_json::from_slice(&map).unwrap();
+    let dirty = parts.iter().filter(|part| part["data"] == false);
+    Some(dirty.map(|part| part["length"].as_u64().unwrap()).sum())
+}
+
+fn write(uri: &str, bytes: &[u8], offset: u64) {
+    let options = ClientOptions {
+        write: true,
+        ..ClientOptions::default()
+    };
+    let device = NbdDevice::open(&uri.parse().unwrap(), options).unwrap();
+    device.write_vectored_at(&[IoSlice::new(bytes)], offset, false).unwrap();
+    device.flush().unwrap();
 }
 
 #[test]

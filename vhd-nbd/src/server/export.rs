@@ -114,10 +114,12 @@ impl Export {
         self
     }
 
-    /// The same disk under the same name, with one more context `qemu:dirty-bitmap:NAME`, behind all others.
+    /// The same disk under the same name, with one more context `qemu:dirty-bitmap:NAME`, behind all others and in place of
+    /// one of its name.
     #[must_use]
     pub fn and_changes(&self, name: impl Into<String>, changes: Box<dyn ChangedRanges>) -> Self {
-        let more = (name.into(), Arc::from(changes));
+        let (name, changes) = (name.into(), Arc::from(changes));
+        let others = self.changes.iter().filter(|(other, _)| *other != name);
         Self {
             name: self.name.clone(),
             description: self.description.clone(),
@@ -125,7 +127,7 @@ impl Export {
             read_only: self.read_only,
             resizable: self.resizable,
             former_size: AtomicU64::new(self.former_size.load(Ordering::Relaxed)),
-            changes: self.changes.iter().cloned().chain([more]).collect(),
+            changes: others.cloned().chain([(name.clone(), changes)]).collect(),
         }
     }
 

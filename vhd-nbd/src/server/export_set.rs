@@ -84,6 +84,20 @@ impl ExportSet {
         })
     }
 
+    /// Adds an export to a set that is being served, in place of one of its name: that one is found by nobody who connects
+    /// from now on.
+    ///
+    /// # Errors
+    /// Its name can't be one.
+    pub fn put(&self, export: Export) -> Result<(), ExportNameError> {
+        ExportNameError::check(export.name())?;
+        self.change(|exports| {
+            exports.listed.retain(|other| other.name() != export.name());
+            exports.listed.push(Arc::new(export));
+        });
+        Ok(())
+    }
+
     /// Puts what `change` makes of an export in its place, for clients that connect from now on.
     pub fn replace(&self, name: &str, change: impl FnOnce(&Export) -> Export) {
         self.change(|exports| {
@@ -122,6 +136,10 @@ impl Exports {
 
 #[cfg(test)]
 mod tests {
+    use vhd_block::Disk;
+    use vhd_core::device::RawDevice;
+    use vhd_core::storage::MemoryFile;
+
     use super::*;
 
     #[test]
@@ -139,5 +157,32 @@ mod tests {
         ] {
             assert_eq!(ExportNameError::check(name).is_ok(), good, "{name:?}");
         }
+    }
+
+    fn disk(bytes: usize) -> Disk {
+        let file = MemoryFile::from_bytes(vec![0; bytes]);
+        Disk::new(Arc::new(RawDevice::new(Arc::new(file), false).unwrap()))
+    }
+
+    fn export(name: &str, disk: &Disk) -> Export {
+        Export::new(name, disk.clone())
+    }
+
+    #[test]
+    fn exports_come_and_are_replaced_while_clients_are_served() {
+        let disks = [1, 2, 3].map(|blocks| disk(blocks * 512));
+        let mut exports = ExportSet::new();
+        exports.add(export("", &disks[0])).unwrap();
+        let served = exports.clone();
+        exports.add_later(export("vm@one", &disks[1])).unwrap();
+        exports.add_later(export("vm@one", &disks[2])).unwrap_err();
+        let size = |name| served.find(name).map(|export| export.disk().size());
+        assert_eq!((size("vm@one"), size("any")), (Some(1024), Some(512)));
+        // A client that has the former one keeps it.
+        let former = served.find("vm@one").unwrap();
+        exports.put(export("vm@one", &disks[2])).unwrap();
+        exports.put(export("a\nb", &disks[2])).unwrap_err();
+        assert_eq!((size("vm@one"), former.disk().size()), (Some(1536), 1024));
+        assert_eq!(served.iter().count(), 2);
     }
 }

@@ -1,10 +1,11 @@
 //! The disks that are served.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use vhd_core::chain::{OpenOptions, OpenedDisk, create_child};
 use vhd_core::device::{BlockDevice as _, ByteRange, DeviceError, Disk, LiveDevice};
@@ -128,7 +129,7 @@ impl Served {
         }
         // The last: a snapshot is added to exports that are there.
         if let Some(device) = device {
-            self.control(&source, &name, &device, exports);
+            self.control(&source, &snapshots, &name, &device, exports);
         }
         Ok(())
     }
@@ -140,8 +141,22 @@ impl Served {
     }
 
     /// Listens for commands that want something of a disk in use. Without it the disk is served all the same.
-    fn control(&mut self, source: &Source, name: &str, device: &Arc<LiveDevice>, exports: &ExportSet) {
+    fn control(
+        &mut self,
+        source: &Source,
+        snapshots: &Snapshots,
+        name: &str,
+        device: &Arc<LiveDevice>,
+        exports: &ExportSet,
+    ) {
         let taker = Taker {
+            snapshots: Mutex::new(
+                snapshots
+                    .files
+                    .iter()
+                    .map(|(snapshot, _)| format!("{name}@{snapshot}"))
+                    .collect(),
+            ),
             disk: source.path.clone(),
             export: name.to_owned(),
             device: Arc::downgrade(device),
@@ -357,6 +372,8 @@ struct Taker {
     /// Not the device itself: whoever closes the disk wants it alone.
     device: Weak<LiveDevice>,
     exports: ExportSet,
+    /// The exports that are snapshots of this disk: a name that was deleted may be given again.
+    snapshots: Mutex<HashSet<String>>,
 }
 
 impl Taker {
@@ -394,10 +411,17 @@ impl Taker {
             "" => file_name(base.file_stem().map_or(base, Path::new)),
             label => label.to_owned(),
         };
-        let frozen = Export::new(format!("{label}@{name}"), Disk::new(Arc::clone(&taken.frozen) as _))
+        let export = format!("{label}@{name}");
+        let frozen = Export::new(export.as_str(), Disk::new(Arc::clone(&taken.frozen) as _))
             .with_description(taken.created.snapshot.file.name.clone());
-        if let Err(error) = self.exports.add_later(frozen) {
-            output::warning(format_args!("the snapshot is not served: {error}"));
+        let mut known = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
+        let served = match known.contains(frozen.name()) {
+            true => self.exports.put(frozen),
+            false => self.exports.add_later(frozen),
+        };
+        match served {
+            Ok(()) => drop(known.insert(export)),
+            Err(error) => output::warning(format_args!("the snapshot is not served: {error}")),
         }
     }
 }
