@@ -3,6 +3,7 @@
 pub mod change_image;
 pub mod delta_import;
 pub mod file_system;
+pub mod files;
 pub mod lab;
 pub mod locators;
 pub mod nbd;
@@ -11,3 +12,4 @@ pub mod nbd_uri;
 pub mod open_image;
 pub mod partition_table;
 pub mod records;
+pub mod sparse_disk;

@@ -1,5 +1,8 @@
 //! The grammar: help, completions and man pages come from this one definition.
 
+use std::ffi::OsString;
+use std::sync::OnceLock;
+
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::commands::{
@@ -35,6 +38,15 @@ Examples:
   vhd info snap.avhd                                the whole chain, layer by layer
   vhd convert snap.avhd disk.raw --to raw           the chain's content as a flat file
   vhd check disk.vhd && echo fine";
+
+/// The command line. Where `mount(8)` called this program as its helper, it is the `vhd mount` that does the same.
+pub(crate) fn arguments() -> &'static [OsString] {
+    static ARGUMENTS: OnceLock<Vec<OsString>> = OnceLock::new();
+    ARGUMENTS.get_or_init(|| {
+        let given: Vec<OsString> = std::env::args_os().collect();
+        mount::helper_arguments(&given).unwrap_or(given)
+    })
+}
 
 /// Create, inspect, check, convert, compare and compact VHD images
 #[derive(Debug, Parser)]

@@ -39,11 +39,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 fn main() -> ExitCode {
-    let arguments: Vec<_> = std::env::args_os().collect();
-    let cli = match commands::mount::helper_arguments(&arguments) {
-        Some(arguments) => cli::Cli::parse_from(arguments),
-        None => cli::Cli::parse_from(arguments),
-    };
+    let cli = cli::Cli::parse_from(cli::arguments());
     start_log();
     limits::raise_open_files();
     interrupt::handle_signals();

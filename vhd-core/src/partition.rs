@@ -1,6 +1,7 @@
 //! The partition table of a [`Disk`]: the reader is the crate `vhd-partition`, this is how disks and failures of this
 //! crate fit to it.
 
+use std::borrow::Borrow;
 use std::io;
 use std::ops::Range;
 
@@ -11,15 +12,16 @@ use crate::ErrorKind;
 use crate::device::{ByteRange, DeviceError, Disk};
 
 /// A disk as readers of its content take it. Failures are [`DeviceError`]s inside of [`io::Error`]s.
-pub struct DiskReader<'a>(pub &'a Disk);
+/// The disk is borrowed, or the reader's own.
+pub struct DiskReader<D>(pub D);
 
-impl ReadAt for DiskReader<'_> {
+impl<D: Borrow<Disk>> ReadAt for DiskReader<D> {
     fn size(&self) -> u64 {
-        self.0.size()
+        self.0.borrow().size()
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        self.0.read_at(buf, offset).map_err(io::Error::other)
+        self.0.borrow().read_at(buf, offset).map_err(io::Error::other)
     }
 }
 

@@ -1,14 +1,13 @@
 //! The file systems of a disk, and which of them a path is in.
 
 use std::fmt;
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use clap::Args;
 use vhd_block::Disk;
 use vhd_core::chain::OpenedDisk;
-use vhd_core::partition::read_table;
+use vhd_core::partition::{DiskReader, read_table};
 use vhd_fs::files::{FileError, FileErrorKind, Files, OpenFiles, SharedDisk};
 
 use crate::codes::Kind;
@@ -66,21 +65,9 @@ pub(crate) enum Located<'a> {
     Volumes,
 }
 
-struct Reader(Disk);
-
-impl vhd_fs::ReadAt for Reader {
-    fn size(&self) -> u64 {
-        self.0.size()
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        self.0.read_at(buf, offset).map_err(io::Error::other)
-    }
-}
-
 /// A disk as readers of file systems take it.
 pub(crate) fn shared(disk: &Disk) -> SharedDisk {
-    Arc::new(Reader(disk.clone()))
+    Arc::new(DiskReader(disk.clone()))
 }
 
 impl InsideArgs {

@@ -283,3 +283,102 @@ fn snapshots_have_files_of_their_own() {
     lab.run(&["snapshot", "create", "disk.vhd", "--name", "monday"], 0);
     assert_eq!(stdout(&lab.run(&["ls", "disk.vhd@monday:/etc"], 0)), "deep/\nfstab\n");
 }
+
+/// A name that a driver would never make: as a path it leads out of its directory.
+#[test]
+fn names_with_slashes_lead_nowhere() {
+    let programs = [
+        "mkfs.ext2",
+        "mkfs.ext4",
+        "mkfs.vfat",
+        "mcopy",
+        "mkfs.ntfs",
+        "ntfscp",
+        "mkfs.xfs",
+    ];
+    if !have(&programs, "hostile names in file systems") {
+        return;
+    }
+    let lab = Lab::new();
+    fs::create_dir(lab.path("source")).unwrap();
+    let file = lab.path("source/evilname");
+    fs::write(&file, "of the disk").unwrap();
+    fs::write(
+        lab.path("list"),
+        format!("boot\n0 0\nd--755 0 0\nevilname ---644 0 0 {}\n$\n$\n", file.display()),
+    )
+    .unwrap();
+    let scripts = [
+        ("ext2", 8, "mkfs.ext2 -q -F -d source disk.raw"),
+        ("ext4", 8, "mkfs.ext4 -q -F -O ^metadata_csum -d source disk.raw"),
+        (
+            "ext4 with checksums",
+            8,
+            "mkfs.ext4 -q -F -O metadata_csum -d source disk.raw",
+        ),
+        ("FAT", 8, "mkfs.vfat disk.raw && mcopy -i disk.raw source/evilname ::"),
+        (
+            "NTFS",
+            8,
+            "mkfs.ntfs -q -F -Q disk.raw && ntfscp -q disk.raw source/evilname evilname",
+        ),
+        ("XFS 4", 320, "mkfs.xfs -q -f -m crc=0 -p list disk.raw"),
+        ("XFS 5", 320, "mkfs.xfs -q -f -p list disk.raw"),
+    ];
+    for (name, mib, script) in scripts {
+        fs::File::create(lab.path("disk.raw"))
+            .unwrap()
+            .set_len(mib * MIB)
+            .unwrap();
+        let path = lab.path("");
+        run("sh", ["-c", &format!("cd {} && {script} > log 2>&1", path.display())]);
+        let changed = rename_on_disk(&lab.path("disk.raw"));
+        assert!(changed > 0, "{name}");
+        let image = ["--from", "raw", "disk.raw:/"];
+        let listed = lab
+            .vhd(&["ls", "--json", image[0], image[1], image[2]])
+            .output()
+            .unwrap();
+        assert!(
+            !String::from_utf8_lossy(&listed.stdout).contains("\"name\": \"../"),
+            "{name}: {listed:?}"
+        );
+        if !matches!(name, "FAT" | "XFS 5") {
+            let told = String::from_utf8_lossy(&listed.stdout).into_owned();
+            assert!(
+                listed.status.code() == Some(3) && told.contains("VHD-E0702"),
+                "{name}: {listed:?}"
+            );
+        }
+        let copied = lab.vhd(&["cp", image[0], image[1], image[2], "out/copied"]);
+        fs::create_dir_all(lab.path("out")).unwrap();
+        { copied }.output().unwrap();
+        for escaped in ["evil8", "EVIL8", "out/evil8", "out/EVIL8"] {
+            assert!(!lab.exists(escaped), "{name}: {escaped}");
+        }
+        fs::remove_dir_all(lab.path("out")).unwrap();
+    }
+}
+
+/// Gives the file another name, wherever the file system has it; how often that was.
+fn rename_on_disk(image: &Path) -> usize {
+    let mut bytes = fs::read(image).unwrap();
+    let wide = |text: &[u8]| text.iter().flat_map(|&byte| [byte, 0]).collect::<Vec<u8>>();
+    let mut changed = 0;
+    for (from, to) in [(b"evilname", b"../evil8"), (b"EVILNAME", b"../EVIL8")] {
+        for (from, to) in [(from.to_vec(), to.to_vec()), (wide(from), wide(to))] {
+            let mut at = 0;
+            // Most of it is zero: only where the first byte is, is more looked at.
+            while let Some(next) = bytes[at..].iter().position(|&byte| byte == from[0]) {
+                at += next;
+                if bytes[at..].starts_with(&from) {
+                    bytes[at..at + to.len()].copy_from_slice(&to);
+                    changed += 1;
+                }
+                at += 1;
+            }
+        }
+    }
+    fs::write(image, bytes).unwrap();
+    changed
+}

@@ -85,6 +85,22 @@ pub struct Entry {
     pub kind: Option<FileType>,
 }
 
+/// The entries of a directory by names that can be used: those of the directory itself and of its parent are left out. A name
+/// that no file can have (empty, or with `/` or NUL) would lead whoever uses it as a path out of its directory: as for
+/// the kernel, the directory is damaged then.
+pub(super) fn with_usable_names(file_system: &'static str, mut entries: Vec<Entry>) -> Result<Vec<Entry>, FileError> {
+    entries.retain(|entry| entry.name != b"." && entry.name != b"..");
+    let odd = |name: &[u8]| name.is_empty() || name.contains(&b'/') || name.contains(&0);
+    match entries.iter().find(|entry| odd(&entry.name)) {
+        None => Ok(entries),
+        Some(entry) => {
+            let name = entry.name.escape_ascii();
+            let what = format!("a directory has the name \"{name}\", which no file can have");
+            Err(FileError::damaged(file_system, what))
+        }
+    }
+}
+
 /// A point in time: seconds since 1970 in UTC, and nanoseconds below a second.
 ///
 /// FAT has local times; they are taken as UTC.

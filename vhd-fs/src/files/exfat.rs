@@ -6,7 +6,7 @@ use ferrosys::{OpenOptions, ReadPolicy};
 
 use super::FileError;
 use super::entry::FileType;
-use super::ext::{from_tree, time};
+use super::ferro::{self, open_in_spite_of_damage, time};
 use super::numbered::{Facts, HandleReader, Listed, Numbered};
 use super::region::Region;
 
@@ -15,15 +15,15 @@ const FORMAT: &str = "exFAT";
 /// Opens the file system.
 pub(super) fn open(region: Region) -> Result<Numbered<Reader<Region>>, FileError> {
     let mut notes = Vec::new();
-    let mut reader = match Reader::open_with(region.clone(), &OpenOptions::new()) {
-        Ok(reader) => reader,
-        Err(strict) => {
-            let lenient = OpenOptions::new().policy(ReadPolicy::Lenient);
-            let reader = Reader::open_with(region, &lenient).map_err(|_| failed(strict.clone()))?;
-            notes.push(format!("opened in spite of damage: {strict}"));
-            reader
-        }
-    };
+    let mut reader = open_in_spite_of_damage(FORMAT, &mut notes, |lenient| {
+        let options = OpenOptions::new();
+        let options = if lenient {
+            options.policy(ReadPolicy::Lenient)
+        } else {
+            options
+        };
+        Reader::open_with(region.clone(), &options)
+    })?;
     let root = reader.lookup(b"/").map_err(failed)?;
     Ok(Numbered::new(reader, root, notes))
 }
@@ -63,5 +63,5 @@ impl HandleReader for Reader<Region> {
 }
 
 fn failed(error: ReadError) -> FileError {
-    from_tree(FORMAT, error.into())
+    ferro::failed(FORMAT, error)
 }

@@ -1,11 +1,12 @@
 //! ext2, ext3 and ext4, read by the crate ferrosys.
 
+use ferrosys::crc32c;
 use ferrosys::ext::ondisk::FileType as DirFileType;
 use ferrosys::ext::ondisk::Inode;
-use ferrosys::ext::{OpenOptions, ReadError, ReadPolicy, Reader};
-use ferrosys::{Timestamp, TreeError, crc32c};
+use ferrosys::ext::{OpenOptions, ReadPolicy, Reader};
 
-use super::entry::{Entry, FileType, Metadata, Node, Time};
+use super::entry::{Entry, FileType, Metadata, Node};
+use super::ferro::{failed, open_in_spite_of_damage, time};
 use super::region::Region;
 use super::{FileError, FileSystem};
 use crate::bytes::le32;
@@ -47,17 +48,15 @@ impl Ext {
         } else {
             region
         };
-        let reader = match Reader::open_with(region.clone(), &OpenOptions::new()) {
-            Ok(reader) => reader,
-            // What is not known must not be guessed at.
-            Err(strict @ ReadError::UnsupportedIncompat { .. }) => return Err(failed(format, strict)),
-            Err(strict) => {
-                let lenient = OpenOptions::new().policy(ReadPolicy::Lenient);
-                let reader = Reader::open_with(region, &lenient).map_err(|_| failed(format, strict.clone()))?;
-                notes.push(format!("opened in spite of damage: {strict}"));
-                reader
-            }
-        };
+        let reader = open_in_spite_of_damage(format, &mut notes, |lenient| {
+            let options = OpenOptions::new();
+            let options = if lenient {
+                options.policy(ReadPolicy::Lenient)
+            } else {
+                options
+            };
+            Reader::open_with(region.clone(), &options)
+        })?;
         if let Some(journal) = reader.journal_replay() {
             notes.push(format!(
                 "the {format} was not unmounted: {} transactions of its journal are replayed in memory",
@@ -115,10 +114,8 @@ impl FileSystem for Ext {
             return Err(FileError::NotDirectory);
         }
         let entries = self.reader.read_dir(&inode).map_err(|e| failed(self.format, e))?;
-        let named = entries
+        Ok(entries
             .into_iter()
-            .filter(|entry| entry.name != b"." && entry.name != b"..");
-        Ok(named
             .map(|entry| Entry {
                 kind: dir_file_type(entry.file_type),
                 name: entry.name,
@@ -198,25 +195,5 @@ fn dir_file_type(kind: DirFileType) -> Option<FileType> {
         DirFileType::Socket => Some(FileType::Socket),
         DirFileType::Symlink => Some(FileType::Symlink),
         _ => None,
-    }
-}
-
-pub(super) fn time(time: Timestamp) -> Time {
-    Time {
-        seconds: time.secs,
-        nanos: time.nanos.min(Timestamp::NANOS_PER_SEC - 1),
-    }
-}
-
-fn failed(format: &'static str, error: ReadError) -> FileError {
-    from_tree(format, error.into())
-}
-
-/// A failure of ferrosys, whatever the family.
-pub(super) fn from_tree(format: &'static str, error: TreeError) -> FileError {
-    match error {
-        TreeError::Io { kind, message, .. } => FileError::from_io(format, std::io::Error::new(kind, message)),
-        TreeError::Unsupported { detail, .. } => FileError::unsupported(format, detail),
-        other => FileError::damaged(format, other),
     }
 }

@@ -6,7 +6,7 @@ use ferrosys::fat::{Node, OpenOptions, ReadError, Reader, ShortNameCharset};
 
 use super::FileError;
 use super::entry::FileType;
-use super::ext::{from_tree, time};
+use super::ferro::{self, open_in_spite_of_damage, time};
 use super::numbered::{Facts, HandleReader, Listed, Numbered};
 use super::region::Region;
 
@@ -16,15 +16,14 @@ const FORMAT: &str = "FAT";
 pub(super) fn open(region: Region) -> Result<Numbered<Reader<Region>>, FileError> {
     let options = OpenOptions::new().charset(ShortNameCharset::Cp437);
     let mut notes = Vec::new();
-    let reader = match Reader::open_with(region.clone(), &options) {
-        Ok(reader) => reader,
-        Err(strict) => {
-            let lenient = options.policy(ReadPolicy::Lenient);
-            let reader = Reader::open_with(region, &lenient).map_err(|_| failed(strict.clone()))?;
-            notes.push(format!("opened in spite of damage: {strict}"));
-            reader
-        }
-    };
+    let reader = open_in_spite_of_damage(FORMAT, &mut notes, |lenient| {
+        let options = if lenient {
+            options.policy(ReadPolicy::Lenient)
+        } else {
+            options
+        };
+        Reader::open_with(region.clone(), &options)
+    })?;
     let root = reader.root();
     Ok(Numbered::new(reader, root, notes))
 }
@@ -65,5 +64,5 @@ impl HandleReader for Reader<Region> {
 }
 
 fn failed(error: ReadError) -> FileError {
-    from_tree(FORMAT, error.into())
+    ferro::failed(FORMAT, error)
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use super::entry::{Entry, Metadata, Node};
+use super::entry::{Entry, Metadata, Node, with_usable_names};
 use super::region::Budget;
 use super::{FileError, FileSystem};
 use crate::bytes::count;
@@ -102,9 +102,10 @@ impl Files {
     /// The names in a directory, without `.` and `..`, in the order of the disk.
     ///
     /// # Errors
-    /// [`FileError::NotDirectory`] for another node, and what reading meets.
+    /// [`FileError::NotDirectory`] for another node, [`FileError::Damaged`] where a name is one that no file can have, and what
+    /// reading meets.
     pub fn list(&self, directory: Node) -> Result<Vec<Entry>, FileError> {
-        self.run(0, move |fs| fs.list(directory))
+        self.run(0, move |fs| with_usable_names(fs.format(), fs.list(directory)?))
     }
 
     /// What is known of a node.

@@ -4,7 +4,7 @@
 //!   Files        an open file system, for any number of threads: panics, endless loops and reads without bound end there
 //!    |
 //!   FileSystem   list, metadata, read_at, read_link: one implementation per format
-//!    |             ext.rs   fat.rs   exfat.rs        by the crate ferrosys
+//!    |             ext.rs   fat.rs   exfat.rs        by the crate ferrosys (ferro.rs: what they share)
 //!    |             ntfs/                             structures by ntfs-core; directories and streams here
 //!    |             xfs/                              structures by xfs-core; extents and directories here
 //!   Region       the partition's bytes, and nothing else of the disk
@@ -19,6 +19,7 @@ mod error;
 mod exfat;
 mod ext;
 mod fat;
+mod ferro;
 mod guard;
 mod ntfs;
 mod numbered;
@@ -52,7 +53,7 @@ trait FileSystem: Send {
         false
     }
 
-    /// The names in a directory, without `.` and `..`, in the order of the disk.
+    /// The names in a directory, in the order of the disk. [`Files`] looks at them: odd ones, `.` and `..` may be there.
     fn list(&mut self, directory: Node) -> Result<Vec<Entry>, FileError>;
 
     /// What is known of a node.

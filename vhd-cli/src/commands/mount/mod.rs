@@ -21,6 +21,7 @@ use vhd_fuse::{MountError, MountOptions};
 pub(crate) use helper::arguments as helper_arguments;
 
 use crate::background;
+use crate::cli;
 use crate::codes::Kind;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -121,10 +122,7 @@ pub(crate) fn run(args: &MountArgs) -> Result<Exit, Failure> {
         ));
     }
     if !args.foreground && !args.forked {
-        let arguments = std::env::args_os();
-        let arguments =
-            helper::arguments(&arguments.collect::<Vec<_>>()).unwrap_or_else(|| std::env::args_os().collect());
-        let arguments = arguments.into_iter().skip(1).chain([FORKED.into()]);
+        let arguments = cli::arguments().iter().skip(1).cloned().chain([FORKED.into()]);
         return background::start(arguments, |_| {})
             .map_err(|error| system("start a process in the background", &error));
     }

@@ -91,8 +91,7 @@ fn named(entry: &IndexEntry) -> Option<Entry> {
     let name = entry.file_name.as_ref()?;
     let number = entry.file_reference.record_number;
     let hidden = name.namespace == NAMESPACE_DOS || number < FIRST_USER_RECORD;
-    let odd = matches!(name.name.as_str(), "" | "." | "..") || name.name.contains(['/', '\0']);
-    if hidden || odd {
+    if hidden {
         return None;
     }
     let kind = match () {

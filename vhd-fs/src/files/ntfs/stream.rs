@@ -151,14 +151,18 @@ impl Stream {
         offset: u64,
     ) -> Result<usize, FileError> {
         let wanted = index(self.len.saturating_sub(offset)).min(buf.len());
+        if wanted == 0 && !matches!(self.kept, Kept::Encrypted) {
+            return Ok(0);
+        }
         let buf = &mut buf[..wanted];
         let written = index(self.initialized.saturating_sub(offset)).min(wanted);
         let (data, never_written) = buf.split_at_mut(written);
         never_written.fill(0);
         match &self.kept {
             Kept::InRecord(bytes) => {
-                let start = index(offset);
-                data.copy_from_slice(&bytes[start..start + data.len()]);
+                let kept = bytes.get(index(offset)..).and_then(|rest| rest.get(..data.len()));
+                let short = || FileError::damaged(FORMAT, "a value in a record is shorter than it says");
+                data.copy_from_slice(kept.ok_or_else(short)?);
             }
             Kept::InClusters => self.read_clusters(region, cluster, data, offset)?,
             Kept::Compressed(clusters) => {

@@ -104,11 +104,9 @@ impl FileSystem for Xfs {
         if inode.kind()? != FileType::Directory {
             return Err(FileError::NotDirectory);
         }
-        let names = self.names(&inode)?.into_iter();
-        let odd =
-            |name: &[u8]| name.is_empty() || name == b"." || name == b".." || name.contains(&b'/') || name.contains(&0);
-        Ok(names
-            .filter(|entry| !odd(&entry.name))
+        Ok(self
+            .names(&inode)?
+            .into_iter()
             .map(|entry| Entry {
                 node: Node(entry.inode),
                 kind: entry.ftype.and_then(directory_type),
