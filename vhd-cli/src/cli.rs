@@ -4,7 +4,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::commands::{
     azure, cat, check, compact, compare, completions, convert, cp, create, diff, export_delta, hash, import_delta,
-    info, ls, man, map, measure, merge, mount, nbd, new_id, repair, reparent, resize, snapshot, tour, tree, verify,
+    info, ls, man, map, measure, merge, mount, nbd, new_id, repair, reparent, resize, snapshot, tour, tree, verify, vm,
 };
 use crate::exit;
 
@@ -100,6 +100,8 @@ pub(crate) enum Command {
     Mount(mount::MountArgs),
     /// Unmount what `vhd mount` has mounted
     Umount(mount::UmountArgs),
+    /// Run a Linux guest on KVM with its disks in images
+    Vm(vm::VmArgs),
     /// Give a disk another size, alone or with all images of its tree
     Resize(resize::ResizeArgs),
     /// Give a differencing image another parent: a moved one, or with --rebase any disk
