@@ -32,6 +32,9 @@ mod kvm;
 mod legacy;
 mod machine;
 mod mem;
+#[cfg(test)]
+#[path = "../tests/common/ram.rs"]
+mod ram;
 mod virtio;
 
 pub use error::Error;

@@ -5,7 +5,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 
 use linux_loader::bootparam::setup_header;
-use linux_loader::loader::{BzImage, Elf, KernelLoader};
+use linux_loader::loader::bzimage::Error as Damage;
+use linux_loader::loader::{BzImage, Elf, Error as Loader, KernelLoader};
 use vm_memory::GuestAddress;
 
 use crate::Error;
@@ -91,7 +92,7 @@ impl Kernel {
         let highest = u64::from(u32::MAX).min(end);
         require("the kernel", LOWEST.saturating_add(len), highest)?;
         let loaded = BzImage::load(memory, None, file, Some(GuestAddress(LOWEST))).map_err(|error| match error {
-            linux_loader::loader::Error::Bzimage(linux_loader::loader::bzimage::Error::ReadBzImageCompressedKernel) => {
+            Loader::Bzimage(Damage::Underflow | Damage::ReadBzImageHeader | Damage::ReadBzImageCompressedKernel) => {
                 not_a_kernel("it is cut off, or names an address outside guest memory")
             }
             error => not_a_kernel(error),
@@ -101,6 +102,12 @@ impl Kernel {
             .ok_or_else(|| not_a_kernel("it has no boot header"))?;
         if header.version < BZIMAGE_VERSION || header.xloadflags & BZIMAGE_64 == 0 {
             return Err(not_a_kernel("it has no 64-bit entry point"));
+        }
+        let (stated, found) = (u64::from(header.syssize) * 16, loaded.kernel_end - loaded.kernel_load.0);
+        if stated > found {
+            return Err(not_a_kernel(format!(
+                "it is cut off: {found:#x} of {stated:#x} bytes of code are there"
+            )));
         }
         // It unpacks itself to where it prefers to run, or to where it is.
         let unpacked = header.pref_address.max(loaded.kernel_load.0);

@@ -217,3 +217,103 @@ fn half(features: u64, half: u32) -> u32 {
         _ => 0,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::mem::allocate;
+    use crate::virtio::block::Block;
+
+    const ACKNOWLEDGE: u32 = 1;
+    const DRIVER: u32 = 2;
+    const FEATURES_OK: u32 = VIRTIO_CONFIG_S_FEATURES_OK;
+    const DRIVER_OK: u32 = VIRTIO_CONFIG_S_DRIVER_OK;
+
+    fn transport() -> MmioTransport {
+        let (disk, _) = crate::ram::Ram::disk(1 << 20);
+        let block = Block::new(disk, "disk", false).unwrap();
+        let interrupt = Arc::new(Interrupt::new().unwrap());
+        MmioTransport::new(Box::new(block), allocate(1 << 20).unwrap(), interrupt)
+    }
+
+    fn get(transport: &MmioTransport, register: u32) -> u32 {
+        let mut bytes = [0; 4];
+        transport.read(register.into(), &mut bytes);
+        u32::from_le_bytes(bytes)
+    }
+
+    fn set(transport: &mut MmioTransport, register: u32, value: u32) {
+        transport.write(register.into(), &value.to_le_bytes());
+    }
+
+    /// As a driver does it; returns the status at the end.
+    fn start(transport: &mut MmioTransport, high: u32, used: u32) -> u32 {
+        set(transport, VIRTIO_MMIO_STATUS, 0);
+        set(transport, VIRTIO_MMIO_STATUS, ACKNOWLEDGE | DRIVER);
+        set(transport, VIRTIO_MMIO_DRIVER_FEATURES_SEL, 1);
+        set(transport, VIRTIO_MMIO_DRIVER_FEATURES, high);
+        set(transport, VIRTIO_MMIO_STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK);
+        if get(transport, VIRTIO_MMIO_STATUS) & FEATURES_OK == 0 {
+            return get(transport, VIRTIO_MMIO_STATUS);
+        }
+        set(transport, VIRTIO_MMIO_QUEUE_NUM, 16);
+        set(transport, VIRTIO_MMIO_QUEUE_DESC_LOW, 0x1000);
+        set(transport, VIRTIO_MMIO_QUEUE_AVAIL_LOW, 0x2000);
+        set(transport, VIRTIO_MMIO_QUEUE_USED_LOW, used);
+        set(transport, VIRTIO_MMIO_QUEUE_READY, 1);
+        set(
+            transport,
+            VIRTIO_MMIO_STATUS,
+            ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK,
+        );
+        get(transport, VIRTIO_MMIO_STATUS)
+    }
+
+    #[test]
+    fn a_driver_gets_through() {
+        let mut transport = transport();
+        assert_eq!(get(&transport, VIRTIO_MMIO_MAGIC_VALUE).to_le_bytes(), *b"virt");
+        assert_eq!(get(&transport, VIRTIO_MMIO_CONFIG), 2048);
+        assert_eq!(start(&mut transport, 1, 0x3000), 1 | 2 | 4 | 8);
+        assert_eq!(get(&transport, VIRTIO_MMIO_QUEUE_READY), 1);
+        set(&mut transport, VIRTIO_MMIO_STATUS, 0);
+        assert_eq!(get(&transport, VIRTIO_MMIO_STATUS), 0);
+        assert_eq!(get(&transport, VIRTIO_MMIO_QUEUE_READY), 0);
+    }
+
+    #[test]
+    fn features_that_were_not_offered_are_refused() {
+        let mut transport = transport();
+        assert_eq!(start(&mut transport, 1 | 1 << 30, 0x3000) & FEATURES_OK, 0);
+        // Without VERSION_1 it would be a driver of before virtio 1.0.
+        assert_eq!(start(&mut transport, 0, 0x3000) & FEATURES_OK, 0);
+    }
+
+    #[test]
+    fn rings_outside_memory_need_a_reset() {
+        let mut transport = transport();
+        assert_ne!(start(&mut transport, 1, 0xf_fff0) & VIRTIO_CONFIG_S_NEEDS_RESET, 0);
+        assert_eq!(start(&mut transport, 1, 0x3000) & VIRTIO_CONFIG_S_NEEDS_RESET, 0);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+
+        /// Whatever is written where, the device works after a reset.
+        #[test]
+        fn any_accesses(accesses in vec(
+            (prop_oneof![4 => (0..0x140_u64).prop_map(|at| at & !3), 1 => 0..0x1000_u64], vec(any::<u8>(), 1..=8)),
+            0..64,
+        )) {
+            let mut transport = transport();
+            for (offset, mut data) in accesses {
+                transport.write(offset, &data);
+                transport.read(offset, &mut data);
+            }
+            prop_assert_eq!(start(&mut transport, 1, 0x3000), 1 | 2 | 4 | 8);
+        }
+    }
+}

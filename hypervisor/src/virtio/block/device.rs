@@ -137,9 +137,13 @@ impl VirtioDevice for Block {
 /// The thread: serves whenever the bell rings.
 fn work(shared: &Shared, mut executor: Executor) {
     while shared.doorbell.read().is_ok() {
-        while !shared.ends.load(Ordering::Acquire) && serve_once(shared, &mut executor) {}
-        if shared.ends.load(Ordering::Acquire) {
-            return;
+        loop {
+            if shared.ends.load(Ordering::Acquire) {
+                return;
+            }
+            if !serve_once(shared, &mut executor) {
+                break;
+            }
         }
     }
 }
