@@ -25,6 +25,8 @@ pub(crate) enum Kind {
     Tour,
     /// A server can't listen.
     Listen,
+    /// The server that has a disk in use does not answer as it should.
+    Control,
     /// Another server listens there.
     AddressInUse,
     /// A certificate or key can't be used.
@@ -142,6 +144,7 @@ const TABLE: &[Code] = &[
     library(ErrorKind::TailInUse,       "VHD-E0313", Exit::Refused),
     library(ErrorKind::TiedSizes,       "VHD-E0314", Exit::Refused),
     library(ErrorKind::TablesTooLarge,  "VHD-E0320", Exit::Refused),
+    own(Kind::Control,                  "VHD-E0325", "control",           Exit::Failed),
 
     library(ErrorKind::OutOfRange,      "VHD-E0401", Exit::Failed),
     library(ErrorKind::Misaligned,      "VHD-E0402", Exit::Failed),
@@ -203,6 +206,12 @@ const TABLE: &[Code] = &[
 const UNLISTED: Code = own(Kind::Library(ErrorKind::Io), "VHD-E0999", "unlisted", Exit::Failed);
 
 impl Kind {
+    /// The kind with this code: that of a failure that another process had.
+    pub(crate) fn of_code(code: &str) -> Self {
+        let row = TABLE.iter().find(|row| row.code == code);
+        row.unwrap_or(&UNLISTED).kind
+    }
+
     /// The row of the table.
     pub(crate) fn code(self) -> &'static Code {
         TABLE.iter().find(|row| row.kind == self).unwrap_or(&UNLISTED)

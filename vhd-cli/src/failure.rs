@@ -101,6 +101,14 @@ impl Failure {
         }
     }
 
+    /// The stable code; that of a failed command for wrong arguments.
+    pub(crate) fn code(&self) -> &'static str {
+        self.kind()
+            .unwrap_or(Kind::Library(ErrorKind::InvalidArgument))
+            .code()
+            .code
+    }
+
     /// What happened.
     pub(crate) fn message(&self) -> &str {
         &self.message

@@ -6,6 +6,7 @@
 //!   progress.rs   what goes to standard error meanwhile    failure.rs  why a command stopped
 //!   inside/       files inside a disk                       throw_away.rs a layer for writes that are not kept
 //!   space.rs      free space of file systems               interrupt.rs  ending in order
+//!   control/      asking the server that has a disk      limits.rs    open files
 //!   codes.rs      kind of failure -> stable code, exit     exit.rs     the exit codes
 //!   human.rs      numbers and times for people            summed.rs   long lists in short
 //! ```
@@ -16,6 +17,7 @@ mod children;
 mod cli;
 mod codes;
 mod commands;
+mod control;
 mod exit;
 mod failure;
 mod format_arg;

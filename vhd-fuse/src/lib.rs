@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   mount.rs        a mount: options, threads, readahead, unmounting
+//!   mount_table.rs  which mounts of ours the kernel has
 //!   filesystem.rs   requests of the kernel, answered
 //!   inodes.rs       which number is which node
 //!   reply.rs        attributes, errors, as the kernel takes them
@@ -23,6 +24,7 @@ mod content;
 mod filesystem;
 mod inodes;
 mod mount;
+mod mount_table;
 mod node;
 mod reply;
 

@@ -13,13 +13,12 @@ use rustix::mount::UnmountFlags;
 
 use crate::Directory;
 use crate::filesystem::Tree;
+use crate::mount_table::{SOURCE, is_mount_of_ours};
 
 /// The device that the kernel's side of FUSE is reached by.
 const DEVICE: &str = "/dev/fuse";
 /// What mounts and unmounts for those who are not root, from the package fuse3.
 const HELPER: &str = "fusermount3";
-/// What the source of every mount of ours begins with: its type alone is only `fuse` where root mounts.
-const SOURCE: &str = "vhd:";
 /// KiB that the kernel reads ahead: what it offers by itself is 128, which costs a third of the speed.
 const READ_AHEAD: u32 = 1024;
 /// Threads that answer requests, where there are as many processors.
@@ -42,6 +41,12 @@ pub enum MountError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// A mount of ours is there already.
+    #[error("{} has a mount of vhd already: `vhd umount` takes it away", path.display())]
+    Occupied {
+        /// Where.
+        path: PathBuf,
     },
     /// A program uses the mount.
     #[error("{} is in use: close the files and leave the directories in it", path.display())]
@@ -166,9 +171,14 @@ impl MountOptions {
     }
 
     fn config(&self) -> Config {
+        // The kernel takes the name as it is, and the helper as one of its options.
+        let name = match rustix::process::geteuid().is_root() {
+            true => self.name.clone(),
+            false => escaped(&self.name),
+        };
         let mut config = Config::default();
         config.mount_options = vec![
-            MountOption::FSName(format!("{SOURCE}{}", self.name)),
+            MountOption::FSName(format!("{SOURCE}{name}")),
             MountOption::Subtype("vhd".into()),
             MountOption::DefaultPermissions,
             MountOption::NoDev,
@@ -292,52 +302,16 @@ fn run_helper(place: &Path, options: &[&str]) -> Result<(), MountError> {
     })
 }
 
-/// Whether the kernel has a mount of this kind at exactly this place. It is asked without touching the place, which
-/// answers nothing once its server is gone.
-fn is_mount_of_ours(place: &Path) -> bool {
-    let absolute = std::path::absolute(place).unwrap_or_else(|_| place.to_owned());
-    // The parent can be resolved even where the place itself cannot be looked at.
-    let resolved = absolute
-        .parent()
-        .and_then(|parent| parent.canonicalize().ok())
-        .zip(absolute.file_name());
-    let absolute = resolved.map_or(absolute.clone(), |(parent, name)| parent.join(name));
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    mounts.lines().any(|line| {
-        let mut fields = line.split(' ');
-        let at = fields.nth(4).map(unescaped);
-        let (_, what) = line.split_once(" - ").unwrap_or_default();
-        let mut what = what.split(' ');
-        let is_fuse = what
-            .next()
-            .is_some_and(|kind| kind == "fuse" || kind.starts_with("fuse."));
-        let is_ours = what.next().is_some_and(|source| source.starts_with(SOURCE));
-        at.as_deref() == absolute.to_str() && is_fuse && is_ours
-    })
+/// The text as a value in the list of options of the helper, where a comma ends one.
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace(',', "\\,")
 }
 
-/// A path of `/proc/self/mountinfo`, which has blanks and such as three octal digits.
-fn unescaped(text: &str) -> String {
-    let mut plain = Vec::new();
-    let mut rest = text.as_bytes();
-    while let Some((&first, behind)) = rest.split_first() {
-        let octal = behind.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
-        let octal = octal.and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match octal.filter(|_| first == b'\\') {
-            Some(byte) => {
-                plain.push(byte);
-                rest = &behind[3..];
-            }
-            None => {
-                plain.push(first);
-                rest = behind;
-            }
-        }
-    }
-    String::from_utf8_lossy(&plain).into_owned()
-}
-
+/// A second mount would hide the first; where the server of one is gone, nothing can be mounted at all.
 fn check_place(place: &Path) -> Result<(), MountError> {
+    if is_mount_of_ours(place) {
+        return Err(MountError::Occupied { path: place.to_owned() });
+    }
     let failed = |source| MountError::Place {
         path: place.to_owned(),
         source,
@@ -374,10 +348,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_are_compared_as_the_kernel_writes_them() {
-        assert_eq!(unescaped("/mnt/a\\040b\\134c"), "/mnt/a b\\c");
-        assert_eq!(unescaped("/mnt/a\\"), "/mnt/a\\");
-        assert!(!is_mount_of_ours(Path::new("/proc")));
+    fn a_name_is_one_option_of_the_helper() {
+        assert_eq!(escaped("a,dev\\b.vhd"), "a\\,dev\\\\b.vhd");
+    }
+
+    #[test]
+    fn what_is_not_ours_is_not_unmounted() {
         assert!(matches!(
             unmount(Path::new("/proc")),
             Err(MountError::NotMounted { .. })

@@ -18,10 +18,17 @@ mod kill;
 mod merge;
 mod merge_carry;
 mod mount;
+mod mount_contents;
+mod mount_load;
+mod mount_refusals;
+mod mount_writes;
+mod mounted;
 mod nbd;
 mod nbd_backup;
 mod nbd_client;
 mod nbd_kill;
+mod nbd_live;
+mod nbd_live_writers;
 mod nbd_refusals;
 mod nbd_resize;
 mod nbd_sockets;
@@ -39,12 +46,18 @@ mod streams;
 mod support;
 mod tree;
 mod verify;
+mod vm;
+mod vm_kill;
+mod vm_linux;
 
 #[path = "../../../vhd-core/tests/common/kills.rs"]
 mod kills;
 #[allow(dead_code, reason = "these tests use a part of it")]
 #[path = "../../../vhd-core/tests/common/mounts.rs"]
 mod mounts;
+#[allow(dead_code, reason = "these tests use a part of it")]
+#[path = "../../../hypervisor/tests/common/payload.rs"]
+mod payload;
 #[allow(dead_code, reason = "these tests use a part of it")]
 #[path = "../../../vhd-core/tests/common/tools.rs"]
 mod tools;

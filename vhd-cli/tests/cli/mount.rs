@@ -2,96 +2,16 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
-use crate::support::{Lab, MIB, stderr, stdout};
+use crate::mounted::{Mounted, fuse, hash, sha256sum};
+use crate::support::{Lab, MIB, stderr};
 use crate::tools::{have, run};
-
-/// A mount that is there as long as this is.
-struct Mounted<'a> {
-    lab: &'a Lab,
-    process: Child,
-    place: PathBuf,
-}
-
-impl<'a> Mounted<'a> {
-    /// Mounts in the foreground on `mnt`.
-    fn new(lab: &'a Lab, arguments: &[&str]) -> Self {
-        let place = lab.path("mnt");
-        fs::create_dir_all(&place).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vhd"));
-        command
-            .current_dir(lab.path(""))
-            .arg("mount")
-            .arg("--foreground")
-            .args(arguments)
-            .arg("mnt");
-        let process = command.stderr(Stdio::inherit()).spawn().unwrap();
-        let mounted = Self { lab, process, place };
-        let started = Instant::now();
-        while !mounted.place.join("disk.raw").exists() {
-            assert!(started.elapsed() < Duration::from_secs(60), "it does not mount");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        mounted
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.place.join(name)
-    }
-
-    /// Unmounts as a user does, and waits for the process.
-    fn unmount(mut self) {
-        self.lab.run(&["umount", "mnt"], 0);
-        assert!(self.process.wait().unwrap().success());
-    }
-}
-
-impl Drop for Mounted<'_> {
-    fn drop(&mut self) {
-        // After a failure of the test only.
-        if self.process.try_wait().is_ok_and(|status| status.is_none()) {
-            let _ = Command::new("umount").arg("-l").arg(&self.place).output();
-            let _ = self.process.kill();
-            let _ = self.process.wait();
-        }
-    }
-}
-
-/// Whether this machine has FUSE. In CI it must.
-fn fuse() -> bool {
-    let there = File::options().read(true).write(true).open("/dev/fuse").is_ok();
-    assert!(there || std::env::var_os("CI").is_none(), "CI must have /dev/fuse");
-    if !there {
-        crate::announce("NOT TESTED: mounts, for lack of /dev/fuse");
-    }
-    there
-}
 
 /// A chain of two with a snapshot: `disk.vhd` and its snapshot `monday`.
 fn disk_with_snapshot(lab: &Lab) {
     lab.dynamic("disk.vhd", 64 * MIB);
     lab.write("disk.vhd", MIB, &[1; 8192]);
     lab.run(&["snapshot", "create", "disk.vhd", "--name", "monday"], 0);
-}
-
-fn hash(lab: &Lab, image: &str) -> String {
-    stdout(&lab.run(&["hash", image], 0))
-        .split(' ')
-        .next()
-        .unwrap()
-        .to_owned()
-}
-
-fn sha256sum(path: &Path) -> String {
-    String::from_utf8(run("sha256sum", [path]))
-        .unwrap()
-        .split(' ')
-        .next()
-        .unwrap()
-        .to_owned()
 }
 
 #[test]
@@ -316,44 +236,6 @@ fn a_file_system_can_be_made_and_used_on_it() {
         lab.run(&["cat", "disk.vhd:/file-3"], 0).get_output().stdout,
         vec![3; 30_000]
     );
-}
-
-/// What was synced is there after the process was killed, and the place is free again.
-#[test]
-fn a_killed_mount_loses_nothing_that_was_synced() {
-    let lab = Lab::new();
-    if !fuse() {
-        return;
-    }
-    for round in 0..crate::kills::kill_rounds().min(20) {
-        let image = format!("disk{round}.vhd");
-        lab.dynamic(&image, 64 * MIB);
-        let mut mounted = Mounted::new(&lab, &["--rw", &image]);
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .open(mounted.path("disk.raw"))
-            .unwrap();
-        let byte = u8::try_from(round % 250 + 1).unwrap();
-        file.write_all_at(&vec![byte; 300_000], 5 * MIB + u64::from(round) * 1000)
-            .unwrap();
-        file.sync_all().unwrap();
-        file.write_all_at(&[0xFF; 4096], 50 * MIB).unwrap();
-        mounted.process.kill().unwrap();
-        mounted.process.wait().unwrap();
-        assert!(file.metadata().is_err() || file.sync_all().is_err());
-        drop(file);
-        lab.run(&["umount", "mnt"], 0);
-        // Killed with space that was set aside: leaks are repairable.
-        let code = lab.vhd(&["check", &image]).assert().get_output().status.code();
-        assert!(matches!(code, Some(0 | 4)), "{code:?}");
-        lab.run(&["convert", &image, "copy.raw", "--to", "raw", "--force"], 0);
-        let copy = File::open(lab.path("copy.raw")).unwrap();
-        let mut read = vec![0; 300_000];
-        copy.read_exact_at(&mut read, 5 * MIB + u64::from(round) * 1000)
-            .unwrap();
-        assert!(read.iter().all(|&other| other == byte), "round {round}");
-    }
 }
 
 #[test]

@@ -234,7 +234,7 @@ fn a_disk_with_its_snapshots() {
         does(name, "write -P 9 0 8M");
         does(&before, "read -P 1 0 4k");
         // Nobody takes a snapshot of what a guest writes to.
-        lab.run(&["snapshot", "create", "vm.vhd", "--name", "third"], 7);
+        lab.run(&["snapshot", "create", "vm.vhd", "--name", "third", "--offline"], 7);
         assert_eq!(serving.stop(Signal::TERM).0, Some(0));
         lab.run(&["snapshot", "revert", "vm.vhd"], 0);
         write_now(&lab, 3);

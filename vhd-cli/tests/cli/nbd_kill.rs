@@ -26,11 +26,11 @@ use crate::support::{Lab, MIB};
 
 /// The disk is an array of cells. Each sector of a cell holds, over and over, the number of the cell and that of the
 /// write that it comes from; the numbers of the writes to a cell ascend.
-const CELLS: u64 = 4096;
-const CELL: usize = 4096;
-const STRIDE: u64 = 64 << 10;
-const SECTOR: usize = 512;
-const CLIENTS: u64 = 4;
+pub(crate) const CELLS: u64 = 4096;
+pub(crate) const CELL: usize = 4096;
+pub(crate) const STRIDE: u64 = 64 << 10;
+pub(crate) const SECTOR: usize = 512;
+pub(crate) const CLIENTS: u64 = 4;
 /// Requests that a client sends before it waits for the replies.
 const BATCH: u64 = 16;
 /// The image is made anew after so many rounds: where all blocks have space none is allocated any more.
@@ -38,7 +38,7 @@ const ROUNDS_OF_AN_IMAGE: u32 = 8;
 const FLUSH: u64 = u64::MAX;
 
 /// What is known of the cells.
-struct Cells {
+pub(crate) struct Cells {
     /// The write that was sent last.
     sent: Vec<AtomicU64>,
     /// The newest write that was answered.
@@ -49,13 +49,26 @@ struct Cells {
 
 impl Cells {
     /// All cells hold the write of this number; 0: zeroes.
-    fn new(number: u64) -> Self {
+    pub(crate) fn new(number: u64) -> Self {
         let all = || (0..CELLS).map(|_| AtomicU64::new(number)).collect();
         Self {
             sent: all(),
             answered: all(),
             kept: all(),
         }
+    }
+
+    /// The writes that were answered by now at least.
+    pub(crate) fn answered(&self) -> Vec<u64> {
+        self.answered
+            .iter()
+            .map(|number| number.load(Ordering::SeqCst))
+            .collect()
+    }
+
+    /// The writes that were sent by now at most.
+    pub(crate) fn sent(&self) -> Vec<u64> {
+        self.sent.iter().map(|number| number.load(Ordering::SeqCst)).collect()
     }
 
     fn keep(&self, cell: u64, number: u64) {
@@ -67,7 +80,7 @@ fn index(cell: u64) -> usize {
     usize::try_from(cell).unwrap()
 }
 
-fn content(cell: u64, number: u64) -> Vec<u8> {
+pub(crate) fn content(cell: u64, number: u64) -> Vec<u8> {
     let pair = [cell.to_le_bytes(), number.to_le_bytes()].concat();
     pair.repeat(CELL / pair.len())
 }
@@ -155,6 +168,18 @@ struct Writer<'a> {
     rng: Rng,
 }
 
+/// Writes to a client's cells of the default export until the server is gone.
+pub(crate) fn write_on(stream: UnixStream, cells: &Cells, client: u64, rng: Rng) {
+    let mut writer = Writer {
+        stream,
+        cells,
+        client,
+        rng,
+    };
+    // It ends with the server.
+    let _ = writer.run();
+}
+
 impl Writer<'_> {
     fn run(&mut self) -> io::Result<()> {
         negotiate(&mut self.stream)?;
@@ -203,8 +228,7 @@ impl Writer<'_> {
 
     /// What was answered before a flush, on any connection, survives.
     fn flush(&mut self) -> io::Result<()> {
-        let load = |number: &AtomicU64| number.load(Ordering::SeqCst);
-        let answered: Vec<u64> = self.cells.answered.iter().map(load).collect();
+        let answered = self.cells.answered();
         let header = RequestHeader {
             flags: CommandFlags::empty(),
             command: Command::Flush,
@@ -241,16 +265,7 @@ fn serve_and_kill(lab: &Lab, subject: Subject, cells: &Cells, sizes: &Sizes, rng
         for client in 0..CLIENTS {
             let stream = UnixStream::connect(lab.path("s.sock")).unwrap();
             let rng = rng.fork();
-            scope.spawn(move || {
-                let mut writer = Writer {
-                    stream,
-                    cells,
-                    client,
-                    rng,
-                };
-                // It ends with the server.
-                let _ = writer.run();
-            });
+            scope.spawn(move || write_on(stream, cells, client, rng));
         }
         // A resize takes its time, on a busy machine above all.
         let longest = if subject.resizing { 250 } else { 60 };
@@ -265,7 +280,7 @@ fn serve_and_kill(lab: &Lab, subject: Subject, cells: &Cells, sizes: &Sizes, rng
 
 /// Each sector holds a write that is not older than what was kept, and not newer than what was sent. What is there now
 /// stays.
-fn verify(lab: &Lab, image: &str, cells: &Cells) {
+pub(crate) fn verify(lab: &Lab, image: &str, cells: &Cells) {
     let opened = OpenOptions::new().open(&lab.path(image)).unwrap();
     let mut found = vec![0; CELL];
     for cell in 0..CELLS {
@@ -464,7 +479,7 @@ const FIXED: Subject = Subject {
 };
 
 /// With blocks of the smallest size: so many more are allocated.
-fn create_dynamic(lab: &Lab, name: &str) {
+pub(crate) fn create_dynamic(lab: &Lab, name: &str) {
     let size = (CELLS * STRIDE / MIB).to_string() + "M";
     lab.run(&["create", name, "--size", &size, "--block-size", "512K"], 0);
 }

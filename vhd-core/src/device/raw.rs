@@ -93,7 +93,7 @@ impl BlockDevice for RawDevice {
         }
         self.poison.check()?;
         self.poison
-            .on_error(self.least_len.check(&self.file).io_context("flush", 0))?;
+            .on_error(self.least_len.check(|| self.file.len()).io_context("flush", 0))?;
         self.poison.on_error(self.file.sync().io_context("sync", 0))
     }
 

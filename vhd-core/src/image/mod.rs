@@ -306,7 +306,7 @@ impl Image {
     /// Nobody has cut off what was written.
     fn check_len(&self, poison: &Poison) -> Result<(), DeviceError> {
         poison.check()?;
-        poison.on_error(self.least_len.check(&*self.file).io_context("flush", 0))
+        poison.on_error(self.least_len.check(|| self.file.len()).io_context("flush", 0))
     }
 
     /// Flushes, and gives unused space at the end of the file back.

@@ -6,6 +6,14 @@ use super::error::SnapshotError;
 use super::manifest::{ImageFile, Manifest, NOW, Pending};
 use super::place::Place;
 
+/// The base of the disk that `file` is the base or another file of: itself, for a disk without snapshots.
+///
+/// # Errors
+/// Those of reading the manifest.
+pub fn base_of(file: &Path) -> Result<PathBuf, SnapshotError> {
+    Ok(Place::find(file)?.0.disk())
+}
+
 /// A base whose file is not what a guest writes to.
 #[derive(Clone, Debug)]
 pub struct FrozenBase {

@@ -1,5 +1,6 @@
 //! A regular file or block device of the host.
 
+use std::fmt;
 use std::fs::{self, File, Metadata};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::num::NonZeroU64;
@@ -71,6 +72,12 @@ impl FileIdentity {
             device: metadata.dev(),
             inode: metadata.ino(),
         }
+    }
+}
+
+impl fmt::Display for FileIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}-{:x}", self.device, self.inode)
     }
 }
 

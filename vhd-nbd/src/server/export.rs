@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use vhd_block::{ByteRange, DeviceError, Disk, Extent, ExtentKind};
@@ -56,7 +57,7 @@ pub struct Export {
     resizable: bool,
     /// Bytes; the most that the disk had before a resize.
     former_size: AtomicU64,
-    changes: Vec<(String, Box<dyn ChangedRanges>)>,
+    changes: Vec<(String, Arc<dyn ChangedRanges>)>,
 }
 
 impl fmt::Debug for Export {
@@ -109,8 +110,25 @@ impl Export {
     /// Offers the context `qemu:dirty-bitmap:NAME`.
     #[must_use]
     pub fn with_changes(mut self, name: impl Into<String>, changes: Box<dyn ChangedRanges>) -> Self {
-        self.changes.push((name.into(), changes));
+        self.changes.push((name.into(), changes.into()));
         self
+    }
+
+    /// The same disk under the same name, with one more context `qemu:dirty-bitmap:NAME`, behind all others and in place of
+    /// one of its name.
+    #[must_use]
+    pub fn and_changes(&self, name: impl Into<String>, changes: Box<dyn ChangedRanges>) -> Self {
+        let (name, changes) = (name.into(), Arc::from(changes));
+        let others = self.changes.iter().filter(|(other, _)| *other != name);
+        Self {
+            name: self.name.clone(),
+            description: self.description.clone(),
+            disk: self.disk.clone(),
+            read_only: self.read_only,
+            resizable: self.resizable,
+            former_size: AtomicU64::new(self.former_size.load(Ordering::Relaxed)),
+            changes: others.cloned().chain([(name.clone(), changes)]).collect(),
+        }
     }
 
     /// The name.

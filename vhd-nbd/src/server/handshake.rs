@@ -304,7 +304,7 @@ impl<'a> Handshake<'a> {
         if self.style == ReplyStyle::Extended {
             return Err(HandshakeError::ExportNameAfterExtended);
         }
-        let Some(export) = self.exports.find(name).cloned() else {
+        let Some(export) = self.exports.find(name) else {
             return Err(HandshakeError::NoExport(name.to_owned()));
         };
         let reply = ExportNameReply {
@@ -343,10 +343,10 @@ impl<'a> Handshake<'a> {
         });
         tell(InfoItem::Export {
             size: export.disk().size(),
-            flags: self.flags(&request.name, export),
+            flags: self.flags(&request.name, &export),
         });
         OptionReply::Ack.encode(option, out);
-        Ok(Arc::clone(export))
+        Ok(export)
     }
 
     /// What an export can do for this client. Where no contexts were agreed on there are none to choose from.
@@ -361,7 +361,7 @@ impl<'a> Handshake<'a> {
         flags
     }
 
-    fn find(&self, name: &str) -> Result<&Arc<Export>, Refusal> {
+    fn find(&self, name: &str) -> Result<Arc<Export>, Refusal> {
         let unknown = || Refusal(ReplyError::Unknown, format!("there is no export {name:?}"));
         self.exports.find(name).ok_or_else(unknown)
     }

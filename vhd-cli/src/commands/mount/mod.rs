@@ -206,7 +206,7 @@ fn system(operation: &str, error: &io::Error) -> Failure {
 
 fn failed(error: MountError) -> Failure {
     let kind = match &error {
-        MountError::Busy { .. } => Kind::MountBusy,
+        MountError::Busy { .. } | MountError::Occupied { .. } => Kind::MountBusy,
         MountError::NotMounted { .. } => Kind::NotMounted,
         _ => Kind::Mount,
     };

@@ -1,19 +1,24 @@
 //! The disks that are served.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use vhd_core::chain::{OpenOptions, OpenedDisk};
-use vhd_core::device::{DeviceError, Disk};
+use vhd_core::device::{BlockDevice as _, ByteRange, DeviceError, Disk, LiveDevice};
 use vhd_core::error::with_causes;
+use vhd_core::format::UniqueId;
 use vhd_core::ops::resize::{Opening, ResizableDisk};
-use vhd_core::snapshot;
-use vhd_nbd::server::{ChangedAboveLayer, Export, ExportNameError, ExportSet};
+use vhd_core::snapshot::{self, CreatedInUse, SnapshotTree, Work};
+use vhd_nbd::server::{ChangeVisitor, ChangedAboveLayer, ChangedRanges, Export, ExportNameError, ExportSet};
 
 use super::NbdArgs;
 use crate::children;
+use crate::codes::Kind;
+use crate::control::{Control, Taken};
 use crate::failure::Failure;
 use crate::format_arg::TypedPath;
 use crate::input::{Source, SourceArgs};
@@ -47,12 +52,15 @@ impl FromStr for NamedImage {
 /// Disks that are open while they are served.
 pub(super) struct Served {
     disks: Vec<(String, Open)>,
+    /// Where commands ask for work on disks in use.
+    controls: Vec<Control>,
 }
 
 /// A disk that is open.
 enum Open {
     Plain(OpenedDisk),
     Resizable(Arc<ResizableDisk>),
+    Live(Arc<LiveDevice>),
 }
 
 impl Open {
@@ -60,6 +68,10 @@ impl Open {
         match self {
             Self::Plain(disk) => disk.close(),
             Self::Resizable(disk) => disk.close(),
+            Self::Live(device) => match Arc::try_unwrap(device) {
+                Ok(device) => device.close(),
+                Err(shared) => shared.flush(),
+            },
         }
     }
 }
@@ -75,7 +87,10 @@ impl Served {
                 path: image.clone(),
             },
         });
-        let mut served = Self { disks: Vec::new() };
+        let mut served = Self {
+            disks: Vec::new(),
+            controls: Vec::new(),
+        };
         let mut exports = ExportSet::new();
         for NamedImage { name, image } in unnamed.chain(args.exports.iter().cloned()) {
             served.add(args, name, image, &mut exports)?;
@@ -92,17 +107,30 @@ impl Served {
         let opened = open(args, &input, &source)?;
         let snapshots = Snapshots::of(&source);
         let name = if name.is_empty() { snapshots.name.clone() } else { name };
+        let (opened, live) = match opened {
+            Open::Plain(opened) if is_live(args, &opened) => go_live(opened),
+            other => (other, None),
+        };
         let present = match &opened {
             Open::Plain(opened) => export(&name, opened, &snapshots, args.snapshot),
+            Open::Live(device) => live_export(&name, device, live.as_deref().unwrap_or_default(), &snapshots),
             Open::Resizable(disk) => Export::new(name.as_str(), Disk::new(Arc::clone(disk) as _))
                 .with_description(file_name(&source.path))
                 .resizable(),
         };
-        self.serve(present, source.name, opened, exports)?;
+        let device = match &opened {
+            Open::Live(device) => Some(Arc::clone(device)),
+            Open::Plain(_) | Open::Resizable(_) => None,
+        };
+        self.serve(present, source.name.clone(), opened, exports)?;
         for (snapshot, path) in &snapshots.files {
             let opened = open_frozen(args, path)?;
             let frozen = export(&format!("{name}@{snapshot}"), &opened, &snapshots, false);
             self.serve(frozen, output::path_text(path), Open::Plain(opened), exports)?;
+        }
+        // The last: a snapshot is added to exports that are there.
+        if let Some(device) = device {
+            self.control(&source, &snapshots, &name, &device, exports);
         }
         Ok(())
     }
@@ -113,8 +141,41 @@ impl Served {
         Ok(())
     }
 
+    /// Listens for commands that want something of a disk in use. Without it the disk is served all the same.
+    fn control(
+        &mut self,
+        source: &Source,
+        snapshots: &Snapshots,
+        name: &str,
+        device: &Arc<LiveDevice>,
+        exports: &ExportSet,
+    ) {
+        let taker = Taker {
+            snapshots: Mutex::new(
+                snapshots
+                    .files
+                    .iter()
+                    .map(|(snapshot, _)| format!("{name}@{snapshot}"))
+                    .collect(),
+            ),
+            disk: source.path.clone(),
+            export: name.to_owned(),
+            device: Arc::downgrade(device),
+            exports: exports.clone(),
+        };
+        match Control::listen(&source.path, move |name| taker.take(name)) {
+            Ok(control) => self.controls.push(control),
+            Err(error) => output::warning(format_args!(
+                "snapshots of {} can't be taken while it is served: no control socket: {error}",
+                source.name
+            )),
+        }
+    }
+
     /// Closes all images; the first failure is told.
     pub(super) fn close(self) -> Result<(), Failure> {
+        // Nothing is begun any more.
+        drop(self.controls);
         let mut result = Ok(());
         for (name, opened) in self.disks {
             let closed = opened.close().map_err(|error| Failure::from(error).about(name));
@@ -174,6 +235,7 @@ fn open(args: &NbdArgs, input: &SourceArgs, source: &Source) -> Result<Open, Fai
     let warnings = match &opened {
         Open::Plain(opened) => opened.warnings(),
         Open::Resizable(disk) => disk.warnings(),
+        Open::Live(_) => &[],
     };
     warnings.iter().for_each(output::warning);
     Ok(opened)
@@ -206,6 +268,14 @@ fn export(name: &str, opened: &OpenedDisk, snapshots: &Snapshots, throw_away: bo
     if let Some(image) = paths.get(usize::from(throw_away)) {
         export = export.with_description(file_name(image));
     }
+    for (name, depth) in contexts(paths, snapshots) {
+        export = export.with_changes(name, Box::new(ChangedAboveLayer { depth }));
+    }
+    export
+}
+
+/// What the layers below the first are called, and how deep they are.
+fn contexts(paths: &[PathBuf], snapshots: &Snapshots) -> Vec<(String, u32)> {
     let mut known = Vec::new();
     for (depth, path) in (0..).zip(paths).skip(1) {
         known.extend(snapshots.name_of(path).map(|name| (name.to_owned(), depth)));
@@ -217,10 +287,128 @@ fn export(name: &str, opened: &OpenedDisk, snapshots: &Snapshots, throw_away: bo
             known.push((name, depth));
         }
     }
-    for (name, depth) in known {
-        export = export.with_changes(name, Box::new(ChangedAboveLayer { depth }));
+    known
+}
+
+/// Whether snapshots of a disk can be taken while it is served.
+fn is_live(args: &NbdArgs, opened: &OpenedDisk) -> bool {
+    let writes = opened.disk().info().capabilities.write;
+    !args.no_control && !args.snapshot && writes && opened.chain().is_some()
+}
+
+/// The disk, and the files of its layers.
+fn go_live(opened: OpenedDisk) -> (Open, Option<Vec<PathBuf>>) {
+    let paths = opened.paths().to_vec();
+    let device = opened
+        .into_live()
+        .expect("it is a chain that is written to, and nobody else has it");
+    (Open::Live(Arc::new(device)), Some(paths))
+}
+
+/// The export of a disk that gets snapshots while it is served.
+fn live_export(name: &str, device: &Arc<LiveDevice>, paths: &[PathBuf], snapshots: &Snapshots) -> Export {
+    let mut export = Export::new(name, Disk::new(Arc::clone(device) as _));
+    if let Some(image) = paths.first() {
+        export = export.with_description(file_name(image));
+    }
+    let present = device.present();
+    for (context, depth) in contexts(paths, snapshots) {
+        let layer = usize::try_from(depth)
+            .ok()
+            .and_then(|depth| present.layers().get(depth));
+        if let Some(layer) = layer {
+            let changes = ChangedAboveImage {
+                device: Arc::downgrade(device),
+                image: layer.unique_id(),
+            };
+            export = export.with_changes(context, Box::new(changes));
+        }
     }
     export
+}
+
+/// What changed since an image of the chain was frozen, wherever in the chain it is by now.
+struct ChangedAboveImage {
+    device: Weak<LiveDevice>,
+    image: UniqueId,
+}
+
+impl ChangedRanges for ChangedAboveImage {
+    fn visit(&self, disk: &Disk, range: ByteRange, visitor: ChangeVisitor<'_>) -> Result<(), DeviceError> {
+        let Some(device) = self.device.upgrade() else {
+            return ChangedAboveLayer { depth: u32::MAX }.visit(disk, range, visitor);
+        };
+        let present = device.present();
+        let depth = present
+            .layers()
+            .iter()
+            .position(|layer| layer.unique_id() == self.image);
+        let depth = depth.and_then(|depth| u32::try_from(depth).ok()).unwrap_or(u32::MAX);
+        // Depth and extents of one moment.
+        ChangedAboveLayer { depth }.visit(&Disk::new(present), range, visitor)
+    }
+}
+
+/// Takes snapshots of a disk that is served.
+struct Taker {
+    /// A file of the disk.
+    disk: PathBuf,
+    export: String,
+    /// Not the device itself: whoever closes the disk wants it alone.
+    device: Weak<LiveDevice>,
+    exports: ExportSet,
+    /// The exports that are snapshots of this disk: a name that was deleted may be given again.
+    snapshots: Mutex<HashSet<String>>,
+}
+
+impl Taker {
+    fn take(&self, name: &str) -> Result<Taken, Failure> {
+        let gone = || Failure::new(Kind::Control, "the server is about to stop");
+        let device = self.device.upgrade().ok_or_else(gone)?;
+        let never = AtomicBool::new(false);
+        let work = Work {
+            steps: &(),
+            progress: &(),
+            cancel: &never,
+        };
+        let base = snapshot::base_of(&self.disk)?;
+        let mut tree = SnapshotTree::open_in_use(&base, &device, work)?;
+        let taken = tree.create_in_use(name)?;
+        self.serve(name, &base, &taken, &device);
+        Ok(Taken {
+            active: file_name(&taken.created.active),
+            snapshot: taken.created.snapshot,
+            paused_us: u64::try_from(taken.paused.as_micros()).unwrap_or(u64::MAX),
+        })
+    }
+
+    /// Serves the snapshot, and tells clients of the disk that connect from now on what has changed since.
+    fn serve(&self, name: &str, base: &Path, taken: &CreatedInUse, device: &Arc<LiveDevice>) {
+        let image = taken.frozen.leaf().unique_id();
+        self.exports.replace(&self.export, |export| {
+            let changes = ChangedAboveImage {
+                device: Arc::downgrade(device),
+                image,
+            };
+            export.and_changes(name, Box::new(changes))
+        });
+        let label = match self.export.as_str() {
+            "" => file_name(base.file_stem().map_or(base, Path::new)),
+            label => label.to_owned(),
+        };
+        let export = format!("{label}@{name}");
+        let frozen = Export::new(export.as_str(), Disk::new(Arc::clone(&taken.frozen) as _))
+            .with_description(taken.created.snapshot.file.name.clone());
+        let mut known = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
+        let served = match known.contains(frozen.name()) {
+            true => self.exports.put(frozen),
+            false => self.exports.add_later(frozen),
+        };
+        match served {
+            Ok(()) => drop(known.insert(export)),
+            Err(error) => output::warning(format_args!("the snapshot is not served: {error}")),
+        }
+    }
 }
 
 fn file_name(path: &Path) -> String {

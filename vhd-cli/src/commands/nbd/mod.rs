@@ -91,6 +91,9 @@ pub(crate) struct NbdArgs {
     /// Say at the end what was done: requests, bytes, latencies
     #[arg(long)]
     stats: bool,
+    /// Do not listen for commands that take snapshots of the disks while they are served
+    #[arg(long)]
+    no_control: bool,
     #[command(flatten)]
     children: ChildrenArgs,
     #[command(flatten)]

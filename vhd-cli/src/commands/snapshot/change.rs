@@ -9,6 +9,7 @@ use vhd_core::snapshot::{self, Created, Recovered, SnapshotTree, Unsaved, Work};
 
 use super::report::{AppliedReport, CreatedReport, DeletedReport, RenamedReport, RescannedReport};
 use super::{ApplyArgs, CreateArgs, DeleteArgs, DiskArgs, RenameArgs, RescanArgs};
+use crate::control;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{self, path_text};
@@ -23,10 +24,25 @@ pub(super) const DELETE: &str = "snapshot delete";
 pub(super) const RESCAN: &str = "snapshot rescan";
 
 pub(super) fn create(args: &CreateArgs) -> Result<Exit, Failure> {
-    let created = with_tree(&args.disk, |tree| Ok(tree.create(&args.name)?))?;
+    let created = match create_in_use(args)? {
+        Some(created) => created,
+        None => with_tree(&args.disk, |tree| Ok(tree.create(&args.name)?))?,
+    };
     let digest = args.digest.then(|| record_digests(&args.disk, &created)).transpose()?;
     output::report(args.disk.report, CREATE, &CreatedReport::of(&created, digest))?;
     Ok(Exit::Ok)
+}
+
+/// Has the server take the snapshot that has the disk in use, if there is one.
+fn create_in_use(args: &CreateArgs) -> Result<Option<Created>, Failure> {
+    if args.offline {
+        return Ok(None);
+    }
+    let taken = control::create_snapshot(&args.disk.disk, &args.name)?;
+    Ok(taken.map(|(base, taken)| Created {
+        snapshot: taken.snapshot,
+        active: base.with_file_name(taken.active),
+    }))
 }
 
 /// Records digests of the image that was frozen. The snapshot is there, whatever becomes of them.
@@ -37,9 +53,10 @@ fn record_digests(args: &DiskArgs, created: &Created) -> Result<u64, Failure> {
         threads: 0,
         fast: false,
     };
-    let opened = OpenOptions::new().open(&created.active)?;
+    // The new leaf may be in use.
+    let opened = OpenOptions::new().open(&created.active.with_file_name(&created.snapshot.file.name))?;
     let reporter = args.progress.reporter("recording digests");
-    let frozen = opened.layers().nth(1);
+    let frozen = opened.layers().next();
     // What was recorded of it while it was the active file is history.
     let recorded = frozen.map(|frozen| verify::record(frozen, true, &options, &reporter));
     let about = format!("snapshot \"{}\" is taken, without digests", created.snapshot.name);

@@ -1,0 +1,56 @@
+//! Where the control socket of a disk is.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::geteuid;
+use vhd_core::image::Footers;
+use vhd_core::snapshot;
+use vhd_core::storage::{Access, FileIdentity, HostFile, Sharing};
+
+/// The base of the disk that `file` belongs to, and the socket of whoever has the disk in use. By the base, which stays when
+/// leaves change: its identity, and the file's, for copies of an image have the same. `None` for what is no VHD.
+pub(super) fn socket_of(file: &Path) -> Option<(PathBuf, PathBuf)> {
+    let base = snapshot::base_of(file).ok()?;
+    let opened = HostFile::open(&base, Access::ReadOnly, Sharing::Unlocked).ok()?;
+    let id = Footers::read(&opened).ok()?.footer.unique_id;
+    let file = FileIdentity::of_path(&base).ok()?;
+    Some((base, directory().join(format!("{id}-{file}.sock"))))
+}
+
+/// The directory of this user's sockets: not by what the environment says, which a service and a shell have apart.
+fn directory() -> PathBuf {
+    let user = geteuid();
+    if user.is_root() {
+        return "/run/vhd".into();
+    }
+    let own = PathBuf::from(format!("/run/user/{}", user.as_raw()));
+    match own.is_dir() {
+        true => own.join("vhd"),
+        false => std::env::temp_dir().join(format!("vhd-{}", user.as_raw())),
+    }
+}
+
+/// Makes the directory of a socket, for this user alone; one that others can change is refused.
+pub(super) fn prepare(socket: &Path) -> io::Result<()> {
+    let directory = socket.parent().unwrap_or(Path::new("/"));
+    match DirBuilder::new().mode(0o700).create(directory) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let found = fs::symlink_metadata(directory)?;
+    if found.is_dir() && found.uid() == geteuid().as_raw() && found.mode() & 0o022 == 0 {
+        return Ok(());
+    }
+    let message = format!("{} can be changed by other users", directory.display());
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, message))
+}
+
+/// Whether the peer is this user or the system's.
+pub(super) fn trusts(peer: impl AsFd) -> bool {
+    socket_peercred(peer).is_ok_and(|peer| peer.uid.is_root() || peer.uid == geteuid())
+}

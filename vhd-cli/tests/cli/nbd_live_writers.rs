@@ -1,0 +1,263 @@
+//! Snapshots of a served disk that clients write to all the time: what is backed up from the server is what an independent
+//! reader finds in the frozen file and what the disk was at one moment; and nothing is lost when the server is killed.
+//!
+//! VHD_LIVE_CYCLES says how many snapshots are backed up and deleted (default 3), VHD_KILL_ROUNDS how often the server is
+//! killed (default 12):
+//! `VHD_LIVE_CYCLES=200 VHD_KILL_ROUNDS=200 cargo test --release -p vhd-cli --test cli nbd_live_writers -- --nocapture`
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use fastrand::Rng;
+use rustix::process::Signal;
+use vhd_core::chain::OpenOptions;
+use vhd_core::snapshot::{resolve, survey};
+use vhd_testkit::StopOnDrop;
+
+use crate::announce;
+use crate::kills::kill_rounds;
+use crate::nbd::Serving;
+use crate::nbd_kill::{CELL, CELLS, CLIENTS, Cells, SECTOR, STRIDE, content, create_dynamic, verify, write_on};
+use crate::support::{Lab, stderr};
+use crate::tools::{have, run};
+
+const DISK: &str = "disk.vhd";
+
+/// The disk is made anew after so many kills.
+const ROUNDS_OF_A_DISK: u32 = 6;
+
+/// The server's writers. They end with it.
+fn write_in_scope<'scope>(scope: &'scope thread::Scope<'scope, '_>, lab: &Lab, cells: &'scope Cells, rng: &mut Rng) {
+    for client in 0..CLIENTS {
+        let stream = UnixStream::connect(lab.path("s.sock")).unwrap();
+        let rng = rng.fork();
+        scope.spawn(move || write_on(stream, cells, client, rng));
+    }
+}
+
+/// The server of the disk's present state.
+fn serve(lab: &Lab) -> Serving {
+    let image = if lab.exists("disk.vhd.snapshots") {
+        "disk.vhd@now"
+    } else {
+        DISK
+    };
+    Serving::start(lab, &["--unix", "s.sock", image])
+}
+
+fn file_of(lab: &Lab, snapshot: &str) -> PathBuf {
+    resolve(&lab.path(DISK), snapshot).unwrap()
+}
+
+/// A snapshot that was taken while clients wrote.
+struct Taken {
+    /// The writes that it must have, and the newest that it may have.
+    between: (Vec<u64>, Vec<u64>),
+}
+
+impl Taken {
+    /// Each cell holds one write: a request is in the snapshot as a whole or not at all.
+    fn check(&self, name: &str, numbers: &[u64]) {
+        let (oldest, newest) = &self.between;
+        for (cell, number) in numbers.iter().enumerate() {
+            let (oldest, newest) = (oldest[cell], newest[cell]);
+            assert!(
+                (oldest..=newest).contains(number),
+                "{name}, cell {cell}: {number}, not {oldest} to {newest}"
+            );
+        }
+    }
+}
+
+/// The numbers of the writes that a disk holds.
+fn numbers(read: impl Fn(&mut [u8], u64)) -> Vec<u64> {
+    let mut found = vec![0; CELL];
+    let number = |cell| {
+        read(&mut found, cell * STRIDE);
+        let number = u64::from_le_bytes(found[8..16].try_into().unwrap());
+        let expected = if number == 0 {
+            vec![0; CELL]
+        } else {
+            content(cell, number)
+        };
+        assert!(
+            found == expected,
+            "cell {cell} is no write as a whole: {:?}",
+            &found[..SECTOR.min(32)]
+        );
+        number
+    };
+    (0..CELLS).map(number).collect()
+}
+
+fn numbers_of_image(path: &Path) -> Vec<u64> {
+    let opened = OpenOptions::new().open(path).unwrap();
+    numbers(|found, at| opened.disk().read_at(found, at).unwrap())
+}
+
+/// All files of the disk are sound.
+fn check_files(lab: &Lab) {
+    let files = survey(&lab.path(DISK)).unwrap().manifest;
+    for file in files.files() {
+        let checked = lab.vhd(&["check", &file.name, "--json"]).output().unwrap();
+        let report: serde_json::Value = serde_json::from_slice(&checked.stdout).unwrap();
+        let verdict = report["verdict"].as_str();
+        assert!(matches!(verdict, Some("clean" | "leaks")), "{report}");
+    }
+}
+
+/// Compares a copy with what `scripts/soaking/plain_vhd.py` reads in an image, which shares nothing with the code here.
+fn compare_independently(image: &Path, copy: &Path) {
+    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/soaking");
+    let program = "import sys; sys.path.insert(0, sys.argv[1]); import plain_vhd; \
+                   copy = open(sys.argv[3], 'rb').read(); sys.exit(plain_vhd.read(sys.argv[2]) != copy)";
+    let paths = [&*scripts, image, copy].map(|path| path.to_str().unwrap());
+    run("python3", ["-B", "-c", program].into_iter().chain(paths));
+}
+
+#[test]
+fn backups_of_a_disk_that_is_written_to() {
+    if !have(&["nbdcopy", "python3"], "backups of a served disk") {
+        return;
+    }
+    let cycles = std::env::var("VHD_LIVE_CYCLES").map_or(3, |cycles| cycles.parse().expect("a number of cycles"));
+    let lab = Lab::new();
+    create_dynamic(&lab, DISK);
+    let cells = Cells::new(0);
+    let mut rng = vhd_testkit::rng::rng(vhd_testkit::rng::seed(0xBACC));
+    let mut server = serve(&lab);
+    let uri = format!("nbd+unix:///disk@backup?socket={}", lab.path("s.sock").display());
+    let (copy, mut newest) = (lab.path("copy.raw"), 0);
+    thread::scope(|scope| {
+        // Whatever happens here, the writers end.
+        let server = KillOnDrop(&mut server);
+        write_in_scope(scope, &lab, &cells, &mut rng);
+        for cycle in 0..cycles {
+            let before = cells.answered();
+            lab.run(&["snapshot", "create", DISK, "--name", "backup"], 0);
+            let taken = Taken {
+                between: (before, cells.sent()),
+            };
+            run("nbdcopy", [uri.as_str(), copy.to_str().unwrap()]);
+            let copied = File::open(&copy).unwrap();
+            let found = numbers(|found, at| copied.read_exact_at(found, at).unwrap());
+            taken.check(&format!("backup {cycle}"), &found);
+            compare_independently(&file_of(&lab, "backup"), &copy);
+            newest = found.iter().sum();
+            lab.run(&["snapshot", "delete", DISK, "backup"], 0);
+        }
+        server.0.signal(Signal::TERM);
+        assert_eq!(server.0.child.wait().unwrap().code(), Some(0));
+    });
+    assert!(newest > 0, "nothing was written: the test tested nothing");
+    let last = numbers_of_image(&file_of(&lab, "now"));
+    Taken {
+        between: (cells.answered(), cells.sent()),
+    }
+    .check("the present state", &last);
+    check_files(&lab);
+    // The files of the deleted snapshots are merged, all of them, now that nobody uses the disk.
+    lab.run(&["snapshot", "create", DISK, "--name", "last"], 0);
+    lab.run(&["snapshot", "delete", DISK, "last"], 0);
+    assert!(!lab.exists("disk.vhd.snapshots"));
+    assert_eq!(numbers_of_image(&lab.path(DISK)), last);
+    lab.run(&["check", DISK], 0);
+    announce(&format!("{cycles} backups of a disk under {CLIENTS} writers"));
+}
+
+/// A server that ends with the test, however that ends: so do the clients that write to it.
+struct KillOnDrop<'a>(&'a mut Serving);
+
+impl Drop for KillOnDrop<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.child.kill();
+    }
+}
+
+/// Takes snapshots until the server is gone; what was said to be taken.
+fn take_on(lab: &Lab, cells: &Cells, over: &AtomicBool, round: u32) -> Vec<(String, Taken)> {
+    let mut taken = Vec::new();
+    for at in 0.. {
+        if over.load(Ordering::SeqCst) {
+            break;
+        }
+        let (name, before) = (format!("s{round}.{at}"), cells.answered());
+        let created = lab.vhd(&["snapshot", "create", DISK, "--name", &name]).assert();
+        match created.get_output().status.code() {
+            Some(0) => {
+                let between = (before, cells.sent());
+                taken.push((name, Taken { between }));
+            }
+            // The server went in the middle, or is about to: it has the disk and answers no more.
+            _ => {
+                let said = stderr(&created);
+                assert!(said.contains("VHD-E0325") || said.contains("VHD-E0304"), "{said}");
+            }
+        }
+    }
+    taken
+}
+
+#[test]
+fn a_killed_server_whose_disk_gets_snapshots() {
+    let mut rng = vhd_testkit::rng::rng(vhd_testkit::rng::seed(0x5EED));
+    let (mut lab, mut cells) = (Lab::new(), Cells::new(0));
+    let mut kept = BTreeMap::new();
+    let (mut count, mut recovered) = (0, 0);
+    for round in 0..kill_rounds() {
+        if round % ROUNDS_OF_A_DISK == 0 {
+            (lab, cells, kept) = (Lab::new(), Cells::new(0), BTreeMap::new());
+            create_dynamic(&lab, DISK);
+        }
+        let mut server = serve(&lab);
+        let over = AtomicBool::new(false);
+        let taken = thread::scope(|scope| {
+            let stop = StopOnDrop(&over);
+            let server = KillOnDrop(&mut server);
+            write_in_scope(scope, &lab, &cells, &mut rng);
+            let taker = scope.spawn(|| take_on(&lab, &cells, &over, round));
+            thread::sleep(Duration::from_millis(rng.u64(20..300)));
+            if rng.u8(..4) == 0 {
+                server.0.signal(Signal::TERM);
+                thread::sleep(Duration::from_micros(rng.u64(..8000)));
+            }
+            drop(server);
+            drop(stop);
+            taker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        server.kill();
+        // The next command finishes what was open, or undoes it.
+        let after = format!("after {round}");
+        let created = lab.run(&["snapshot", "create", DISK, "--name", &after], 0);
+        recovered += u32::from(stderr(&created).contains("an interrupted command was found"));
+        for (name, taken) in taken {
+            let found = numbers_of_image(&file_of(&lab, &name));
+            taken.check(&name, &found);
+            kept.insert(name, found);
+            count += 1;
+        }
+        let active = file_of(&lab, "now");
+        verify(&lab, active.to_str().unwrap(), &cells);
+        check_files(&lab);
+        // What is kept stays as it is, also while others go.
+        let oldest = kept.pop_first().map(|(oldest, _)| oldest);
+        for name in oldest.iter().map(String::as_str).chain([after.as_str()]) {
+            lab.run(&["snapshot", "delete", DISK, name], 0);
+        }
+        for (name, found) in &kept {
+            assert_eq!(&numbers_of_image(&file_of(&lab, name)), found, "{name}");
+        }
+        verify(&lab, file_of(&lab, "now").to_str().unwrap(), &cells);
+    }
+    announce(&format!(
+        "{} kills of a server: {count} snapshots taken, {recovered} in the middle of a command that had to be brought to its end",
+        kill_rounds()
+    ));
+    assert!(count > 0, "no snapshot was taken: the test tested nothing");
+}
