@@ -21,7 +21,8 @@
 //! A guest's write reaches the host file when the disk's write returned; it is durable when a flush of the guest was
 //! answered. That is INV-70 of `docs/invariants.md`.
 //!
-//! x86-64 Linux hosts only. Unsafe code is in `kvm.rs` alone.
+//! x86-64 Linux hosts only: elsewhere the crate is empty. Unsafe code is in `kvm.rs` alone.
+#![cfg(target_arch = "x86_64")]
 #![deny(unsafe_code)]
 
 mod boot;

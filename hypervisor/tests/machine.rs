@@ -1,4 +1,5 @@
 //! Machines on the KVM of this host, with guests that are assembled here.
+#![cfg(target_arch = "x86_64")]
 
 use std::fs::File;
 use std::io::{self, Seek as _, Write};
@@ -88,6 +89,7 @@ fn each_end_is_told_apart() {
         (hello.clone().halt(), End::PowerOff),
         (hello.clone().out(0x64, 0xfe).spin(), End::Reset),
         (hello.clone().out(0xcf9, 6).spin(), End::Reset),
+        (hello.clone().triple_fault(), End::Reset),
         (hello.clone().out(0x505, 1).spin(), End::Panic),
     ];
     for (guest, end) in cases {

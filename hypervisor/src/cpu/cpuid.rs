@@ -1,7 +1,7 @@
 //! What the processor says about itself: the host's features as KVM passes them on.
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
-use kvm_ioctls::{Kvm, VcpuFd};
+use kvm_ioctls::{Cap, Kvm, VcpuFd};
 
 use crate::Error;
 use crate::error::kvm;
@@ -18,6 +18,8 @@ const HYPERVISOR: u32 = 1 << 31;
 /// The table for all processors of a machine.
 pub(crate) struct Cpuid {
     supported: CpuId,
+    /// What of FEATURES.ECX KVM has and leaves to us to say.
+    features: u32,
 }
 
 impl Cpuid {
@@ -25,7 +27,15 @@ impl Cpuid {
         let supported = kvm_fd
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(kvm("say what processors it supports"))?;
-        Ok(Self { supported })
+        let deadline = if kvm_fd.check_extension(Cap::TscDeadlineTimer) {
+            TSC_DEADLINE
+        } else {
+            0
+        };
+        Ok(Self {
+            supported,
+            features: deadline | HYPERVISOR,
+        })
     }
 
     /// Gives processor `number` of `count` its table.
@@ -34,7 +44,7 @@ impl Cpuid {
         for entry in table.as_mut_slice() {
             match entry.function {
                 FEATURES => {
-                    entry.ecx |= TSC_DEADLINE | HYPERVISOR;
+                    entry.ecx |= self.features;
                     // The line size of CLFLUSH stays; above are the number of processors and which one this is.
                     entry.ebx = entry.ebx & 0xffff | u32::from(count) << 16 | u32::from(number) << 24;
                 }

@@ -191,6 +191,11 @@ impl Payload {
         self.emit(&[0xeb, 0xfe])
     }
 
+    /// `lidt [zeroes]; ud2`: without an interrupt table every fault leads to the next one.
+    pub(crate) fn triple_fault(self) -> Self {
+        self.emit_with(&[0x0f, 0x01, 0x1c, 0x25], &[RINGS]).emit(&[0x0f, 0x0b])
+    }
+
     /// `cli; hlt; jmp back`
     pub(crate) fn halt(self) -> Self {
         self.emit(&[0xfa, 0xf4, 0xeb, 0xfd])

@@ -46,8 +46,11 @@ mod streams;
 mod support;
 mod tree;
 mod verify;
+#[cfg(target_arch = "x86_64")]
 mod vm;
+#[cfg(target_arch = "x86_64")]
 mod vm_kill;
+#[cfg(target_arch = "x86_64")]
 mod vm_linux;
 
 #[path = "../../../vhd-core/tests/common/kills.rs"]
@@ -55,6 +58,7 @@ mod kills;
 #[allow(dead_code, reason = "these tests use a part of it")]
 #[path = "../../../vhd-core/tests/common/mounts.rs"]
 mod mounts;
+#[cfg(target_arch = "x86_64")]
 #[allow(dead_code, reason = "these tests use a part of it")]
 #[path = "../../../hypervisor/tests/common/payload.rs"]
 mod payload;

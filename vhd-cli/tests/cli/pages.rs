@@ -24,6 +24,7 @@ const COMMANDS: &[&str] = &[
     "nbd",
     "resize",
     "verify",
+    #[cfg(target_arch = "x86_64")]
     "vm",
     "repair",
     "tour",

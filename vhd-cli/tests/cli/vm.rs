@@ -90,7 +90,7 @@ fn other_disks_are_read_only_or_thrown_away() {
     lab.dynamic("a,b.vhd", 64 * MIB);
     lab.write("a,b.vhd", u64::from(FROM) * 512, TEXT);
     fs::copy(lab.path("a,b.vhd"), lab.path("c.vhd")).unwrap();
-    lab.run(&["snapshot", "create", "c.vhd", "monday"], 0);
+    lab.run(&["snapshot", "create", "c.vhd", "--name", "monday"], 0);
     kernel(&lab, "guest", &copies());
     let before = lab.names();
     // The status of a write to a read-only disk is 1; a flush of it succeeds.

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::str::FromStr;
 
-use hypervisor::MachineDisk;
+use hypervisor::{MAX_DISKS, MachineDisk};
 use vhd_core::chain::OpenedDisk;
 
 use super::run::RunArgs;
@@ -36,6 +36,10 @@ impl DiskSpec {
             snapshot: false,
             id: None,
         }
+    }
+
+    fn typed(&self) -> TypedPath {
+        OsString::from(&self.image).into()
     }
 }
 
@@ -76,6 +80,23 @@ fn is_id(text: &str) -> bool {
     (1..=20).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
+/// The disks of the command line, in the guest's order.
+fn specs(args: &RunArgs) -> Vec<DiskSpec> {
+    let first = args.image.as_deref().map(DiskSpec::plain);
+    first.into_iter().chain(args.disks.iter().cloned()).collect()
+}
+
+/// Refuses what no machine can have, before anything is opened.
+pub(super) fn check(args: &RunArgs) -> Result<(), Failure> {
+    let specs = specs(args);
+    if specs.len() > MAX_DISKS {
+        return Err(Failure::usage(format!("a machine has at most {MAX_DISKS} disks")));
+    }
+    specs
+        .iter()
+        .try_for_each(|spec| require_file(&spec.typed().path, "used"))
+}
+
 /// Disks that are open while a machine runs.
 pub(super) struct OpenDisks(Vec<(String, OpenedDisk)>);
 
@@ -84,15 +105,13 @@ impl OpenDisks {
     pub(super) fn open(args: &RunArgs) -> Result<(Self, Vec<MachineDisk>), Failure> {
         let mut disks = Self(Vec::new());
         let mut of_machine = Vec::new();
-        let first = args.image.as_deref().map(DiskSpec::plain);
-        for spec in first.iter().chain(&args.disks) {
-            let image = TypedPath::from(OsString::from(&spec.image));
-            require_file(&image.path, "used")?;
+        for spec in specs(args) {
+            let image = spec.typed();
             let source = Source::new(&image.path, None)?;
             let read_only = spec.read_only || source.is_snapshot && !spec.snapshot;
-            let opened = open(args, spec, image, &source, read_only)?;
+            let opened = open(args, &spec, image, &source, read_only)?;
             let disk = opened.disk();
-            let name = spec.id.clone().unwrap_or_else(|| serial(&disk.info().identity));
+            let name = spec.id.unwrap_or_else(|| serial(&disk.info().identity));
             of_machine.push(MachineDisk { disk, read_only, name });
             disks.0.push((source.name, opened));
         }

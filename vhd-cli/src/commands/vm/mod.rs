@@ -1,4 +1,4 @@
-//! `vhd vm`: virtual machines with their disks in images.
+//! `vhd vm`: virtual machines with their disks in images. On x86-64 alone.
 
 mod console;
 mod disks;

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use clap::{Args, ValueHint};
-use hypervisor::{End, Error, MAX_CPUS, MAX_DISKS, Machine, MachineConfig};
+use hypervisor::{End, Error, MAX_CPUS, Machine, MachineConfig};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use vhd_core::error::with_causes;
 
 use super::console::{HINT, RawTerminal, pass_input};
-use super::disks::{DiskSpec, OpenDisks};
+use super::disks::{self, DiskSpec, OpenDisks};
 use crate::children::ChildrenArgs;
 use crate::codes::Kind;
 use crate::exit::Exit;
@@ -78,19 +78,17 @@ pub(crate) fn run(args: &RunArgs) -> Result<Exit, Failure> {
     args.chain
         .search
         .require_locks("a machine needs its disks for itself")?;
-    if usize::from(args.image.is_some()) + args.disks.len() > MAX_DISKS {
-        return Err(Failure::usage(format!("a machine has at most {MAX_DISKS} disks")));
-    }
+    disks::check(args)?;
     let kernel = open_file(&args.kernel)?;
     let initrd = args.initrd.as_deref().map(open_file).transpose()?;
-    let (opened, disks) = OpenDisks::open(args)?;
+    let (opened, of_machine) = OpenDisks::open(args)?;
     let config = MachineConfig {
         cpus: args.cpus,
         memory: args.memory,
         kernel,
         initrd,
         append: args.append.clone(),
-        disks,
+        disks: of_machine,
         console: Box::new(io::stdout()),
     };
     let ended = Machine::new(config)
