@@ -5,6 +5,8 @@ use std::sync::OnceLock;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
+#[cfg(target_arch = "x86_64")]
+use crate::commands::vm;
 use crate::commands::{
     azure, cat, check, compact, compare, completions, convert, cp, create, diff, export_delta, hash, import_delta,
     info, ls, man, map, measure, merge, mount, nbd, new_id, repair, reparent, resize, snapshot, tour, tree, verify,
@@ -112,6 +114,9 @@ pub(crate) enum Command {
     Mount(mount::MountArgs),
     /// Unmount what `vhd mount` has mounted
     Umount(mount::UmountArgs),
+    /// Run a Linux guest on KVM with its disks in images
+    #[cfg(target_arch = "x86_64")]
+    Vm(vm::VmArgs),
     /// Give a disk another size, alone or with all images of its tree
     Resize(resize::ResizeArgs),
     /// Give a differencing image another parent: a moved one, or with --rebase any disk

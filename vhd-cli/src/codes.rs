@@ -43,6 +43,22 @@ pub(crate) enum Kind {
     MountBusy,
     /// Nothing of ours is mounted there.
     NotMounted,
+    /// There is no usable KVM.
+    NoKvm,
+    /// A file is no kernel that can be started.
+    NotAKernel,
+    /// A machine cannot have that much memory, or a kernel needs more.
+    GuestMemory,
+    /// A request to KVM failed.
+    Kvm,
+    /// The kernel's command line cannot be passed on.
+    KernelCommandLine,
+    /// KVM cannot run the guest any further.
+    GuestCrashed,
+    /// The machine was ended from outside.
+    GuestStopped,
+    /// The host cannot carry a machine.
+    Machine,
 }
 
 /// What scripts see of a kind of failure. Codes and names never change their meaning; new ones are added.
@@ -50,7 +66,7 @@ pub(crate) enum Kind {
 pub(crate) struct Code {
     pub(crate) kind: Kind,
     /// `VHD-E` and four digits: 01 the image, 02 the chain, 03 the host's files, 04 requests, 05 the command, 06 NBD,
-    /// 07 files inside a disk and mounts.
+    /// 07 files inside a disk and mounts, 08 machines.
     pub(crate) code: &'static str,
     pub(crate) name: &'static str,
     pub(crate) exit: Exit,
@@ -175,6 +191,15 @@ const TABLE: &[Code] = &[
     own(Kind::Mount,                              "VHD-E0708", "mount",             Exit::Failed),
     own(Kind::MountBusy,                          "VHD-E0709", "mount-busy",        Exit::Locked),
     own(Kind::NotMounted,                         "VHD-E0710", "not-mounted",       Exit::Failed),
+
+    own(Kind::NoKvm,                    "VHD-E0801", "no-kvm",            Exit::Failed),
+    own(Kind::NotAKernel,               "VHD-E0802", "not-a-kernel",      Exit::Refused),
+    own(Kind::GuestMemory,              "VHD-E0803", "guest-memory",      Exit::Refused),
+    own(Kind::Kvm,                      "VHD-E0804", "kvm",               Exit::Failed),
+    own(Kind::KernelCommandLine,        "VHD-E0805", "kernel-command-line", Exit::Refused),
+    own(Kind::GuestCrashed,             "VHD-E0806", "guest-crashed",     Exit::Failed),
+    own(Kind::GuestStopped,             "VHD-E0807", "guest-stopped",     Exit::Failed),
+    own(Kind::Machine,                  "VHD-E0808", "machine",           Exit::Failed),
 ];
 
 /// What a kind that is newer than the table gets: the table's test fails then.

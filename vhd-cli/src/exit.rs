@@ -24,6 +24,10 @@ pub(crate) enum Exit {
     /// Refused, and nothing was changed: the file is not a VHD, or neither that nor a raw disk, the destination exists,
     /// sizes do not match, there is no record to verify by.
     Refused,
+    /// `vm run`: the guest asked for a reset.
+    GuestReset,
+    /// `vm run`: the guest's kernel panicked.
+    GuestPanic,
 }
 
 impl Exit {
@@ -38,6 +42,8 @@ impl Exit {
         Self::Parent,
         Self::Locked,
         Self::Refused,
+        Self::GuestReset,
+        Self::GuestPanic,
     ];
 
     /// The number that the process returns.
@@ -52,12 +58,14 @@ impl Exit {
             Self::Parent => 6,
             Self::Locked => 7,
             Self::Refused => 8,
+            Self::GuestReset => 9,
+            Self::GuestPanic => 10,
         }
     }
 
     fn meaning(self) -> &'static str {
         match self {
-            Self::Ok => "done; check: clean or notes alone; compare, diff: identical",
+            Self::Ok => "done; check: clean or notes alone; compare, diff: identical; vm run: the guest powered off",
             Self::Failed => "could not run: a file is missing or unreadable, no space left, ...",
             Self::Usage => "the command line is wrong",
             Self::Corrupt => "an image is corrupt",
@@ -68,6 +76,8 @@ impl Exit {
             Self::Refused => {
                 "refused, nothing changed: not a VHD (or raw disk), destination exists, sizes differ, no usable digest record, ..."
             }
+            Self::GuestReset => "vm run: the guest asked for a reset; it is not started again",
+            Self::GuestPanic => "vm run: the guest's kernel panicked",
         }
     }
 }
@@ -93,7 +103,7 @@ mod tests {
     #[test]
     fn numbers_ascend_and_the_help_has_them_all() {
         let numbers: Vec<u8> = Exit::ALL.iter().map(|exit| exit.number()).collect();
-        assert_eq!(numbers, (0..=8).collect::<Vec<u8>>());
+        assert_eq!(numbers, (0..=10).collect::<Vec<u8>>());
         let help = help();
         for exit in Exit::ALL {
             assert!(help.contains(&format!("  {}  {}", exit.number(), exit.meaning())));

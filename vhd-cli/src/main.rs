@@ -4,7 +4,7 @@
 //!   cli.rs        the one definition of the grammar        commands/   one file per command
 //!   input.rs      opening a source, standard input too     output.rs   what goes to standard output
 //!   progress.rs   what goes to standard error meanwhile    failure.rs  why a command stopped
-//!   inside/       files inside a disk
+//!   inside/       files inside a disk                       throw_away.rs a layer for writes that are not kept
 //!   space.rs      free space of file systems               interrupt.rs  ending in order
 //!   control/      asking the server that has a disk      limits.rs    open files
 //!   codes.rs      kind of failure -> stable code, exit     exit.rs     the exit codes
@@ -31,6 +31,7 @@ mod progress;
 mod size;
 mod space;
 mod summed;
+mod throw_away;
 
 use std::process::ExitCode;
 

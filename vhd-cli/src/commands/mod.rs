@@ -35,6 +35,8 @@ mod stem;
 pub(crate) mod tour;
 pub(crate) mod tree;
 pub(crate) mod verify;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod vm;
 
 use crate::cli::Command;
 use crate::exit::Exit;
@@ -73,6 +75,8 @@ fn dispatch(command: &Command) -> Result<Exit, Failure> {
         Command::Nbd(args) => nbd::run(args),
         Command::Mount(args) => mount::run(args),
         Command::Umount(args) => mount::run_umount(args),
+        #[cfg(target_arch = "x86_64")]
+        Command::Vm(args) => vm::run(args),
         Command::Resize(args) => resize::run(args),
         Command::Reparent(args) => reparent::run(args),
         Command::NewId(args) => new_id::run(args),
@@ -109,6 +113,8 @@ fn identity(command: &Command) -> (&'static str, bool) {
         Command::Nbd(_) => (nbd::NAME, false),
         Command::Mount(_) => ("mount", false),
         Command::Umount(_) => ("umount", false),
+        #[cfg(target_arch = "x86_64")]
+        Command::Vm(_) => (vm::NAME, false),
         Command::Resize(args) => (resize::NAME, args.report.json),
         Command::Reparent(args) => (reparent::NAME, args.report.json),
         Command::NewId(args) => (new_id::NAME, args.report.json),

@@ -46,12 +46,22 @@ mod streams;
 mod support;
 mod tree;
 mod verify;
+#[cfg(target_arch = "x86_64")]
+mod vm;
+#[cfg(target_arch = "x86_64")]
+mod vm_kill;
+#[cfg(target_arch = "x86_64")]
+mod vm_linux;
 
 #[path = "../../../vhd-core/tests/common/kills.rs"]
 mod kills;
 #[allow(dead_code, reason = "these tests use a part of it")]
 #[path = "../../../vhd-core/tests/common/mounts.rs"]
 mod mounts;
+#[cfg(target_arch = "x86_64")]
+#[allow(dead_code, reason = "these tests use a part of it")]
+#[path = "../../../hypervisor/tests/common/payload.rs"]
+mod payload;
 #[allow(dead_code, reason = "these tests use a part of it")]
 #[path = "../../../vhd-core/tests/common/tools.rs"]
 mod tools;

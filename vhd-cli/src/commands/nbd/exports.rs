@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use vhd_core::chain::{OpenOptions, OpenedDisk, create_child};
+use vhd_core::chain::{OpenOptions, OpenedDisk};
 use vhd_core::device::{BlockDevice as _, ByteRange, DeviceError, Disk, LiveDevice};
 use vhd_core::error::with_causes;
 use vhd_core::format::UniqueId;
@@ -20,9 +20,10 @@ use crate::children;
 use crate::codes::Kind;
 use crate::control::{Control, Taken};
 use crate::failure::Failure;
-use crate::format_arg::{FormatArg, TypedPath};
+use crate::format_arg::TypedPath;
 use crate::input::{Source, SourceArgs};
 use crate::output;
+use crate::throw_away;
 
 /// An image and the name that it is served under.
 #[derive(Clone, Debug)]
@@ -223,7 +224,7 @@ impl Snapshots {
 
 fn open(args: &NbdArgs, input: &SourceArgs, source: &Source) -> Result<Open, Failure> {
     if args.snapshot {
-        return open_snapshot(input, source).map(Open::Plain);
+        return throw_away::open(input, source).map(Open::Plain);
     }
     let options = input.options(source).write(!args.read_only);
     let options = options.ignore_children(args.children.ignore_children);
@@ -258,22 +259,6 @@ fn open_resizable(source: &Source, options: &OpenOptions) -> Result<Open, Failur
 /// Opens the file of a snapshot. What is odd about the chain has been said already.
 fn open_frozen(args: &NbdArgs, path: &Path) -> Result<OpenedDisk, Failure> {
     Ok(args.source.chain.options().open(path)?)
-}
-
-/// Opens a child of the image whose file has no name any more when this returns.
-fn open_snapshot(input: &SourceArgs, source: &Source) -> Result<OpenedDisk, Failure> {
-    let dir = std::env::temp_dir();
-    let dir = tempfile::tempdir_in(&dir).map_err(|error| Failure::io("create a directory in", &dir, &error))?;
-    let layer = dir.path().join("snapshot.avhd");
-    create_child(&layer, &source.path, None, &input.options(source))?;
-    let options = input.chain.search.options();
-    let options = match input.from {
-        Some(FormatArg::Raw) => options.raw_parents([source.path.clone()]),
-        _ => options.parents([source.path.clone()]),
-    };
-    // Nobody knows the layer: no child can rely on it.
-    let options = input.chain.add_parents(options).write(true).ignore_children(true);
-    Ok(options.open(&layer)?)
 }
 
 /// The export of a disk. The throw-away layer that may be on it is no image that anyone knows.

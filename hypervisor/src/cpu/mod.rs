@@ -1,0 +1,11 @@
+//! The guest's processors.
+
+mod cpuid;
+mod processors;
+mod registers;
+mod vcpu;
+
+pub(crate) use cpuid::Cpuid;
+pub(crate) use processors::Processors;
+pub(crate) use registers::{BootEntry, prepare, write_tables};
+pub(crate) use vcpu::Vcpu;

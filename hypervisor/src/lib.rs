@@ -1,0 +1,48 @@
+//! Runs a Linux guest on KVM, with its disks in anything that is a [`Disk`](vhd_block::Disk).
+//!
+//! ```text
+//!   Machine        made whole or not at all, run once                    machine.rs
+//!      |
+//!      +-- boot/     kernel, initramfs, command line, tables in guest memory
+//!      +-- cpu/      CPUID, registers, a thread per processor
+//!      |     |
+//!      |    Bus      which device answers at which port or address       bus.rs
+//!      |     +-- legacy/        COM1, clock, the ports that end a machine
+//!      |     +-- virtio/mmio.rs transport: registers, doorbell, interrupt
+//!      |            |
+//!      |         virtio/block/  virtio-blk on a Disk, a thread per disk
+//!      +-- mem.rs    guest memory: one sealed memory file
+//!      +-- kvm.rs    the machine as KVM has it
+//! ```
+//!
+//! Nothing that the guest says is believed: each register, descriptor and request is checked, and a guest that breaks the
+//! rules gets an error or a device that waits for its reset.
+//!
+//! A guest's write reaches the host file when the disk's write returned; it is durable when a flush of the guest was
+//! answered. That is INV-70 of `docs/invariants.md`.
+//!
+//! x86-64 Linux hosts only: elsewhere the crate is empty. Unsafe code is in `kvm.rs` alone.
+#![cfg(target_arch = "x86_64")]
+#![deny(unsafe_code)]
+
+mod boot;
+mod bus;
+mod cpu;
+mod error;
+mod kvm;
+mod legacy;
+mod machine;
+mod mem;
+#[cfg(test)]
+#[path = "../tests/common/ram.rs"]
+mod ram;
+mod virtio;
+
+pub use error::Error;
+pub use machine::{End, Machine, MachineConfig, MachineDisk, MachineHandle};
+pub use mem::{MAX_MEMORY, MEMORY_UNIT, MIN_MEMORY};
+
+/// The most processors of a machine.
+pub const MAX_CPUS: u8 = 8;
+/// The most disks of a machine.
+pub const MAX_DISKS: usize = 8;

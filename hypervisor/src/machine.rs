@@ -1,0 +1,221 @@
+//! A machine: made whole or not at all, run once, taken apart in order.
+
+use std::fs::File;
+use std::io::Write;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use vhd_block::Disk;
+
+use crate::boot::Boot;
+use crate::bus::Bus;
+use crate::cpu::{Processors, Vcpu};
+use crate::error::host;
+use crate::kvm::Vm;
+use crate::legacy::{COM1_IRQ, Com1, PanicWatch};
+use crate::mem::{self, MAX_MEMORY, MEMORY_UNIT, MIN_MEMORY};
+use crate::virtio::Interrupt;
+use crate::virtio::block::Block;
+use crate::virtio::mmio::{DOORBELL, MmioTransport};
+use crate::{Error, MAX_CPUS, MAX_DISKS};
+
+/// The interrupts of disks, in turn: those of the ISA bus that nothing else has.
+const DISK_IRQS: [u32; MAX_DISKS] = [5, 6, 7, 9, 10, 11, 14, 15];
+
+/// How often processors are asked whether they halted for good. Nothing tells us: the guest has no ACPI to power off with,
+/// and KVM waits by itself.
+const HALT_CHECK: Duration = Duration::from_millis(500);
+/// So many times in a row all of them must have halted: a processor may wake another between the questions.
+const HALT_CHECKS: u32 = 2;
+
+/// A disk of a machine.
+#[derive(Debug)]
+pub struct MachineDisk {
+    /// The disk.
+    pub disk: Disk,
+    /// The guest cannot write to it.
+    pub read_only: bool,
+    /// What the guest sees as its serial number; 20 bytes of it.
+    pub name: String,
+}
+
+/// What a machine is made of.
+pub struct MachineConfig {
+    /// Processors, 1 to [`MAX_CPUS`].
+    pub cpus: u8,
+    /// Bytes of memory, a multiple of [`MEMORY_UNIT`] from [`MIN_MEMORY`] to [`MAX_MEMORY`].
+    pub memory: u64,
+    /// An ELF vmlinux or a bzImage, a regular file.
+    pub kernel: File,
+    /// An initramfs, a regular file.
+    pub initrd: Option<File>,
+    /// What is added to the kernel's command line.
+    pub append: String,
+    /// At most [`MAX_DISKS`]; the guest has them as `/dev/vda` and so on, in this order.
+    pub disks: Vec<MachineDisk>,
+    /// Where the output of the guest's console goes. A writer that blocks stops the processor that writes.
+    pub console: Box<dyn Write + Send>,
+}
+
+/// How a guest ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It powered off, or halted all processors without taking interrupts.
+    PowerOff,
+    /// It asked for a reset, or its first processor shut down after a triple fault. It is not started again.
+    Reset,
+    /// Linux wrote that it gave up, or said so to the pvpanic port.
+    Panic,
+    /// [`MachineHandle::stop`] was called.
+    Stopped,
+}
+
+/// A machine that is ready to run.
+pub struct Machine {
+    vm: Vm,
+    vcpus: Vec<Vcpu>,
+    bus: Bus,
+    com1: Arc<Mutex<Com1>>,
+    disks: Vec<Disk>,
+    panic: PanicWatch,
+    report: Sender<Result<End, Error>>,
+    reports: Receiver<Result<End, Error>>,
+}
+
+/// What a machine is controlled by from other threads while it runs.
+#[derive(Clone)]
+pub struct MachineHandle {
+    com1: Arc<Mutex<Com1>>,
+    report: Sender<Result<End, Error>>,
+}
+
+impl MachineHandle {
+    /// Gives the guest input on its console. What is more than 64 KiB ahead of the guest is dropped.
+    pub fn input(&self, bytes: &[u8]) {
+        self.com1.lock().unwrap_or_else(PoisonError::into_inner).input(bytes);
+    }
+
+    /// Ends the machine as if its power was cut. What the guest has flushed stays.
+    pub fn stop(&self) {
+        // A machine that has ended already needs no stop.
+        let _ = self.report.send(Ok(End::Stopped));
+    }
+}
+
+impl Machine {
+    /// Makes a machine and loads its kernel; nothing runs yet.
+    ///
+    /// # Errors
+    /// Each reason why there can be no such machine is a variant of [`Error`].
+    pub fn new(mut config: MachineConfig) -> Result<Self, Error> {
+        check(&config)?;
+        let vm = Vm::new(mem::allocate(config.memory)?)?;
+        let irqs = DISK_IRQS.iter().take(config.disks.len());
+        let devices: Vec<(u64, u32)> = (0..).map(Bus::address).zip(irqs.copied()).collect();
+        let boot = Boot {
+            kernel: &mut config.kernel,
+            initrd: config.initrd.as_mut(),
+            append: &config.append,
+            devices: &devices,
+            cpus: config.cpus,
+            size: config.memory,
+        };
+        let entry = boot.load(vm.memory())?;
+        let panic = PanicWatch::default();
+        let com1 = Com1::new(config.console, panic.clone()).map_err(host("make an event counter"))?;
+        vm.connect_interrupt(com1.event(), COM1_IRQ)?;
+        let disks = config.disks.iter().map(|disk| disk.disk.clone()).collect();
+        let transports = config.disks.into_iter().zip(&devices);
+        let transports = transports.map(|(disk, (address, irq))| connect(&vm, disk, *address, *irq));
+        let transports = transports.collect::<Result<_, _>>()?;
+        let vcpus = vm.make_vcpus(config.cpus, entry)?;
+        let com1 = Arc::new(Mutex::new(com1));
+        let (report, reports) = channel();
+        Ok(Self {
+            vm,
+            vcpus,
+            bus: Bus::new(Arc::clone(&com1), transports),
+            com1,
+            disks,
+            panic,
+            report,
+            reports,
+        })
+    }
+
+    /// What other threads control the machine with.
+    #[must_use]
+    pub fn handle(&self) -> MachineHandle {
+        MachineHandle {
+            com1: Arc::clone(&self.com1),
+            report: self.report.clone(),
+        }
+    }
+
+    /// Runs the guest until it ends. On return no thread of the machine is left, and its disks are flushed.
+    ///
+    /// # Errors
+    /// [`Error::Crashed`] and [`Error::Kvm`] where KVM gives up, [`Error::Disk`] where a disk cannot be flushed at the end.
+    pub fn run(self) -> Result<End, Error> {
+        let bus = Arc::new(self.bus);
+        let processors = Processors::start(self.vcpus, &bus, &self.report)?;
+        let ended = wait(&self.reports, &processors);
+        // In this order: nobody rings any more, then the threads of the disks end, then what they wrote is flushed.
+        drop(processors);
+        drop(bus);
+        drop(self.vm);
+        let flushed = self.disks.iter().try_for_each(Disk::flush);
+        let end = ended?;
+        flushed?;
+        // After a panic the kernel resets or halts.
+        Ok(match end {
+            End::Reset | End::PowerOff if self.panic.is_set() => End::Panic,
+            end => end,
+        })
+    }
+}
+
+/// Waits for the first report of an end, or until all processors have halted for good.
+fn wait(reports: &Receiver<Result<End, Error>>, processors: &Processors) -> Result<End, Error> {
+    let mut halted = 0;
+    loop {
+        match reports.recv_timeout(HALT_CHECK) {
+            Ok(ended) => return ended,
+            Err(RecvTimeoutError::Disconnected) => return Ok(End::Stopped),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        halted = if processors.all_halted() { halted + 1 } else { 0 };
+        if halted == HALT_CHECKS {
+            return Ok(End::PowerOff);
+        }
+        processors.kick();
+    }
+}
+
+fn check(config: &MachineConfig) -> Result<(), Error> {
+    if !(1..=MAX_CPUS).contains(&config.cpus) {
+        return Err(Error::Cpus { count: config.cpus });
+    }
+    let size = config.memory;
+    if !(MIN_MEMORY..=MAX_MEMORY).contains(&size) || !size.is_multiple_of(MEMORY_UNIT) {
+        return Err(Error::MemorySize { size });
+    }
+    if config.disks.len() > MAX_DISKS {
+        return Err(Error::Disks {
+            count: config.disks.len(),
+        });
+    }
+    Ok(())
+}
+
+/// Puts a disk at an address, with its bell and its interrupt.
+fn connect(vm: &Vm, disk: MachineDisk, address: u64, irq: u32) -> Result<MmioTransport, Error> {
+    let counter = host("make an event counter");
+    let interrupt = Arc::new(Interrupt::new().map_err(&counter)?);
+    let device = Block::new(disk.disk, &disk.name, disk.read_only).map_err(host("start the thread of a disk"))?;
+    let transport = MmioTransport::new(Box::new(device), vm.memory().clone(), interrupt);
+    vm.connect_interrupt(transport.interrupt().event(), irq)?;
+    vm.connect_doorbell(transport.device().doorbell(), address + DOORBELL)?;
+    Ok(transport)
+}

@@ -1,0 +1,19 @@
+//! virtio-blk: a disk of `vhd-block` as a block device of the guest (virtio 1.2, section 5.2).
+//!
+//! ```text
+//!   request.rs   descriptor chain -> Request, or what is wrong with it; touches no disk
+//!   execute.rs   Request -> calls of a Disk, and the status
+//!   serve.rs     a queue worked off: parse, execute, answer
+//!   config.rs    features and configuration space
+//!   device.rs    the device with its thread
+//! ```
+
+mod config;
+mod device;
+mod execute;
+mod request;
+mod serve;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use device::Block;

@@ -1,0 +1,35 @@
+//! What a transport needs of a device.
+
+use std::sync::Arc;
+
+use virtio_queue::Queue;
+
+use super::Interrupt;
+use crate::mem::GuestMemory;
+
+/// A device with one queue, whatever transport it is behind.
+pub(crate) trait VirtioDevice: Send {
+    /// The number of the kind of device.
+    fn device_type(&self) -> u32;
+
+    /// The features that it offers.
+    fn features(&self) -> u64;
+
+    /// The most entries of its queue, a power of two.
+    fn max_queue_size(&self) -> u16;
+
+    /// Fills `data` with the configuration from `offset`; zeroes behind its end.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// A write to the configuration. What cannot be written is ignored.
+    fn write_config(&mut self, offset: u64, data: &[u8]);
+
+    /// The driver is ready: serve its queue from now on. `features` are those of both sides.
+    fn activate(&mut self, features: u64, memory: GuestMemory, queue: Queue, interrupt: Arc<Interrupt>);
+
+    /// Stop serving. On return the device does not touch guest memory.
+    fn reset(&mut self);
+
+    /// What the driver rings to say that there is work.
+    fn doorbell(&self) -> &vmm_sys_util::eventfd::EventFd;
+}

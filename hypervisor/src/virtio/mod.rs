@@ -1,0 +1,9 @@
+//! virtio devices: what a device does is apart from how the guest reaches it.
+
+pub(crate) mod block;
+mod device;
+mod interrupt;
+pub(crate) mod mmio;
+
+pub(crate) use device::VirtioDevice;
+pub(crate) use interrupt::Interrupt;

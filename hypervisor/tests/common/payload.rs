@@ -1,0 +1,283 @@
+//! Guests that are assembled here: an ELF kernel whose code begins in ring 0 with 64 bits, drives COM1, the ports that end
+//! a machine, and disks over virtio-mmio by polling. It uses what KVM's instruction emulator knows.
+
+/// Where the code is loaded.
+const CODE: u32 = 0x10_0000;
+/// Where rings and buffers of the first disk are; 64 KiB for each.
+const RINGS: u32 = 0x20_0000;
+/// The registers of the first disk.
+const DEVICES: u64 = 0xd000_0000;
+
+const COM1: u16 = 0x3f8;
+const AVAIL: u32 = 0x1000;
+const USED: u32 = 0x2000;
+const HEADER: u32 = 0x3000;
+const STATUS: u32 = 0x3010;
+/// Where the data of requests is, from the rings of the disk.
+const DATA: u32 = 0x4000;
+
+const NEXT: u32 = 1;
+const WRITE: u32 = 2;
+
+/// Kinds of requests.
+pub(crate) const READ: u32 = 0;
+pub(crate) const STORE: u32 = 1;
+pub(crate) const FLUSH: u32 = 4;
+
+/// A guest that is being written.
+#[derive(Clone, Default)]
+pub(crate) struct Payload {
+    code: Vec<u8>,
+}
+
+impl Payload {
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    fn emit(mut self, bytes: &[u8]) -> Self {
+        self.code.extend(bytes);
+        self
+    }
+
+    fn emit_with(self, opcode: &[u8], operands: &[u32]) -> Self {
+        let operands = operands.iter().flat_map(|it| it.to_le_bytes());
+        let bytes: Vec<u8> = opcode.iter().copied().chain(operands).collect();
+        self.emit(&bytes)
+    }
+
+    /// `mov edx, port; mov al, value; out dx, al`
+    pub(crate) fn out(self, port: u16, value: u8) -> Self {
+        self.emit_with(&[0xba], &[port.into()]).emit(&[0xb0, value, 0xee])
+    }
+
+    /// Writes a text to the console.
+    pub(crate) fn print(self, text: &str) -> Self {
+        text.bytes().fold(self, |guest, byte| guest.out(COM1, byte))
+    }
+
+    /// Writes bytes of memory to the console.
+    pub(crate) fn print_memory(self, address: u32, len: u32) -> Self {
+        (address..address + len).fold(self, |guest, at| {
+            // mov al, [at]; mov edx, COM1; out dx, al
+            let guest = guest.emit_with(&[0x8a, 0x04, 0x25], &[at]);
+            guest.emit_with(&[0xba], &[COM1.into()]).emit(&[0xee])
+        })
+    }
+
+    /// Waits for a byte on the console and sends it back.
+    pub(crate) fn echo(self) -> Self {
+        // mov edx, LSR; in al, dx; test al, 1; jz back; mov edx, COM1; in al, dx; out dx, al
+        self.emit_with(&[0xba], &[u32::from(COM1) + 5])
+            .emit(&[0xec, 0xa8, 0x01, 0x74, 0xfb])
+            .emit_with(&[0xba], &[COM1.into()])
+            .emit(&[0xec, 0xee])
+    }
+
+    /// `mov dword [address], value`
+    pub(crate) fn store(self, address: u32, value: u32) -> Self {
+        self.emit_with(&[0xc7, 0x04, 0x25], &[address, value])
+    }
+
+    /// Waits until the word in memory has this value.
+    pub(crate) fn wait_for_word(self, address: u32, value: u16) -> Self {
+        // cmp word [address], value; jne back
+        self.emit_with(&[0x66, 0x81, 0x3c, 0x25], &[address])
+            .emit(&value.to_le_bytes())
+            .emit(&[0x75, 0xf4])
+    }
+
+    /// Writes to registers of a device: offset and value.
+    pub(crate) fn device(self, address: u64, registers: &[(u32, u32)]) -> Self {
+        // mov rbx, address
+        let guest = self.emit(&[0x48, 0xbb]).emit(&address.to_le_bytes());
+        registers.iter().fold(guest, |guest, (offset, value)| {
+            // mov dword [rbx + offset], value
+            guest.emit_with(&[0xc7, 0x83], &[*offset, *value])
+        })
+    }
+
+    /// Sets up a disk as a driver does, with the features VERSION_1 and FLUSH and 16 entries in the queue.
+    pub(crate) fn start_disk(self, disk: u32) -> Self {
+        let rings = rings(disk);
+        let registers = [
+            (0x70, 0),
+            (0x70, 3),
+            (0x24, 0),
+            (0x20, 1 << 9),
+            (0x24, 1),
+            (0x20, 1),
+            (0x70, 11),
+            (0x30, 0),
+            (0x38, 16),
+            (0x80, rings),
+            (0x90, rings + AVAIL),
+            (0xa0, rings + USED),
+            (0x44, 1),
+            (0x70, 15),
+        ];
+        self.device(registers_of(disk), &registers)
+    }
+
+    /// Does a request of one buffer, at [`data`] of the disk, and waits until it is answered.
+    pub(crate) fn request(self, disk: u32, kind: u32, sector: u32, len: u32) -> Self {
+        let rings = rings(disk);
+        let guest = self.store(rings + HEADER, kind).store(rings + HEADER + 8, sector);
+        guest.request_as_set(disk, kind, len)
+    }
+
+    /// The same, with the sector that is in the header already.
+    fn request_as_set(self, disk: u32, kind: u32, len: u32) -> Self {
+        let rings = rings(disk);
+        let fills = if kind == READ { WRITE } else { 0 };
+        let after_header = if len > 0 { 1 } else { 2 };
+        self.store(rings + HEADER, kind)
+            .descriptor(disk, 0, rings + HEADER, 16, NEXT | after_header << 16)
+            .descriptor(disk, 1, rings + DATA, len, NEXT | fills | 2 << 16)
+            .descriptor(disk, 2, rings + STATUS, 1, WRITE)
+            // inc word [avail.idx]; every slot of the ring names descriptor 0
+            .emit_with(&[0x66, 0xff, 0x04, 0x25], &[rings + AVAIL + 2])
+            .device(registers_of(disk), &[(0x50, 0)])
+            // mov ax, [avail.idx]; cmp ax, [used.idx]; jne back
+            .emit_with(&[0x66, 0x8b, 0x04, 0x25], &[rings + AVAIL + 2])
+            .emit_with(&[0x66, 0x3b, 0x04, 0x25], &[rings + USED + 2])
+            .emit(&[0x75, 0xf6])
+    }
+
+    fn descriptor(self, disk: u32, number: u32, address: u32, len: u32, flags_and_next: u32) -> Self {
+        let at = rings(disk) + number * 16;
+        self.store(at, address)
+            .store(at + 4, 0)
+            .store(at + 8, len)
+            .store(at + 12, flags_and_next)
+    }
+
+    /// Prints a digit: the status of the last request.
+    pub(crate) fn print_status(self, disk: u32) -> Self {
+        // add byte [status], '0'
+        let guest = self.emit_with(&[0x80, 0x04, 0x25], &[rings(disk) + STATUS]).emit(b"0");
+        guest.print_memory(rings(disk) + STATUS, 1)
+    }
+
+    /// For ever: writes the number `n` to sector 8 `n`, flushes, and prints `n` (4 bytes) and a line feed. It begins
+    /// with `first`.
+    pub(crate) fn count_on_disk(self, disk: u32, first: u32) -> Self {
+        let (counter, sector) = (data(disk), rings(disk) + HEADER + 8);
+        let guest = self.store(counter, first).store(rings(disk) + HEADER + 12, 0);
+        let start = guest.code.len();
+        // mov eax, [counter]; shl eax, 3; mov [sector], eax
+        let guest = guest
+            .emit_with(&[0x8b, 0x04, 0x25], &[counter])
+            .emit(&[0xc1, 0xe0, 0x03])
+            .emit_with(&[0x89, 0x04, 0x25], &[sector])
+            .request_as_set(disk, STORE, 512)
+            .request_as_set(disk, FLUSH, 0)
+            .print_memory(counter, 4)
+            .print("\n")
+            // inc dword [counter]
+            .emit_with(&[0xff, 0x04, 0x25], &[counter]);
+        // jmp start
+        let back = start as i32 - (guest.code.len() as i32 + 5);
+        guest.emit(&[0xe9]).emit(&back.to_le_bytes())
+    }
+
+    /// Ends as ACPI does it.
+    pub(crate) fn power_off(self) -> Self {
+        self.out(0x600, 0x34).spin()
+    }
+
+    /// `jmp $`
+    pub(crate) fn spin(self) -> Self {
+        self.emit(&[0xeb, 0xfe])
+    }
+
+    /// `lidt [zeroes]; ud2`: without an interrupt table every fault leads to the next one.
+    pub(crate) fn triple_fault(self) -> Self {
+        self.emit_with(&[0x0f, 0x01, 0x1c, 0x25], &[RINGS]).emit(&[0x0f, 0x0b])
+    }
+
+    /// `cli; hlt; jmp back`
+    pub(crate) fn halt(self) -> Self {
+        self.emit(&[0xfa, 0xf4, 0xeb, 0xfd])
+    }
+
+    /// The guest as an ELF kernel.
+    pub(crate) fn elf(&self) -> Vec<u8> {
+        let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+        file.resize(16, 0);
+        file.extend(2_u16.to_le_bytes());
+        file.extend(62_u16.to_le_bytes());
+        file.extend(1_u32.to_le_bytes());
+        file.extend(u64::from(CODE).to_le_bytes());
+        file.extend(64_u64.to_le_bytes());
+        file.extend([0; 8 + 4]);
+        for number in [64_u16, 56, 1, 64, 0, 0] {
+            file.extend(number.to_le_bytes());
+        }
+        let (offset, len) = (0x1000_u64, self.code.len() as u64);
+        file.extend(1_u32.to_le_bytes());
+        file.extend(7_u32.to_le_bytes());
+        for number in [offset, CODE.into(), CODE.into(), len, len, 0x1000] {
+            file.extend(number.to_le_bytes());
+        }
+        file.resize(offset as usize, 0);
+        file.extend(&self.code);
+        file
+    }
+
+    /// The guest as a bzImage that is entered with 64 bits.
+    pub(crate) fn bzimage(&self) -> Vec<u8> {
+        let mut file = vec![0; 0x400];
+        let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0x1f1, &[1]);
+        put(0x1fe, &0xaa55_u16.to_le_bytes());
+        put(0x202, b"HdrS");
+        put(0x206, &0x20f_u16.to_le_bytes());
+        put(0x211, &[1]);
+        put(0x214, &CODE.to_le_bytes());
+        put(0x22c, &0x7fff_ffff_u32.to_le_bytes());
+        put(0x236, &1_u16.to_le_bytes());
+        put(0x238, &2047_u32.to_le_bytes());
+        put(0x258, &u64::from(CODE).to_le_bytes());
+        put(0x260, &0x10_0000_u32.to_le_bytes());
+        file.extend([0; 0x200]);
+        file.extend(&self.code);
+        file
+    }
+}
+
+fn rings(disk: u32) -> u32 {
+    RINGS + disk * 0x1_0000
+}
+
+fn registers_of(disk: u32) -> u64 {
+    DEVICES + u64::from(disk) * 0x1000
+}
+
+/// Where the data of requests to a disk is.
+pub(crate) fn data(disk: u32) -> u32 {
+    rings(disk) + DATA
+}
+
+/// Whether guests can run here. Where they cannot, this says aloud what is not tested; a KVM that is there and does not
+/// work is a failure in CI.
+pub(crate) fn has_kvm(what: &str) -> bool {
+    let device = std::path::Path::new("/dev/kvm");
+    let opened = std::fs::File::options().read(true).write(true).open(device);
+    let Err(error) = opened else {
+        return true;
+    };
+    say(&format!("NOT TESTED: {what}, as /dev/kvm cannot be opened: {error}"));
+    assert!(
+        std::env::var_os("CI").is_none() || !device.exists(),
+        "CI must be able to use the /dev/kvm that it has: {error}"
+    );
+    false
+}
+
+/// Says something that is to be seen although the test passes: the test harness swallows what `eprintln` prints.
+fn say(text: &str) {
+    use std::io::Write as _;
+    let mut stderr = std::io::stderr();
+    writeln!(stderr, "{text}").expect("standard error is there");
+}

@@ -1,0 +1,192 @@
+//! The disks of a machine.
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::str::FromStr;
+
+use hypervisor::{MAX_DISKS, MachineDisk};
+use vhd_core::chain::OpenedDisk;
+
+use super::run::RunArgs;
+use crate::children;
+use crate::failure::Failure;
+use crate::format_arg::TypedPath;
+use crate::input::{Source, SourceArgs, require_file};
+use crate::output;
+use crate::throw_away;
+
+/// Stands for a comma in the name of an image.
+const COMMA: &str = ",,";
+
+/// A disk as the command line names it: `IMAGE[,ro][,snapshot][,id=NAME]`.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct DiskSpec {
+    image: String,
+    read_only: bool,
+    snapshot: bool,
+    id: Option<String>,
+}
+
+impl DiskSpec {
+    /// An image without options.
+    pub(super) fn plain(image: &str) -> Self {
+        Self {
+            image: image.to_owned(),
+            read_only: false,
+            snapshot: false,
+            id: None,
+        }
+    }
+
+    fn typed(&self) -> TypedPath {
+        OsString::from(&self.image).into()
+    }
+}
+
+impl FromStr for DiskSpec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        // No option has a zero byte, and no path.
+        let escaped = text.replace(COMMA, "\0");
+        let mut parts = escaped.split(',').map(|part| part.replace('\0', ","));
+        let mut spec = Self::plain(&parts.next().unwrap_or_default());
+        if spec.image.is_empty() {
+            return Err("IMAGE[,ro][,snapshot][,id=NAME] is needed".into());
+        }
+        for option in parts {
+            match option.split_once('=') {
+                None if option == "ro" => spec.read_only = true,
+                None if option == "snapshot" => spec.snapshot = true,
+                Some(("id", id)) if is_id(id) => spec.id = Some(id.to_owned()),
+                Some(("id", _)) => return Err("an id has 1 to 20 printable ASCII characters and no space".into()),
+                _ => {
+                    return Err(format!(
+                        "there is no option {option:?}: ro, snapshot and id=NAME are known; {COMMA} stands for a comma in \
+                         a name"
+                    ));
+                }
+            }
+        }
+        if spec.read_only && spec.snapshot {
+            return Err("ro and snapshot exclude each other".into());
+        }
+        Ok(spec)
+    }
+}
+
+/// Whether the guest can be given it as a serial number.
+fn is_id(text: &str) -> bool {
+    (1..=20).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+/// The disks of the command line, in the guest's order.
+fn specs(args: &RunArgs) -> Vec<DiskSpec> {
+    let first = args.image.as_deref().map(DiskSpec::plain);
+    first.into_iter().chain(args.disks.iter().cloned()).collect()
+}
+
+/// Refuses what no machine can have, before anything is opened.
+pub(super) fn check(args: &RunArgs) -> Result<(), Failure> {
+    let specs = specs(args);
+    if specs.len() > MAX_DISKS {
+        return Err(Failure::usage(format!("a machine has at most {MAX_DISKS} disks")));
+    }
+    specs
+        .iter()
+        .try_for_each(|spec| require_file(&spec.typed().path, "used"))
+}
+
+/// Disks that are open while a machine runs.
+pub(super) struct OpenDisks(Vec<(String, OpenedDisk)>);
+
+impl OpenDisks {
+    /// Opens all of them, and says what is odd about them.
+    pub(super) fn open(args: &RunArgs) -> Result<(Self, Vec<MachineDisk>), Failure> {
+        let mut disks = Self(Vec::new());
+        let mut of_machine = Vec::new();
+        for spec in specs(args) {
+            let image = spec.typed();
+            let source = Source::new(&image.path, None)?;
+            let read_only = spec.read_only || source.is_snapshot && !spec.snapshot;
+            let opened = open(args, &spec, image, &source, read_only)?;
+            let disk = opened.disk();
+            let name = spec.id.unwrap_or_else(|| serial(&disk.info().identity));
+            of_machine.push(MachineDisk { disk, read_only, name });
+            disks.0.push((source.name, opened));
+        }
+        Ok((disks, of_machine))
+    }
+
+    /// Closes all of them; the first failure is told.
+    pub(super) fn close(self) -> Result<(), Failure> {
+        let mut result = Ok(());
+        for (name, opened) in self.0 {
+            let closed = opened.close().map_err(|error| Failure::from(error).about(name));
+            result = result.and(closed);
+        }
+        result
+    }
+}
+
+fn open(
+    args: &RunArgs,
+    spec: &DiskSpec,
+    image: TypedPath,
+    source: &Source,
+    read_only: bool,
+) -> Result<OpenedDisk, Failure> {
+    let input = SourceArgs {
+        from: image.format,
+        chain: args.chain.clone(),
+    };
+    if spec.snapshot {
+        return throw_away::open(&input, source);
+    }
+    let options = input.options(source).write(!read_only);
+    let options = options.ignore_children(args.children.ignore_children);
+    let opened = options.open(&source.path).map_err(children::explain)?;
+    opened.warnings().iter().for_each(output::warning);
+    Ok(opened)
+}
+
+/// The beginning of a disk's identity, in hexadecimal digits: the same after a move.
+fn serial(identity: &[u8; 16]) -> String {
+    identity[..10].iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string does not fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn specs() {
+        let spec = |text: &str| text.parse::<DiskSpec>();
+        assert_eq!(spec("a.vhd"), Ok(DiskSpec::plain("a.vhd")));
+        let both = spec("a,,b.vhd,ro,id=system").unwrap();
+        assert_eq!((both.image.as_str(), both.read_only), ("a,b.vhd", true));
+        assert_eq!(both.id.as_deref(), Some("system"));
+        assert!(spec("raw:a.img,snapshot").unwrap().snapshot);
+        for wrong in [
+            "",
+            ",ro",
+            "a,rw",
+            "a,ro,snapshot",
+            "a,id=",
+            "a,id=a b",
+            "a,id=123456789012345678901",
+            "a,",
+        ] {
+            assert!(spec(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn serials_have_twenty_digits() {
+        assert_eq!(serial(&[0xab; 16]), "abababababababababab");
+    }
+}

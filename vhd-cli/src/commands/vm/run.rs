@@ -1,0 +1,166 @@
+//! `vhd vm run`: a guest from its first instruction to its end.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use clap::{Args, ValueHint};
+use hypervisor::{End, Error, MAX_CPUS, Machine, MachineConfig};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use vhd_core::error::with_causes;
+
+use super::console::{HINT, RawTerminal, pass_input};
+use super::disks::{self, DiskSpec, OpenDisks};
+use crate::children::ChildrenArgs;
+use crate::codes::Kind;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::input::ChainArgs;
+use crate::interrupt;
+use crate::output;
+use crate::size::parse_bytes;
+
+/// What ends a machine.
+const SIGNALS: &[i32] = &[SIGTERM, SIGINT, SIGHUP];
+
+const EXAMPLES: &str = "\
+Examples:
+  vhd vm run disk.avhd --kernel vmlinux --append 'root=/dev/vda rw'
+  vhd vm run --kernel vmlinux --initrd initramfs.cpio --disk system.vhd,snapshot --disk data.vhd,ro,id=data
+  vhd vm run disk.vhd@monday --kernel vmlinux       a snapshot, for reading only
+  vhd vm run raw:disk.img --kernel vmlinux          for writing, what is not a VHD needs its format said
+
+The guest has its disks as /dev/vda, /dev/vdb, ... over virtio-mmio, which is announced on the kernel's command line: the \
+kernel needs VIRTIO_BLK, VIRTIO_MMIO and VIRTIO_MMIO_CMDLINE_DEVICES built in (docs/vm.md). There are no PCI, ACPI and \
+network devices yet, so kernels of distributions find no disk.
+
+Its command line begins with `console=ttyS0 reboot=k panic=-1`; --append is added behind and overrides that. On a terminal, \
+Ctrl-A x ends the machine, as SIGTERM and SIGINT do: what the guest has flushed stays.
+
+Exit codes: 0 when the guest powers off (or halts its processors for good), 9 when it asks for a reset, 10 when its kernel \
+panics; others are failures of ours.";
+
+/// Arguments of `vhd vm run`.
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct RunArgs {
+    /// The image of the first disk, or DISK@NAME for a snapshot, which is read-only
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub(super) image: Option<String>,
+    /// A disk: ro for reading only; snapshot takes writes into a temporary layer (in TMPDIR) that is thrown away at the end;
+    /// id is what the guest sees as its serial number. Up to 8 disks
+    #[arg(long = "disk", value_name = "IMAGE[,ro][,snapshot][,id=NAME]")]
+    pub(super) disks: Vec<DiskSpec>,
+    /// An uncompressed ELF vmlinux, or a bzImage with a 64-bit entry point
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    kernel: PathBuf,
+    /// An initramfs
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    initrd: Option<PathBuf>,
+    /// What is added to the kernel's command line
+    #[arg(long, value_name = "TEXT", default_value = "", allow_hyphen_values = true)]
+    append: String,
+    /// Processors
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_CPUS)))]
+    cpus: u8,
+    /// Memory of the guest, from 16M
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_bytes)]
+    memory: u64,
+    #[command(flatten)]
+    pub(super) children: ChildrenArgs,
+    #[command(flatten)]
+    pub(super) chain: ChainArgs,
+}
+
+pub(crate) fn run(args: &RunArgs) -> Result<Exit, Failure> {
+    args.chain
+        .search
+        .require_locks("a machine needs its disks for itself")?;
+    disks::check(args)?;
+    let kernel = open_file(&args.kernel)?;
+    let initrd = args.initrd.as_deref().map(open_file).transpose()?;
+    let (opened, of_machine) = OpenDisks::open(args)?;
+    let config = MachineConfig {
+        cpus: args.cpus,
+        memory: args.memory,
+        kernel,
+        initrd,
+        append: args.append.clone(),
+        disks: of_machine,
+        console: Box::new(io::stdout()),
+    };
+    let ended = Machine::new(config)
+        .and_then(run_attended)
+        .map_err(|error| failed(&args.kernel, error));
+    // Whatever happened to the machine, the images are closed in order.
+    let closed = opened.close();
+    let end = ended?;
+    closed?;
+    exit(end)
+}
+
+fn exit(end: End) -> Result<Exit, Failure> {
+    match end {
+        End::PowerOff => Ok(Exit::Ok),
+        End::Reset => Ok(Exit::GuestReset),
+        End::Panic => Ok(Exit::GuestPanic),
+        End::Stopped => {
+            let message =
+                "the machine was ended before the guest powered off; what the guest has flushed is on its disks";
+            Err(Failure::new(Kind::GuestStopped, message))
+        }
+    }
+}
+
+/// A file that is read as a whole: nothing that a read could wait for.
+fn open_file(path: &Path) -> Result<File, Failure> {
+    let failed = |error: io::Error| Failure::io("open", path, &error);
+    // Opening a pipe would wait for its other end.
+    if !path.metadata().map_err(failed)?.is_file() {
+        return Err(failed(io::Error::other("it is no regular file")));
+    }
+    File::open(path).map_err(failed)
+}
+
+fn failed(kernel: &Path, error: Error) -> Failure {
+    let kind = match &error {
+        Error::NoKvm { .. } => Kind::NoKvm,
+        Error::NotAKernel { .. } => {
+            return Failure::new(Kind::NotAKernel, error).about(output::path_text(kernel));
+        }
+        Error::MemorySize { .. } | Error::TooLittleMemory { .. } => Kind::GuestMemory,
+        Error::Kvm { .. } => Kind::Kvm,
+        Error::CommandLine { .. } | Error::CommandLineCharacter => Kind::KernelCommandLine,
+        Error::Crashed { .. } => Kind::GuestCrashed,
+        Error::Disk(error) => return Failure::library(error.kind(), error),
+        _ => Kind::Machine,
+    };
+    Failure::new(kind, with_causes(&error))
+}
+
+/// Runs a machine whose console is ours.
+fn run_attended(machine: Machine) -> Result<End, Error> {
+    let terminal_failed = |source| Error::Host {
+        operation: "prepare the terminal",
+        source,
+    };
+    let signals = Signals::new(SIGNALS).map_err(|source| Error::Host {
+        operation: "handle signals",
+        source,
+    })?;
+    interrupt::is_handled_elsewhere(SIGNALS);
+    stop_on_signals(signals, &machine);
+    let terminal = RawTerminal::enter().map_err(terminal_failed)?;
+    if terminal.is_terminal() {
+        output::eprint(HINT);
+    }
+    pass_input(machine.handle(), terminal.is_terminal());
+    machine.run()
+}
+
+fn stop_on_signals(mut signals: Signals, machine: &Machine) {
+    let handle = machine.handle();
+    thread::spawn(move || signals.forever().for_each(|_| handle.stop()));
+}
