@@ -71,6 +71,11 @@ impl Cells {
         self.sent.iter().map(|number| number.load(Ordering::SeqCst)).collect()
     }
 
+    /// The writes that were flushed by now at least.
+    pub(crate) fn kept(&self) -> Vec<u64> {
+        self.kept.iter().map(|number| number.load(Ordering::SeqCst)).collect()
+    }
+
     fn keep(&self, cell: u64, number: u64) {
         self.kept[index(cell)].fetch_max(number, Ordering::SeqCst);
     }

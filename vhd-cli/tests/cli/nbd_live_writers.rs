@@ -187,11 +187,13 @@ fn take_on(lab: &Lab, cells: &Cells, over: &AtomicBool, first: &AtomicBool, roun
         if over.load(Ordering::SeqCst) {
             break;
         }
-        let (name, before) = (format!("s{round}.{at}"), cells.answered());
+        let (name, before, kept) = (format!("s{round}.{at}"), cells.answered(), cells.kept());
         let created = lab.vhd(&["snapshot", "create", DISK, "--name", &name]).assert();
         match created.get_output().status.code() {
             Some(0) => {
-                let between = (before, cells.sent());
+                // One that was taken after the server was killed has what was flushed, and no more for certain.
+                let oldest = if over.load(Ordering::SeqCst) { kept } else { before };
+                let between = (oldest, cells.sent());
                 taken.push((name, Taken { between }));
                 first.store(true, Ordering::SeqCst);
             }
@@ -228,12 +230,13 @@ fn a_killed_server_whose_disk_gets_snapshots() {
                 thread::sleep(Duration::from_millis(1));
             }
             thread::sleep(Duration::from_millis(rng.u64(20..300)));
+            // Before the kill: what is said to be taken until then was taken by the server.
+            drop(stop);
             if rng.u8(..4) == 0 {
                 server.0.signal(Signal::TERM);
                 thread::sleep(Duration::from_micros(rng.u64(..8000)));
             }
             drop(server);
-            drop(stop);
             taker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         });
         server.kill();

@@ -25,7 +25,7 @@ const OVERWRITE_SHARE: u64 = 8;
 const BITMAP_BYTES: u64 = 64 << 20;
 const BITMAP_SHARE: u64 = 64;
 
-/// How often a file system is committed for one write that a quota stands against, when nothing more can be given back.
+/// How often a copy-on-write file system is committed for one write when nothing more can be given back.
 const MOST_COMMITS: u32 = 4;
 
 /// Bytes that the smallest write takes.
@@ -163,13 +163,11 @@ impl Room {
         loop {
             match write() {
                 Err(error) if io_kind(&error) == ErrorKind::NoSpace => {
-                    let (given, quota) = (self.give_back(), SetAside::is_quota(&error));
-                    if !given && (!quota || commits >= MOST_COMMITS) {
+                    let given = self.give_back();
+                    commits += u32::from(!given);
+                    let counts = commits <= MOST_COMMITS && self.commit_if_late();
+                    if !given && !counts {
                         return Err(error);
-                    }
-                    if quota {
-                        commits += 1;
-                        self.commit();
                     }
                 }
                 result => return result,
@@ -177,10 +175,15 @@ impl Room {
         }
     }
 
-    /// Makes what was given back count in a quota.
-    fn commit(&self) {
-        if let Some(spare) = &lock(&self.held).spare {
-            spare.commit();
+    /// Makes what was given back count where that is late; whether it is.
+    fn commit_if_late(&self) -> bool {
+        let held = lock(&self.held);
+        match &held.spare {
+            Some(spare) if held.for_overwrites => {
+                spare.commit();
+                true
+            }
+            _ => false,
         }
     }
 

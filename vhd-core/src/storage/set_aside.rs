@@ -76,17 +76,12 @@ impl SetAside {
         self.parts.pop().is_some()
     }
 
-    /// Makes what was given back count, where a write failed for a quota: btrfs takes what was removed off a quota when it
+    /// Makes what was given back count: a copy-on-write file system frees what was removed, and takes it off a quota, when it
     /// commits. That other files can't be written meanwhile is told to those who sync them.
     pub fn commit(&self) {
         if let Err(error) = syncfs(&self.directory) {
             tracing::warn!(%error, "the file system of the image can't be synced");
         }
-    }
-
-    /// Whether a write failed for a quota.
-    pub(crate) fn is_quota(error: &io::Error) -> bool {
-        Errno::from_io_error(error) == Some(Errno::DQUOT)
     }
 }
 
