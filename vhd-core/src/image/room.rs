@@ -26,7 +26,7 @@ const BITMAP_BYTES: u64 = 64 << 20;
 const BITMAP_SHARE: u64 = 64;
 
 /// How often a copy-on-write file system is committed for one write when nothing more can be given back.
-const MOST_COMMITS: u32 = 4;
+const MOST_COMMITS: u32 = 8;
 
 /// Bytes that the smallest write takes.
 const PAGE: u64 = 4096;
