@@ -38,11 +38,11 @@ pub(crate) fn plan_for(request: &MergeRequest, owner: Owner) -> Result<MergePlan
     if let Some(recorded) = journal.as_ref().filter(|recorded| recorded.child_is_gone()) {
         return plan_of_record(request, recorded);
     }
-    if journal.is_none()
-        && !child.exists()
-        && let Some(done) = Journal::read_done(&child)?
-    {
-        return plan_of_record(request, &done);
+    if journal.is_none() && matches!(child.try_exists(), Ok(false)) {
+        return match Journal::read_done(&child)? {
+            Some(done) => plan_of_record(request, &done),
+            None => Err(MergeError::Gone { path: child }),
+        };
     }
     let opened = request.open.clone().write(false).open(&child)?;
     let range = Range::of(&opened, request)?;
