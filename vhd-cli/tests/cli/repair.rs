@@ -295,6 +295,30 @@ fn a_repair_that_was_killed_at_its_end_is_open_until_it_is_run_again() {
     }
 }
 
+#[test]
+fn nothing_new_is_based_on_an_image_whose_repair_is_open() {
+    let lab = Lab::new();
+    full(&lab, "a.vhd", 4);
+    lab.run(&["create", "b.avhd", "--parent", "a.vhd"], 0);
+    lab.run(&["create", "c.avhd", "--parent", "b.avhd"], 0);
+    lab.damage("a.vhd", -512, &[0; 8]);
+    lab.run(&["repair", "a.vhd", "--yes"], 0);
+    RepairJob::of(&lab.path("a.vhd")).begin().unwrap();
+    let before = lab.names();
+    for args in [
+        &["create", "new.avhd", "--parent", "a.vhd"][..],
+        &["export-delta", "c.avhd", "new.avhd", "--since", "a.vhd"],
+        &["merge", "c.avhd", "--output", "new.avhd"],
+        &["reparent", "c.avhd", "--parent", "a.vhd", "--rebase"],
+    ] {
+        assert_eq!(lab.json(args, 8)["error"]["code"], "VHD-E0307", "{args:?}");
+        assert_eq!(lab.names(), before, "{args:?}");
+    }
+    lab.run(&["export-delta", "c.avhd", "-", "--since", "a.vhd"], 8);
+    lab.run(&["repair", "a.vhd", "--yes"], 0);
+    lab.run(&["export-delta", "c.avhd", "new.avhd", "--since", "a.vhd"], 0);
+}
+
 /// A small file system in memory, for as long as it is held. `None`, loudly, where mounting is not allowed.
 struct Small(tempfile::TempDir);
 

@@ -7,7 +7,7 @@ use super::copy::WINDOW;
 use super::dependants::{self, Dependants, Recorded};
 use super::journal::{Journal, Known, Phase};
 use super::{CarriedChild, MergeError, MergePlan, MergeRequest, MergeSummary, carry};
-use crate::chain::{ImageFormat, OpenOptions, OpenedDisk, parent_link};
+use crate::chain::{ImageFormat, OpenOptions, OpenedDisk, link_to_disk};
 use crate::device::{ByteRange, DeviceError, Layer, held};
 use crate::format::UniqueId;
 use crate::job::require_only;
@@ -177,7 +177,7 @@ fn check_links(request: &MergeRequest, target: &Known, found: &Dependants) -> Re
     }
     let opened = open_target(&request.open, target, false)?;
     for child in found.paths() {
-        parent_link(child, &target.path, &opened)?;
+        link_to_disk(child, &target.path, &opened)?;
     }
     Ok(())
 }
