@@ -94,9 +94,8 @@ fn alone(path: &Path) -> Result<Disk, String> {
     let image = Image::open(Arc::new(open(path)?), &OpenMode::ancestor()).map_err(|error| with_causes(&error))?;
     let ancestors = match image.is_differencing() {
         true => {
-            let nothing = MemoryFile::new();
-            nothing.set_len(image.disk_size()).map_err(|error| error.to_string())?;
-            vec![Layer::raw(Arc::new(nothing)).map_err(|error| error.to_string())?]
+            // Behind the end of a parent a disk reads zero, and an empty file is nothing else.
+            vec![Layer::raw(Arc::new(MemoryFile::new())).map_err(|error| error.to_string())?]
         }
         false => Vec::new(),
     };

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use vhd_core::chain::OpenedDisk;
+use vhd_core::chain::{OpenOptions, OpenedDisk};
 use vhd_core::device::Disk;
 use vhd_fuse::{Content, Directory, DiskPart, Fixed, Kind, Node};
 
@@ -16,8 +16,13 @@ use crate::commands::info;
 use crate::failure::Failure;
 use crate::input::Source;
 
-/// The root directory.
-pub(super) fn root(args: &MountArgs, source: &Source, opened: &OpenedDisk) -> Result<Arc<dyn Directory>, Failure> {
+/// The root directory; `snapshots` says how snapshots are opened.
+pub(super) fn root(
+    args: &MountArgs,
+    source: &Source,
+    opened: &OpenedDisk,
+    snapshots: OpenOptions,
+) -> Result<Arc<dyn Directory>, Failure> {
     let now = SystemTime::now();
     let info = info::json(source, opened)?;
     let info: Arc<[u8]> = info.into_bytes().into();
@@ -26,7 +31,7 @@ pub(super) fn root(args: &MountArgs, source: &Source, opened: &OpenedDisk) -> Re
         .with("layers", directory(Arc::new(Layers::new(opened)), now))
         .with(
             "snapshots",
-            directory(Arc::new(Snapshots::new(&source.path, args, now)), now),
+            directory(Arc::new(Snapshots::new(&source.path, snapshots, args, now)), now),
         );
     Ok(Arc::new(root))
 }
