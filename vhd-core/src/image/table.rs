@@ -137,7 +137,7 @@ impl BlockTable {
             Slots::All(words) => Some(&words[block.as_usize()]),
             Slots::Allocated(words) => {
                 let word = words.get(first_from(words, block))?;
-                (number(word.load(Ordering::Relaxed)) == block.0.into()).then_some(word)
+                (number(word.load(Ordering::Relaxed)) == u64::from(block.0)).then_some(word)
             }
         }
     }
@@ -217,7 +217,7 @@ fn is_used(word: &AtomicU64) -> bool {
 
 /// Where the word of the first block from `block` on is. Their numbers never change.
 fn first_from(words: &[AtomicU64], block: BlockIndex) -> usize {
-    words.partition_point(|word| number(word.load(Ordering::Relaxed)) < block.0.into())
+    words.partition_point(|word| number(word.load(Ordering::Relaxed)) < u64::from(block.0))
 }
 
 /// The number of the table sector that holds the entry of `block`.

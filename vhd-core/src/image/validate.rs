@@ -45,7 +45,7 @@ pub(crate) struct Space<'a> {
 impl Space<'_> {
     /// Checks every entry in use: inside the space, outside the metadata, no two over one another.
     pub(crate) fn check(&self, used: &[(BlockIndex, TableEntry)]) -> Result<(), OpenError> {
-        self.violations_among(used.iter().copied(), &mut |error| Err(error))
+        self.violations_among(used.iter().copied(), &mut Err)
     }
 
     /// Hands every violation in a table to `report`, until it returns an error.

@@ -9,7 +9,7 @@ use vhd_core::chain::OpenedDisk;
 use vhd_core::device::{Disk, Layer, LayeredDevice, RawDevice};
 use vhd_core::error::with_causes;
 use vhd_core::image::{Image, OpenMode};
-use vhd_core::storage::{Access, HostFile, MemoryFile, Sharing, StorageFile as _};
+use vhd_core::storage::{Access, HostFile, MemoryFile, Sharing};
 use vhd_fuse::{Content, Directory, DiskPart, Kind, Name, Node, NodeError};
 
 use super::partitions::{RAW, REGULAR};

@@ -14,6 +14,8 @@ use vhd_core::error::with_causes;
 use vhd_core::format::UniqueId;
 use vhd_core::snapshot::{self, SnapshotFile};
 
+use crate::output;
+
 /// Disks that are open at once. What they have in common is open once for all of them.
 const MOST_OPEN: usize = 16;
 /// How long one stays open that nobody reads: so long other commands can't delete or merge what it stands on.
@@ -58,7 +60,7 @@ impl OpenDisks {
             }
         };
         if let Err(error) = thread::Builder::new().name("idle-disks".into()).spawn(watch) {
-            tracing::warn!(%error, "snapshots that were looked at stay open");
+            output::warning(format_args!("snapshots that were looked at stay open: {error}"));
         }
         disks
     }
@@ -301,7 +303,7 @@ mod tests {
         all.close_unused_for(Duration::ZERO);
         with_tree(&path, |tree| tree.rename("b", "a new name"));
         // What "b" has goes into the file of "a".
-        with_tree(&path, |tree| tree.delete("a"));
+        with_tree(&path, |tree| tree.delete("a", false));
         let moved = snapshots_beside(&path).unwrap();
         assert_ne!(moved.first().map(|it| &it.path), listed.get(1).map(|it| &it.path));
         let read = |disk: &OnDemand| disk.read_at(&mut [0; 512], 0);
