@@ -171,7 +171,11 @@ fn opening_a_chain_of_51_images_of_2040_gib() {
         opened
             .disk()
             .extents(all, &mut |extent| {
-                stored += if extent.kind == ExtentKind::Data { extent.range.len } else { 0 };
+                stored += if extent.kind == ExtentKind::Data {
+                    extent.range.len
+                } else {
+                    0
+                };
                 ControlFlow::Continue(())
             })
             .unwrap();

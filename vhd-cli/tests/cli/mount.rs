@@ -66,7 +66,10 @@ fn a_new_snapshot_appears_without_a_new_mount() {
         let (name, place) = (format!("later{number}"), 8 * MIB * u64::try_from(number).unwrap());
         assert!(!mounted.path("snapshots").join(&name).exists());
         // What was mounted as the present state is frozen now, and what is written goes into a new file.
-        lab.run(&["snapshot", "create", "disk.vhd", "--name", &format!("frozen{number}")], 0);
+        lab.run(
+            &["snapshot", "create", "disk.vhd", "--name", &format!("frozen{number}")],
+            0,
+        );
         lab.write(&active_file(&lab, "disk.vhd"), place, &[9; 4096]);
         lab.run(&["snapshot", "create", "disk.vhd", "--name", &name], 0);
         let names: Vec<_> = fs::read_dir(mounted.path("snapshots"))
@@ -75,12 +78,21 @@ fn a_new_snapshot_appears_without_a_new_mount() {
             .collect();
         assert_eq!(names.len(), 3 + 2 * number, "{names:?}");
         let new = mounted.path("snapshots").join(&name);
-        assert_eq!(sha256sum(&new.join("disk.raw")), hash(&lab, &format!("disk.vhd@{name}")));
+        assert_eq!(
+            sha256sum(&new.join("disk.raw")),
+            hash(&lab, &format!("disk.vhd@{name}"))
+        );
         let mut read = [0; 4096];
-        File::open(new.join("disk.raw")).unwrap().read_exact_at(&mut read, place).unwrap();
+        File::open(new.join("disk.raw"))
+            .unwrap()
+            .read_exact_at(&mut read, place)
+            .unwrap();
         assert_eq!(read, [9; 4096]);
         assert_eq!(sha256sum(&mounted.path("disk.raw")), before);
-        assert_eq!(sha256sum(&mounted.path("snapshots/monday/disk.raw")), hash(&lab, "disk.vhd@monday"));
+        assert_eq!(
+            sha256sum(&mounted.path("snapshots/monday/disk.raw")),
+            hash(&lab, "disk.vhd@monday")
+        );
         mounted.unmount();
     }
 }
@@ -127,13 +139,20 @@ fn a_snapshot_that_nobody_looks_at_keeps_no_command_waiting() {
     lab.run(&["snapshot", "apply", "disk.vhd", "monday"], 0);
     let mounted = Mounted::new(&lab, &["disk.vhd@now"]);
     let listed = fs::read_dir(mounted.path("snapshots")).unwrap();
-    assert!(listed.map(|entry| entry.unwrap().metadata().unwrap()).all(|meta| meta.is_dir()));
+    assert!(
+        listed
+            .map(|entry| entry.unwrap().metadata().unwrap())
+            .all(|meta| meta.is_dir())
+    );
     let files = lab.names().len();
     lab.run(&["snapshot", "delete", "disk.vhd", "side"], 0);
     assert_eq!(lab.names().len(), files - 1);
     wait_until(|| !mounted.path("snapshots/side").exists());
     // Its neighbour, whose file the mounted state stands on, stays readable.
-    assert_eq!(sha256sum(&mounted.path("snapshots/monday/disk.raw")), hash(&lab, "disk.vhd@monday"));
+    assert_eq!(
+        sha256sum(&mounted.path("snapshots/monday/disk.raw")),
+        hash(&lab, "disk.vhd@monday")
+    );
     mounted.unmount();
 }
 

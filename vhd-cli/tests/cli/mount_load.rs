@@ -237,7 +237,8 @@ fn the_largest_disk_with_fifty_snapshots_is_mounted() {
         let file = File::open(path).unwrap();
         for (other, expected) in [(number, number + 1), (number + 1, 0), (0, 1)] {
             let mut read = [0; 4096];
-            file.read_exact_at(&mut read, place(number % 40) + other * 8 * MIB).unwrap();
+            file.read_exact_at(&mut read, place(number % 40) + other * 8 * MIB)
+                .unwrap();
             assert_eq!(u64::from(read[0]), expected, "s{number}");
         }
     }
@@ -246,15 +247,23 @@ fn the_largest_disk_with_fifty_snapshots_is_mounted() {
         "a disk of 2,040 GiB with 50 snapshots: mounted after {ready:?} with {resident} KiB of memory of its own; all of \
          them looked at after {looked:?} more, {after} KiB"
     ));
-    assert!(resident < MOST_MEMORY && after < MOST_MEMORY, "{resident} KiB, {after} KiB");
+    assert!(
+        resident < MOST_MEMORY && after < MOST_MEMORY,
+        "{resident} KiB, {after} KiB"
+    );
     // The files of all snapshots are those of the present state: nothing is open twice.
     let (opened, layers) = (self::descriptors(&mounted), SNAPSHOTS + 1);
-    assert!(opened <= descriptors + 2 && opened < layers + 30, "{opened} files, {descriptors} before");
+    assert!(
+        opened <= descriptors + 2 && opened < layers + 30,
+        "{opened} files, {descriptors} before"
+    );
     mounted.unmount();
 }
 
 fn descriptors(mounted: &Mounted<'_>) -> u64 {
-    let count = fs::read_dir(format!("/proc/{}/fd", mounted.process.id())).unwrap().count();
+    let count = fs::read_dir(format!("/proc/{}/fd", mounted.process.id()))
+        .unwrap()
+        .count();
     u64::try_from(count).unwrap()
 }
 

@@ -24,7 +24,9 @@ impl SharedImages {
 
     /// Lets others use an image that is open for reading.
     pub(super) fn add(&self, image: &Arc<Image>) {
-        let Some(identity) = identity(&**image.file()) else { return };
+        let Some(identity) = identity(&**image.file()) else {
+            return;
+        };
         let mut images = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         images.retain(|_, image| image.strong_count() > 0);
         images.insert(identity, Arc::downgrade(image));

@@ -15,8 +15,8 @@ use super::table::BlockTable;
 use super::validate::{Region, Space, metadata_regions};
 use super::{Body, Image};
 use crate::format::{
-    BlockLayout, DiskType, DynamicHeader, ENTRIES_PER_SECTOR, FOOTER_SIZE, Footer, HEADER_SIZE, LEGACY_FOOTER_SIZE, TABLE_ENTRY_SIZE,
-    TableEntry, check_table_covers,
+    BlockLayout, DiskType, DynamicHeader, ENTRIES_PER_SECTOR, FOOTER_SIZE, Footer, HEADER_SIZE, LEGACY_FOOTER_SIZE,
+    TABLE_ENTRY_SIZE, TableEntry, check_table_covers,
 };
 use crate::storage::{LeastLen, StorageFile};
 use crate::sync::{AtomicBool, Mutex};
@@ -284,7 +284,12 @@ impl TablePlace {
                 let (entries, _) = sector.as_chunks::<TABLE_ENTRY_SIZE>();
                 let entries = entries.iter().map(|entry| TableEntry::from_be_bytes(*entry));
                 let blocks = (first / TABLE_ENTRY_SIZE..).map_while(|block| u32::try_from(block).ok());
-                used.extend(blocks.map(BlockIndex).zip(entries).filter(|(_, entry)| *entry != TableEntry::unused()));
+                used.extend(
+                    blocks
+                        .map(BlockIndex)
+                        .zip(entries)
+                        .filter(|(_, entry)| *entry != TableEntry::unused()),
+                );
             }
         }
         Ok(used)

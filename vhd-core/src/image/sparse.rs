@@ -84,7 +84,9 @@ impl Sparse {
     /// How many bytes from the start of the range are in blocks without space.
     pub(super) fn unallocated(&self, offset: VirtualOffset, len: u64) -> u64 {
         match self.table.next_allocated(self.layout.block_of(offset)) {
-            Some(block) => (u64::from(block.0) * self.layout.block_size()).saturating_sub(offset.0).min(len),
+            Some(block) => (u64::from(block.0) * self.layout.block_size())
+                .saturating_sub(offset.0)
+                .min(len),
             None => len,
         }
     }

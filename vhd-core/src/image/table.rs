@@ -200,7 +200,11 @@ impl BlockTable {
     pub(super) fn next_allocated(&self, block: BlockIndex) -> Option<BlockIndex> {
         match &self.slots {
             Slots::All(words) => {
-                let found = words.iter().zip(0..).skip(block.as_usize()).find(|(word, _)| is_used(word));
+                let found = words
+                    .iter()
+                    .zip(0..)
+                    .skip(block.as_usize())
+                    .find(|(word, _)| is_used(word));
                 found.map(|(_, block)| BlockIndex(block))
             }
             Slots::Allocated(words) => {

@@ -22,7 +22,13 @@ pub(super) struct Names {
 
 impl Names {
     pub(super) fn new(entries: Vec<Entry>, ignores_case: bool) -> Self {
-        let folded = ignores_case.then(|| first_of_each(entries.iter().map(|entry| (fold(&entry.name), (entry.node, entry.kind)))));
+        let folded = ignores_case.then(|| {
+            first_of_each(
+                entries
+                    .iter()
+                    .map(|entry| (fold(&entry.name), (entry.node, entry.kind))),
+            )
+        });
         let exact = first_of_each(entries.into_iter().map(|entry| (entry.name, (entry.node, entry.kind))));
         Self { exact, folded }
     }
@@ -118,7 +124,10 @@ mod tests {
         assert_eq!(names.get(b"readme"), Some((Node(2), None)));
         assert_eq!(names.get(b"ReadMe"), Some((Node(1), None)));
         let names = Names::new(entries, false);
-        assert_eq!((names.get(b"ReadMe"), names.get(b"README")), (None, Some((Node(1), None))));
+        assert_eq!(
+            (names.get(b"ReadMe"), names.get(b"README")),
+            (None, Some((Node(1), None)))
+        );
     }
 
     #[test]

@@ -77,7 +77,9 @@ impl OpenDisks {
     fn close_unused_for(&self, idle: Duration) {
         let now = Instant::now();
         self.keep(|disk| {
-            let Ok(mut open) = disk.open.try_lock() else { return true };
+            let Ok(mut open) = disk.open.try_lock() else {
+                return true;
+            };
             let is_used = open.as_ref().is_some_and(|open| now.duration_since(open.used) < idle);
             if !is_used {
                 open.take();
@@ -116,7 +118,12 @@ impl OpenDisks {
     /// Opens the chain of a snapshot.
     fn open(&self, snapshot: &SnapshotFile) -> Result<OpenedDisk, DeviceError> {
         let opened = self.options.open(&snapshot.path);
-        let opened = opened.map_err(|error| gone(error.kind(), format!("{}: {}", snapshot.path.display(), with_causes(&error))))?;
+        let opened = opened.map_err(|error| {
+            gone(
+                error.kind(),
+                format!("{}: {}", snapshot.path.display(), with_causes(&error)),
+            )
+        })?;
         // INV-72: what is shown under a snapshot's name is the image that the manifest says it is.
         if opened.chain().map(|chain| chain.leaf().unique_id()) == Some(snapshot.image_id) {
             return Ok(opened);
@@ -260,7 +267,10 @@ mod tests {
         path
     }
 
-    fn with_tree<T>(path: &std::path::Path, act: impl FnOnce(&mut SnapshotTree<'_>) -> Result<T, snapshot::SnapshotError>) -> T {
+    fn with_tree<T>(
+        path: &std::path::Path,
+        act: impl FnOnce(&mut SnapshotTree<'_>) -> Result<T, snapshot::SnapshotError>,
+    ) -> T {
         let cancel = AtomicBool::new(false);
         let work = Work {
             steps: &(),
@@ -281,7 +291,10 @@ mod tests {
         let shared = Arc::<SharedImages>::default();
         let all = OpenDisks::with_limit(OpenOptions::new().share(shared), 2);
         let listed = snapshots_beside(&path).unwrap();
-        let disks: Vec<_> = listed.iter().map(|it| OnDemand::new(path.clone(), it, &all).unwrap()).collect();
+        let disks: Vec<_> = listed
+            .iter()
+            .map(|it| OnDemand::new(path.clone(), it, &all).unwrap())
+            .collect();
         assert_eq!(open_count(&disks), 2);
         for disk in disks.iter().chain(&disks) {
             disk.read_at(&mut [1; 512], SIZE - 512).unwrap();
@@ -290,7 +303,12 @@ mod tests {
         all.close_unused_for(Duration::ZERO);
         assert_eq!(open_count(&disks), 0);
         // Nothing is locked any more.
-        HostFile::open(&path, vhd_core::storage::Access::ReadWrite, vhd_core::storage::Sharing::Exclusive).unwrap();
+        HostFile::open(
+            &path,
+            vhd_core::storage::Access::ReadWrite,
+            vhd_core::storage::Sharing::Exclusive,
+        )
+        .unwrap();
     }
 
     #[test]
@@ -299,7 +317,10 @@ mod tests {
         let path = disk(dir.path(), &["a", "b", "c"]);
         let all = OpenDisks::with_limit(OpenOptions::new(), 8);
         let listed = snapshots_beside(&path).unwrap();
-        let disks: Vec<_> = listed.iter().map(|it| OnDemand::new(path.clone(), it, &all).unwrap()).collect();
+        let disks: Vec<_> = listed
+            .iter()
+            .map(|it| OnDemand::new(path.clone(), it, &all).unwrap())
+            .collect();
         all.close_unused_for(Duration::ZERO);
         with_tree(&path, |tree| tree.rename("b", "a new name"));
         // What "b" has goes into the file of "a".
