@@ -44,8 +44,13 @@ impl Inodes {
 
     /// The node with this number.
     pub(crate) fn get(&self, number: u64) -> Option<Node> {
+        self.with(number, Clone::clone)
+    }
+
+    /// What `look` takes of the node with this number.
+    pub(crate) fn with<T>(&self, number: u64, look: impl FnOnce(&Node) -> T) -> Option<T> {
         let tables = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        tables.by_number.get(&number).map(|known| known.node.clone())
+        tables.by_number.get(&number).map(|known| look(&known.node))
     }
 
     /// The number of the directory that a node is in.

@@ -422,6 +422,12 @@ fn a_raw_base_is_shown_as_it_is() {
     assert_eq!(mounted.path("layers/1.raw").metadata().unwrap().len(), 4 * MIB);
     assert!(fs::write(mounted.path("layers/1.raw"), b"x").is_err());
     mounted.unmount();
+    let mounted = Mounted::new(&lab, &["--from", "raw", "base.raw"]);
+    for name in ["disk.raw", "layers/0.raw"] {
+        assert!(fs::read(mounted.path(name)).unwrap() == bytes, "{name}");
+        assert!(fs::write(mounted.path(name), b"x").is_err(), "{name}");
+    }
+    mounted.unmount();
     assert!(fs::read(lab.path("base.raw")).unwrap() == bytes);
 }
 
