@@ -50,7 +50,9 @@ pub struct MachineConfig {
     pub kernel: File,
     /// An initramfs, a regular file.
     pub initrd: Option<File>,
-    /// What is added to the kernel's command line.
+    /// The command line that the kernel's disk has for it. What the machine needs follows, and overrides it.
+    pub command_line: String,
+    /// What is added to the kernel's command line at its end.
     pub append: String,
     /// At most [`MAX_DISKS`]; the guest has them as `/dev/vda` and so on, in this order.
     pub disks: Vec<MachineDisk>,
@@ -116,6 +118,7 @@ impl Machine {
         let boot = Boot {
             kernel: &mut config.kernel,
             initrd: config.initrd.as_mut(),
+            command_line: &config.command_line,
             append: &config.append,
             devices: &devices,
             cpus: config.cpus,

@@ -53,6 +53,7 @@ fn config(kernel: &[u8], console: &Console) -> MachineConfig {
         memory: MIN_MEMORY,
         kernel: file(kernel),
         initrd: None,
+        command_line: String::new(),
         append: String::new(),
         disks: Vec::new(),
         console: Box::new(console.clone()),

@@ -22,6 +22,8 @@ const PAGE: u64 = 4096;
 pub(crate) struct Boot<'a> {
     pub(crate) kernel: &'a mut File,
     pub(crate) initrd: Option<&'a mut File>,
+    /// What the kernel's disk has as its command line.
+    pub(crate) command_line: &'a str,
     /// What the user adds to the command line.
     pub(crate) append: &'a str,
     /// Addresses and interrupts of the devices that are announced.
@@ -34,7 +36,7 @@ pub(crate) struct Boot<'a> {
 impl Boot<'_> {
     /// Puts everything into guest memory; returns where the first processor begins.
     pub(crate) fn load(self, memory: &GuestMemory) -> Result<BootEntry, Error> {
-        let command_line = command_line::compose(self.devices, self.append)?;
+        let command_line = command_line::compose(self.command_line, self.devices, self.append)?;
         let end = self.size.min(HOLE_START);
         let kernel = Kernel::load(self.kernel, memory, end)?;
         let initrd = match self.initrd {

@@ -259,8 +259,7 @@ pub(crate) fn data(disk: u32) -> u32 {
     rings(disk) + DATA
 }
 
-/// Whether guests can run here. Where they cannot, this says aloud what is not tested; a KVM that is there and does not
-/// work is a failure in CI.
+/// Whether guests can run here. Where they cannot, this says aloud what is not tested, and in CI that is a failure.
 pub(crate) fn has_kvm(what: &str) -> bool {
     let device = std::path::Path::new("/dev/kvm");
     let opened = std::fs::File::options().read(true).write(true).open(device);
@@ -269,8 +268,8 @@ pub(crate) fn has_kvm(what: &str) -> bool {
     };
     say(&format!("NOT TESTED: {what}, as /dev/kvm cannot be opened: {error}"));
     assert!(
-        std::env::var_os("CI").is_none() || !device.exists(),
-        "CI must be able to use the /dev/kvm that it has: {error}"
+        std::env::var_os("CI").is_none(),
+        "CI needs a /dev/kvm for the tests of machines: {error}"
     );
     false
 }

@@ -1,5 +1,6 @@
 //! `vhd vm`: virtual machines with their disks in images. On x86-64 alone.
 
+mod boot;
 mod console;
 mod disks;
 mod run;

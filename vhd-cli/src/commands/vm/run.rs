@@ -1,16 +1,16 @@
 //! `vhd vm run`: a guest from its first instruction to its end.
 
-use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::thread;
 
 use clap::{Args, ValueHint};
-use hypervisor::{End, Error, MAX_CPUS, Machine, MachineConfig};
+use hypervisor::{End, Error, MAX_CPUS, Machine, MachineConfig, MachineDisk};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use vhd_core::error::with_causes;
 
+use super::boot::Started;
 use super::console::{HINT, RawTerminal, pass_input};
 use super::disks::{self, DiskSpec, OpenDisks};
 use crate::children::ChildrenArgs;
@@ -49,17 +49,17 @@ pub(crate) struct RunArgs {
     /// The image of the first disk, or DISK@NAME for a snapshot, which is read-only
     #[arg(value_hint = ValueHint::FilePath)]
     pub(super) image: Option<String>,
-    /// A disk: ro for reading only; snapshot takes writes into a temporary layer (in TMPDIR) that is thrown away at the end;
+    /// A disk: an image, DISK@NAME for a snapshot, raw:FILE for a raw file or block device, or an NBD URI. ro for reading only; snapshot takes writes into a temporary layer (in TMPDIR) that is thrown away at the end;
     /// id is what the guest sees as its serial number. Up to 8 disks
-    #[arg(long = "disk", value_name = "IMAGE[,ro][,snapshot][,id=NAME]")]
+    #[arg(long = "disk", value_name = "PATH[,ro][,snapshot][,id=NAME]")]
     pub(super) disks: Vec<DiskSpec>,
-    /// An uncompressed ELF vmlinux, or a bzImage with a 64-bit entry point
+    /// An uncompressed ELF vmlinux, or a bzImage with a 64-bit entry point, instead of what the first disk would start
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    kernel: PathBuf,
-    /// An initramfs
+    pub(super) kernel: Option<PathBuf>,
+    /// An initramfs; without --kernel, instead of the one on the first disk
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    initrd: Option<PathBuf>,
-    /// What is added to the kernel's command line
+    pub(super) initrd: Option<PathBuf>,
+    /// What is added to the kernel's command line, behind everything else
     #[arg(long, value_name = "TEXT", default_value = "", allow_hyphen_values = true)]
     append: String,
     /// Processors
@@ -79,26 +79,38 @@ pub(crate) fn run(args: &RunArgs) -> Result<Exit, Failure> {
         .search
         .require_locks("a machine needs its disks for itself")?;
     disks::check(args)?;
-    let kernel = open_file(&args.kernel)?;
-    let initrd = args.initrd.as_deref().map(open_file).transpose()?;
+    let named = Started::named(args)?;
     let (opened, of_machine) = OpenDisks::open(args)?;
-    let config = MachineConfig {
-        cpus: args.cpus,
-        memory: args.memory,
-        kernel,
-        initrd,
-        append: args.append.clone(),
-        disks: of_machine,
-        console: Box::new(io::stdout()),
-    };
-    let ended = Machine::new(config)
-        .and_then(run_attended)
-        .map_err(|error| failed(&args.kernel, error));
+    let ended = started(args, named, &opened).and_then(|started| run_machine(args, started, of_machine));
     // Whatever happened to the machine, the images are closed in order.
     let closed = opened.close();
     let end = ended?;
     closed?;
     exit(end)
+}
+
+fn started(args: &RunArgs, named: Option<Started>, disks: &OpenDisks) -> Result<Started, Failure> {
+    match (named, disks.first()) {
+        (Some(named), _) => Ok(named),
+        (None, Some((image, disk))) => Started::found(args, &disk, image),
+        (None, None) => Err(Failure::usage("name a disk that a kernel is on, or a kernel with --kernel")),
+    }
+}
+
+fn run_machine(args: &RunArgs, started: Started, disks: Vec<MachineDisk>) -> Result<End, Failure> {
+    let config = MachineConfig {
+        cpus: args.cpus,
+        memory: args.memory,
+        kernel: started.kernel,
+        initrd: started.initrd,
+        command_line: started.command_line,
+        append: args.append.clone(),
+        disks,
+        console: Box::new(io::stdout()),
+    };
+    Machine::new(config)
+        .and_then(run_attended)
+        .map_err(|error| failed(&started.name, error))
 }
 
 fn exit(end: End) -> Result<Exit, Failure> {
@@ -114,21 +126,11 @@ fn exit(end: End) -> Result<Exit, Failure> {
     }
 }
 
-/// A file that is read as a whole: nothing that a read could wait for.
-fn open_file(path: &Path) -> Result<File, Failure> {
-    let failed = |error: io::Error| Failure::io("open", path, &error);
-    // Opening a pipe would wait for its other end.
-    if !path.metadata().map_err(failed)?.is_file() {
-        return Err(failed(io::Error::other("it is no regular file")));
-    }
-    File::open(path).map_err(failed)
-}
-
-fn failed(kernel: &Path, error: Error) -> Failure {
+fn failed(kernel: &str, error: Error) -> Failure {
     let kind = match &error {
         Error::NoKvm { .. } => Kind::NoKvm,
         Error::NotAKernel { .. } => {
-            return Failure::new(Kind::NotAKernel, error).about(output::path_text(kernel));
+            return Failure::new(Kind::NotAKernel, error).about(kernel);
         }
         Error::MemorySize { .. } | Error::TooLittleMemory { .. } => Kind::GuestMemory,
         Error::Kvm { .. } => Kind::Kvm,
