@@ -100,7 +100,11 @@ fn parse(id: &str, text: &str, variables: &Variables) -> Option<Named> {
     let mut version = None;
     let mut options = Vec::new();
     for (key, value) in text.lines().filter_map(field) {
-        let words = || value.split_ascii_whitespace().filter_map(|word| expand(word, variables));
+        let words = || {
+            value
+                .split_ascii_whitespace()
+                .filter_map(|word| expand(word, variables))
+        };
         match key {
             "title" => value.clone_into(&mut entry.title),
             "version" => version = Some(value.to_owned()),
@@ -149,7 +153,14 @@ mod tests {
 
     #[test]
     fn patterns_name_entries() {
-        for (pattern, id) in [("a", "a"), ("a.conf", "a"), ("*", "a"), ("a*", "abc"), ("*6.1*", "deb-6.1-x"), ("a*c", "abc")] {
+        for (pattern, id) in [
+            ("a", "a"),
+            ("a.conf", "a"),
+            ("*", "a"),
+            ("a*", "abc"),
+            ("*6.1*", "deb-6.1-x"),
+            ("a*c", "abc"),
+        ] {
             assert!(matches(pattern, id), "{pattern} {id}");
         }
         for (pattern, id) in [("a", "ab"), ("b*", "ab"), ("*a", "ab"), ("a*b*c", "acb"), ("", "a")] {

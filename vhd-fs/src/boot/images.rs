@@ -19,7 +19,10 @@ const INITRDS: &[(&str, &str)] = &[
 /// The links that packages keep: to the kernel, to its initramfs.
 const LINKS: &[(&str, &[&str])] = &[
     ("/vmlinuz", &["/initrd.img"]),
-    ("/boot/vmlinuz", &["/boot/initrd.img", "/boot/initramfs.img", "/boot/initrd"]),
+    (
+        "/boot/vmlinuz",
+        &["/boot/initrd.img", "/boot/initramfs.img", "/boot/initrd"],
+    ),
 ];
 
 /// The newest kernel of the first file system that has any, with the initramfs of the same version if there is one.

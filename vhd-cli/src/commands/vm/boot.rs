@@ -125,7 +125,10 @@ fn command_line(boot: &Boot, volumes: &[Volume]) -> String {
 fn copy(volumes: &[Volume], files: &[BootFile]) -> Result<File, Failure> {
     let total = files.iter().fold(0_u64, |total, file| total.saturating_add(file.size));
     if total > MAX_SIZE {
-        let message = format!("{} and what belongs to it have {total} bytes, more than {MAX_SIZE}", files[0].path);
+        let message = format!(
+            "{} and what belongs to it have {total} bytes, more than {MAX_SIZE}",
+            files[0].path
+        );
         return Err(Failure::new(Kind::NoBootFiles, message));
     }
     let dir = std::env::temp_dir();
@@ -133,7 +136,8 @@ fn copy(volumes: &[Volume], files: &[BootFile]) -> Result<File, Failure> {
     let mut to = tempfile::tempfile_in(&dir).map_err(kept)?;
     for file in files {
         let at = to.stream_position().map_err(kept)?;
-        to.seek(io::SeekFrom::Start(at.next_multiple_of(ALIGNMENT))).map_err(kept)?;
+        to.seek(io::SeekFrom::Start(at.next_multiple_of(ALIGNMENT)))
+            .map_err(kept)?;
         copy_one(readable(volumes)[file.volume].1, file, &mut to, &kept)?;
     }
     to.rewind().map_err(kept)?;

@@ -14,6 +14,7 @@ pub(crate) const NAME: &str = "vm run";
 
 const EXAMPLES: &str = "\
 Examples:
+  vhd vm run disk.avhd
   vhd vm run disk.avhd --kernel vmlinux --append 'root=/dev/vda rw'
   vhd vm run --help";
 

@@ -27,8 +27,10 @@ const SIGNALS: &[i32] = &[SIGTERM, SIGINT, SIGHUP];
 
 const EXAMPLES: &str = "\
 Examples:
+  vhd vm run disk.avhd                              with the kernel that the disk itself would start
   vhd vm run disk.avhd --kernel vmlinux --append 'root=/dev/vda rw'
   vhd vm run --kernel vmlinux --initrd initramfs.cpio --disk system.vhd,snapshot --disk data.vhd,ro,id=data
+  vhd vm run --kernel vmlinux --disk nbd+unix:///?socket=server.sock
   vhd vm run disk.vhd@monday --kernel vmlinux       a snapshot, for reading only
   vhd vm run raw:disk.img --kernel vmlinux          for writing, what is not a VHD needs its format said
 
@@ -36,7 +38,10 @@ The guest has its disks as /dev/vda, /dev/vdb, ... over virtio-mmio, which is an
 kernel needs VIRTIO_BLK, VIRTIO_MMIO and VIRTIO_MMIO_CMDLINE_DEVICES built in (docs/vm.md). There are no PCI, ACPI and \
 network devices yet, so kernels of distributions find no disk.
 
-Its command line begins with `console=ttyS0 reboot=k panic=-1`; --append is added behind and overrides that. On a terminal, \
+Without --kernel, kernel, initramfs and command line are those that the first disk would start: by the entries of its boot \
+loader, or else the newest kernel in its file systems. What was chosen is said.
+
+Its command line ends with `console=ttyS0 reboot=k panic=-1`; --append is added behind and overrides that. On a terminal, \
 Ctrl-A x ends the machine, as SIGTERM and SIGINT do: what the guest has flushed stays.
 
 Exit codes: 0 when the guest powers off (or halts its processors for good), 9 when it asks for a reset, 10 when its kernel \
@@ -93,7 +98,9 @@ fn started(args: &RunArgs, named: Option<Started>, disks: &OpenDisks) -> Result<
     match (named, disks.first()) {
         (Some(named), _) => Ok(named),
         (None, Some((image, disk))) => Started::found(args, &disk, image),
-        (None, None) => Err(Failure::usage("name a disk that a kernel is on, or a kernel with --kernel")),
+        (None, None) => Err(Failure::usage(
+            "name a disk that a kernel is on, or a kernel with --kernel",
+        )),
     }
 }
 

@@ -87,7 +87,14 @@ mod tests {
             let expected = !text.starts_with("! false");
             assert_eq!(check(text, true), expected, "{text}");
         }
-        for text in ["[ ~ ]", "[ ]", "[ -s /x/grubenv ]", "[ -f /custom.cfg ]", "[ a = ]", "[ 1 -lt 1 ]"] {
+        for text in [
+            "[ ~ ]",
+            "[ ]",
+            "[ -s /x/grubenv ]",
+            "[ -f /custom.cfg ]",
+            "[ a = ]",
+            "[ 1 -lt 1 ]",
+        ] {
             assert!(!check(text, false), "{text}");
         }
     }

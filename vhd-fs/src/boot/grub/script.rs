@@ -43,7 +43,10 @@ impl Menu {
 fn select<'a>(items: &'a [Item], path: &str) -> Option<&'a Item> {
     let named = |name: &str| {
         let by_name = |item: &&Item| item.entry.title == name || item.id.as_deref() == Some(name);
-        items.iter().find(by_name).or_else(|| items.get(name.parse::<usize>().ok()?))
+        items
+            .iter()
+            .find(by_name)
+            .or_else(|| items.get(name.parse::<usize>().ok()?))
     };
     // A title may have the separator in it.
     named(path).or_else(|| {
@@ -120,7 +123,7 @@ impl Run {
                 None => self.at += 1,
                 Some(word) if ends.contains(&word) || ENDS.contains(&word) => break,
                 // So deep is no menu of anybody: what is left of it is passed over.
-                Some(_) if self.depth > MAX_DEPTH => self.at += 1,
+                Some(word) if self.depth > MAX_DEPTH || word == "{" => self.at += 1,
                 Some("if") => self.condition(active),
                 Some("while" | "until" | "for") => self.repetition(),
                 Some("function") => self.function(),
@@ -144,10 +147,13 @@ impl Run {
         found
     }
 
-    /// The words of a command, up to its end.
+    /// The words of a command, up to its end or a brace.
     fn words(&mut self, active: bool) -> Vec<String> {
         let mut words = Vec::new();
         while let Some(Token::Word(word)) = self.tokens.get(self.at) {
+            if matches!(word.keyword(), Some("{" | "}")) {
+                break;
+            }
             self.at += 1;
             self.expand(word.clone(), &mut words, active);
         }
@@ -265,7 +271,11 @@ impl Run {
         let Some((name, value)) = assignment.split_once('=') else {
             return;
         };
-        let len: usize = self.variables.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let len: usize = self
+            .variables
+            .iter()
+            .map(|(name, value)| name.len() + value.len())
+            .sum();
         if len + name.len() + value.len() <= MAX_VARIABLES {
             self.variables.insert(name.to_owned(), value.to_owned());
         }

@@ -116,7 +116,8 @@ fn what_an_entry_sets_is_its_own() {
 
 #[test]
 fn loops_and_nesting_end() {
-    let script = "while true; do menuentry x { linux /x }; done\nfor i in 1 2 3; do linux /y; done\nmenuentry z { linux /z }";
+    let script =
+        "while true; do menuentry x { linux /x }; done\nfor i in 1 2 3; do linux /y; done\nmenuentry z { linux /z }";
     assert_eq!(run(script, None).chosen().unwrap().kernel, "/z");
     let doubling = "set a=xxxxxxxx\n".to_owned() + &"set a=\"$a$a\"\n".repeat(200);
     run(&doubling, None);
@@ -128,8 +129,38 @@ fn loops_and_nesting_end() {
 #[test]
 fn any_script_ends() {
     let words = [
-        "if", "then", "elif", "else", "fi", "while", "for", "do", "done", "function", "menuentry", "submenu", "{", "}", ";",
-        "\n", "[", "]", "set", "a=$a", "\"", "'", "$", "${", "#", "linux", "initrd", "\\", "x", "!", "-o", "load_env",
+        "if",
+        "then",
+        "elif",
+        "else",
+        "fi",
+        "while",
+        "for",
+        "do",
+        "done",
+        "function",
+        "menuentry",
+        "submenu",
+        "{",
+        "}",
+        ";",
+        "\n",
+        "[",
+        "]",
+        "set",
+        "a=$a",
+        "\"",
+        "'",
+        "$",
+        "${",
+        "#",
+        "linux",
+        "initrd",
+        "\\",
+        "x",
+        "!",
+        "-o",
+        "load_env",
     ];
     let mut random = fastrand::Rng::with_seed(7);
     for _ in 0..2000 {

@@ -28,6 +28,8 @@ pub(super) enum Token {
     End,
 }
 
+/// What ends a word and is none, or one of its own.
+const SEPARATORS: &[char] = &[';', '|', '&', '{', '}'];
 /// Bytes of a word after its variables have their values: variables that hold themselves twice would grow without end.
 const MAX_WORD: usize = 16 << 10;
 
@@ -91,9 +93,15 @@ pub(super) fn tokens(script: &str) -> Vec<Token> {
     let mut tokens = Vec::new();
     while let Some(&letter) = letters.peek() {
         match letter {
-            '\n' | ';' => {
+            '\n' | ';' | '|' | '&' => {
                 letters.next();
                 tokens.push(Token::End);
+            }
+            '{' | '}' => {
+                letters.next();
+                let mut brace = Word::default();
+                brace.push(letter);
+                tokens.push(Token::Word(brace));
             }
             '#' => while letters.next_if(|letter| *letter != '\n').is_some() {},
             letter if letter.is_whitespace() => {
@@ -109,17 +117,24 @@ type Letters<'a> = std::iter::Peekable<std::str::Chars<'a>>;
 
 fn word(letters: &mut Letters<'_>) -> Word {
     let mut word = Word::default();
-    while let Some(letter) = letters.next_if(|letter| !letter.is_whitespace() && *letter != ';') {
+    while let Some(letter) = letters.next_if(|letter| !letter.is_whitespace() && !SEPARATORS.contains(letter)) {
         match letter {
             '\'' => {
                 word.quoted = true;
-                letters.by_ref().take_while(|letter| *letter != '\'').for_each(|letter| word.push(letter));
+                letters
+                    .by_ref()
+                    .take_while(|letter| *letter != '\'')
+                    .for_each(|letter| word.push(letter));
             }
             '"' => in_quotes(letters, &mut word),
             '\\' => {
                 word.quoted = true;
                 // A line goes on behind a backslash.
-                letters.next().filter(|letter| *letter != '\n').into_iter().for_each(|letter| word.push(letter));
+                letters
+                    .next()
+                    .filter(|letter| *letter != '\n')
+                    .into_iter()
+                    .for_each(|letter| word.push(letter));
             }
             '$' => variable(letters, &mut word, false),
             letter => word.push(letter),
@@ -186,9 +201,13 @@ mod tests {
     fn words_are_those_of_a_shell() {
         assert_eq!(expanded("linux /k  a=b # c\nx"), ["linux", "/k", "a=b", ";", "x"]);
         assert_eq!(expanded("'a b'\"c d\"e\\ f"), ["a bc de f"]);
-        assert_eq!(expanded("x$a ${a}y \"$two\" $two z$two"), ["x1", "1y", "x y", "x", "y", "zx", "y"]);
+        assert_eq!(
+            expanded("x$a ${a}y \"$two\" $two z$two"),
+            ["x1", "1y", "x y", "x", "y", "zx", "y"]
+        );
         assert_eq!(expanded("$none \"$none\" '' $unset $"), ["", "", "$"]);
         assert_eq!(expanded("\"a\\\"b\\$c\\d\" a\\\nb"), ["a\"b$c\\d", "ab"]);
+        assert_eq!(expanded("x {a b}\"{\""), ["x", "{", "a", "b", "}", "{"]);
         assert_eq!(expanded("'never ended"), ["never ended"]);
         assert_eq!(expanded("\"never ended ${a"), ["never ended 1"]);
     }
