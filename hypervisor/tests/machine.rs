@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use hypervisor::{End, Error, MAX_MEMORY, MIN_MEMORY, Machine, MachineConfig, MachineDisk};
+use hypervisor::{End, Error, MAX_MEMORY, MIN_MEMORY, Machine, MachineConfig, MachineDisk, MachineType};
 
 #[allow(dead_code, reason = "these tests use a part of it")]
 #[path = "common/payload.rs"]
@@ -49,6 +49,7 @@ fn file(bytes: &[u8]) -> File {
 
 fn config(kernel: &[u8], console: &Console) -> MachineConfig {
     MachineConfig {
+        machine_type: MachineType::Mmio,
         cpus: 1,
         memory: MIN_MEMORY,
         kernel: file(kernel),

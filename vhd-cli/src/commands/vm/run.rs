@@ -1,11 +1,11 @@
 //! `vhd vm run`: a guest from its first instruction to its end.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 
-use clap::{Args, ValueHint};
-use hypervisor::{End, Error, MAX_CPUS, Machine, MachineConfig, MachineDisk};
+use clap::{Args, ValueEnum, ValueHint};
+use hypervisor::{End, Error, MAX_CPUS, Machine, MachineConfig, MachineDisk, MachineType};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use vhd_core::error::with_causes;
@@ -67,6 +67,9 @@ pub(crate) struct RunArgs {
     /// What is added to the kernel's command line, behind everything else
     #[arg(long, value_name = "TEXT", default_value = "", allow_hyphen_values = true)]
     append: String,
+    /// What the guest finds, instead of what the kernel needs
+    #[arg(long, value_enum, value_name = "TYPE")]
+    machine: Option<TypeArg>,
     /// Processors
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_CPUS)))]
     cpus: u8,
@@ -77,6 +80,25 @@ pub(crate) struct RunArgs {
     pub(super) children: ChildrenArgs,
     #[command(flatten)]
     pub(super) chain: ChainArgs,
+}
+
+/// The value of `--machine`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum TypeArg {
+    /// Disks over virtio-pci, described by ACPI: for kernels of distributions
+    #[value(name = "vhd-1")]
+    Vhd1,
+    /// Disks over virtio-mmio, on the kernel's command line: for small kernels without ACPI
+    Mmio,
+}
+
+impl From<TypeArg> for MachineType {
+    fn from(arg: TypeArg) -> Self {
+        match arg {
+            TypeArg::Vhd1 => Self::Vhd1,
+            TypeArg::Mmio => Self::Mmio,
+        }
+    }
 }
 
 pub(crate) fn run(args: &RunArgs) -> Result<Exit, Failure> {
@@ -105,7 +127,13 @@ fn started(args: &RunArgs, named: Option<Started>, disks: &OpenDisks) -> Result<
 }
 
 fn run_machine(args: &RunArgs, started: Started, disks: Vec<MachineDisk>) -> Result<End, Failure> {
+    let machine_type = match args.machine {
+        Some(named) => named.into(),
+        None => MachineType::for_kernel(&started.kernel)
+            .map_err(|error| Failure::io("read", Path::new(&started.name), &error))?,
+    };
     let config = MachineConfig {
+        machine_type,
         cpus: args.cpus,
         memory: args.memory,
         kernel: started.kernel,
