@@ -171,7 +171,9 @@ impl Wires for KvmWires {
     }
 
     fn connect_doorbell(&self, event: &EventFd, address: u64) {
-        let connected = self.fd.register_ioevent(event, &IoEventAddress::Mmio(address), NoDatamatch);
+        let connected = self
+            .fd
+            .register_ioevent(event, &IoEventAddress::Mmio(address), NoDatamatch);
         // The bell then rings through us, which is slower.
         if let Err(error) = connected {
             tracing::debug!(%error, address, "KVM does not hear a doorbell");
@@ -179,7 +181,9 @@ impl Wires for KvmWires {
     }
 
     fn disconnect_doorbell(&self, event: &EventFd, address: u64) {
-        let gone = self.fd.unregister_ioevent(event, &IoEventAddress::Mmio(address), NoDatamatch);
+        let gone = self
+            .fd
+            .unregister_ioevent(event, &IoEventAddress::Mmio(address), NoDatamatch);
         if let Err(error) = gone {
             tracing::debug!(%error, address, "KVM did not hear a doorbell");
         }

@@ -21,7 +21,7 @@ use crate::virtio::Interrupt;
 use crate::virtio::block::Block;
 use crate::virtio::mmio::{DOORBELL, MmioTransport};
 use crate::virtio::pci::{PciTransport, VECTORS, WINDOW_SIZE};
-use crate::{Error, MachineType, MAX_CPUS, MAX_DISKS};
+use crate::{Error, MAX_CPUS, MAX_DISKS, MachineType};
 
 /// The interrupts of disks, in turn: those of the ISA bus that nothing else has.
 const DISK_IRQS: [u32; MAX_DISKS] = [5, 6, 7, 9, 10, 11, 14, 15];
@@ -118,7 +118,11 @@ impl Machine {
     pub fn new(mut config: MachineConfig) -> Result<Self, Error> {
         check(&config)?;
         let vm = Vm::new(mem::allocate(config.memory)?)?;
-        let announced: Vec<(u64, u32)> = (0..).map(Bus::address).zip(DISK_IRQS).take(config.disks.len()).collect();
+        let announced: Vec<(u64, u32)> = (0..)
+            .map(Bus::address)
+            .zip(DISK_IRQS)
+            .take(config.disks.len())
+            .collect();
         let boot = Boot {
             kernel: &mut config.kernel,
             initrd: config.initrd.as_mut(),
@@ -245,7 +249,10 @@ fn on_mmio(vm: &Vm, disks: Vec<MachineDisk>, places: &[(u64, u32)]) -> Result<Ve
 /// Puts disks into the slots of a bus, each with lines for its messages.
 fn on_pci(vm: &Vm, disks: Vec<MachineDisk>) -> Result<PciHost, Error> {
     let wires = vm.wires();
-    let functions = disks.into_iter().zip(0..).map(|(disk, number)| function(vm, disk, number, &wires));
+    let functions = disks
+        .into_iter()
+        .zip(0..)
+        .map(|(disk, number)| function(vm, disk, number, &wires));
     Ok(PciHost::new(functions.collect::<Result<_, _>>()?))
 }
 
@@ -260,5 +267,11 @@ fn function(vm: &Vm, disk: MachineDisk, number: u32, wires: &Arc<dyn Wires>) -> 
     let (first, _) = WINDOW;
     let address = u32::try_from(first).unwrap_or(0) + number * WINDOW_SIZE;
     let device = block(disk)?;
-    Ok(PciTransport::new(device, vm.memory().clone(), msix, Arc::clone(wires), address))
+    Ok(PciTransport::new(
+        device,
+        vm.memory().clone(),
+        msix,
+        Arc::clone(wires),
+        address,
+    ))
 }

@@ -1,7 +1,8 @@
 //! The tables of ACPI that describe the machine vhd-1: hardware-reduced, as there is no firmware (ACPI 6.5).
 
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, PackageBuilder, ResourceTemplate,
+    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, PackageBuilder,
+    ResourceTemplate,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace as Space, GAS};
@@ -58,7 +59,11 @@ fn tables(cpus: u8) -> Vec<(u64, Vec<u8>)> {
         address
     };
     let dsdt = place(bytes(&dsdt()));
-    let others = [place(bytes(&fadt(dsdt))), place(bytes(&madt(cpus))), place(bytes(&mcfg()))];
+    let others = [
+        place(bytes(&fadt(dsdt))),
+        place(bytes(&madt(cpus))),
+        place(bytes(&mcfg())),
+    ];
     let mut xsdt = XSDT::new(OEM, MACHINE, REVISION);
     others.into_iter().for_each(|address| xsdt.add_entry(address));
     let xsdt = place(bytes(&xsdt));
@@ -68,7 +73,12 @@ fn tables(cpus: u8) -> Vec<(u64, Vec<u8>)> {
 
 fn fadt(dsdt: u64) -> impl Aml {
     let port = |port: u16| GAS::new(Space::SystemIo, 8, 0, AccessSize::ByteAccess, port.into());
-    let flags = [Flags::HwReducedAcpi, Flags::ResetRegSup, Flags::PwrButton, Flags::SlpButton];
+    let flags = [
+        Flags::HwReducedAcpi,
+        Flags::ResetRegSup,
+        Flags::PwrButton,
+        Flags::SlpButton,
+    ];
     let fadt = FADTBuilder::new(OEM, MACHINE, REVISION).dsdt_64(dsdt);
     let mut fadt = flags.into_iter().fold(fadt, FADTBuilder::flag);
     fadt.iapc_boot_arch = (NO_VGA | NO_ASPM).into();
@@ -126,7 +136,10 @@ fn serial_port(to: &mut dyn AmlSink) {
 }
 
 fn host_bridge(to: &mut dyn AmlSink) {
-    let (first, count) = (*CONFIG_PORTS.start(), u8::try_from(CONFIG_PORTS.count()).unwrap_or(u8::MAX));
+    let (first, count) = (
+        *CONFIG_PORTS.start(),
+        u8::try_from(CONFIG_PORTS.count()).unwrap_or(u8::MAX),
+    );
     let (start, len) = WINDOW;
     let last = start + len - 1;
     let buses = AddressSpace::new_bus_number(0_u16, 0);
@@ -198,7 +211,10 @@ mod tests {
             let fadt = at(number(&xsdt[36..44]));
             assert_eq!(&at(number(&fadt[140..148]))[..4], b"DSDT");
             for (_, table) in tables.iter().filter(|(at, _)| *at != ADDRESS) {
-                assert_eq!(u32::from_le_bytes(table[4..8].try_into().unwrap()) as usize, table.len());
+                assert_eq!(
+                    u32::from_le_bytes(table[4..8].try_into().unwrap()) as usize,
+                    table.len()
+                );
             }
         }
     }

@@ -42,7 +42,9 @@ impl PciHost {
     /// A bus with these functions, in the slots behind the bridge.
     pub(crate) fn new(functions: Vec<PciTransport>) -> Self {
         let functions = functions.into_iter().map(Some);
-        let slots = std::iter::once(None).chain(functions).chain(std::iter::repeat_with(|| None));
+        let slots = std::iter::once(None)
+            .chain(functions)
+            .chain(std::iter::repeat_with(|| None));
         Self {
             bridge: ConfigSpace::new(BRIDGE),
             address: Mutex::new(0),
@@ -70,7 +72,9 @@ impl PciHost {
         }
         self.slots.iter().any(|slot| {
             let mut function = locked(slot);
-            let found = function.as_mut().and_then(|it| it.offset(address).map(|offset| (it, offset)));
+            let found = function
+                .as_mut()
+                .and_then(|it| it.offset(address).map(|offset| (it, offset)));
             found.map(|(it, offset)| it.write(offset, data)).is_some()
         });
     }
@@ -134,7 +138,9 @@ impl PciHost {
 /// The device whose only function this is, and the register.
 fn split(offset: u64) -> (Option<usize>, usize) {
     let function = offset / FUNCTION;
-    let device = function.is_multiple_of(FUNCTIONS).then(|| usize_from(function / FUNCTIONS));
+    let device = function
+        .is_multiple_of(FUNCTIONS)
+        .then(|| usize_from(function / FUNCTIONS));
     (device, usize_from(offset % FUNCTION))
 }
 

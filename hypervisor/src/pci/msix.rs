@@ -61,7 +61,9 @@ impl Entry {
 
 impl fmt::Debug for Msix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Msix").field("vectors", &self.vectors).finish_non_exhaustive()
+        f.debug_struct("Msix")
+            .field("vectors", &self.vectors)
+            .finish_non_exhaustive()
     }
 }
 

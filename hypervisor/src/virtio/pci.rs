@@ -290,7 +290,11 @@ impl PciTransport {
             (0x1c, &[1, 0]) => queue.set_ready(true),
             (0x20..0x38, &[a, b, c, d]) if at.is_multiple_of(4) => {
                 let value = Some(u32::from_le_bytes([a, b, c, d]));
-                let (low, high) = if at.is_multiple_of(8) { (value, None) } else { (None, value) };
+                let (low, high) = if at.is_multiple_of(8) {
+                    (value, None)
+                } else {
+                    (None, value)
+                };
                 match at & !7 {
                     0x20 => queue.set_desc_table_address(low, high),
                     0x28 => queue.set_avail_ring_address(low, high),

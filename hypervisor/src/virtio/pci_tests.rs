@@ -131,7 +131,11 @@ fn parts(transport: &PciTransport) -> Vec<(u8, u32, u32)> {
         transport.read_config(at, &mut byte);
         usize::from(byte[0])
     };
-    let dword = |at: usize| (0..4).rev().fold(0_u32, |value, number| value << 8 | byte(at + number) as u32);
+    let dword = |at: usize| {
+        (0..4)
+            .rev()
+            .fold(0_u32, |value, number| value << 8 | byte(at + number) as u32)
+    };
     let mut found = Vec::new();
     let mut at = byte(0x34);
     while at != 0 {

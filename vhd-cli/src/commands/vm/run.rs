@@ -34,9 +34,9 @@ Examples:
   vhd vm run disk.vhd@monday --kernel vmlinux       a snapshot, for reading only
   vhd vm run raw:disk.img --kernel vmlinux          for writing, what is not a VHD needs its format said
 
-The guest has its disks as /dev/vda, /dev/vdb, ... over virtio-mmio, which is announced on the kernel's command line: the \
-kernel needs VIRTIO_BLK, VIRTIO_MMIO and VIRTIO_MMIO_CMDLINE_DEVICES built in (docs/vm.md). There are no PCI, ACPI and \
-network devices yet, so kernels of distributions find no disk.
+The guest has its disks as /dev/vda, /dev/vdb, ... over virtio-pci, in a machine that ACPI tables describe (vhd-1): kernels of \
+distributions find them. An ELF kernel that knows no ACPI gets them over virtio-mmio instead, announced on its command line \
+(mmio; docs/vm.md). There is no network device yet.
 
 Without --kernel, kernel, initramfs and command line are those that the first disk would start: by the entries of its boot \
 loader, or else the newest kernel in its file systems. What was chosen is said.
