@@ -17,7 +17,7 @@ const FLOATING: u8 = 0xff;
 pub(crate) enum Devices {
     /// One per page from the beginning of the hole.
     Mmio(Vec<Mutex<MmioTransport>>),
-    Pci(PciHost),
+    Pci(Arc<PciHost>),
 }
 
 /// All devices that processors reach by themselves.

@@ -141,7 +141,7 @@ impl Machine {
         vm.connect_interrupt(com1.event(), COM1_IRQ)?;
         let disks = config.disks.iter().map(|disk| disk.disk.clone()).collect();
         let devices = match config.machine_type {
-            MachineType::Vhd1 => Devices::Pci(on_pci(&vm, config.disks)?),
+            MachineType::Vhd1 => Devices::Pci(Arc::new(on_pci(&vm, config.disks)?)),
             MachineType::Mmio => Devices::Mmio(on_mmio(&vm, config.disks, &announced)?),
         };
         let vcpus = vm.make_vcpus(config.cpus, entry)?;
