@@ -16,6 +16,7 @@ pub mod forest;
 mod locate;
 mod open;
 mod relation;
+mod shared;
 mod unfinished;
 
 pub use create::{CreateChildError, create_child, parent_link};
@@ -26,4 +27,5 @@ pub use error::{ChainError, ChainWarning, ParentOutcome, TriedParent};
 pub use locate::{AllowAll, ExplicitOnly, ParentGate};
 pub use open::{ChainLayer, MAX_DEPTH, MAX_TABLE_BYTES, OpenOptions, OpenedDisk};
 pub use relation::{Fact, RecordedPath, Relation};
+pub use shared::SharedImages;
 pub(crate) use unfinished::{ResizeRecord, ResizedFile};
