@@ -9,6 +9,7 @@ use vhd_block::{
     ExtentVisitor, LOGICAL_BLOCK, ZeroOptions, check_range, scatter,
 };
 
+use super::merging::{Commit, Merging, Owed};
 use super::places::{Located, Place, PlaceIndex};
 use super::stretches::{Stretches, push_stored};
 use crate::format::UniqueId;
@@ -102,6 +103,9 @@ pub struct LayeredDevice {
     parents: Option<PlaceIndex>,
     /// Layers that were frozen while they were written to, and may not be durable, the lowest first.
     unclean: Vec<Arc<Image>>,
+    /// Told of what is written to the leaf, which is being merged into its parent.
+    merging: Option<Arc<Merging>>,
+    owed: Option<Owed>,
     info: DeviceInfo,
     size: u64,
 }
@@ -135,6 +139,49 @@ impl LayeredDevice {
         match parent {
             Layer::Vhd(image) => Some(Self::of(Arc::clone(image), ancestors.to_vec(), Vec::new())),
             Layer::Raw(_) => None,
+        }
+    }
+
+    /// The same disk, whose writes `merging` is told of.
+    pub(crate) fn followed_by(&self, merging: Option<Arc<Merging>>) -> Self {
+        let leaf = Arc::clone(self.leaf_image());
+        Self {
+            merging,
+            ..Self::of(leaf, self.layers[1..].to_vec(), self.unclean.clone())
+        }
+    }
+
+    /// The disk of the image below the leaf, opened anew for writing, in place of that and the leaf.
+    pub(crate) fn with_parent_as_leaf(&self, parent: Arc<Image>) -> Self {
+        Self::of(parent, self.layers[2..].to_vec(), Vec::new())
+    }
+
+    /// The same disk, whose first flush `commit`s.
+    pub(crate) fn owing(self, commit: Commit) -> Self {
+        Self {
+            owed: Some(Owed::new(commit)),
+            ..self
+        }
+    }
+
+    /// Whether another disk has the image below the leaf, too.
+    pub(crate) fn shares_parent(&self) -> bool {
+        let Some(Layer::Vhd(parent)) = self.layers.get(1) else {
+            return true;
+        };
+        let unclean = self.unclean.iter().filter(|image| Arc::ptr_eq(image, parent));
+        Arc::strong_count(parent) > 1 + unclean.count()
+    }
+
+    /// Whether somebody is told of what is written.
+    pub(super) fn is_followed(&self) -> bool {
+        self.merging.is_some()
+    }
+
+    /// Something in the range was written to, or may have been: for the device that a request has used, before it returns.
+    pub(super) fn written(&self, range: ByteRange) {
+        if let Some(merging) = &self.merging {
+            merging.written(range);
         }
     }
 
@@ -175,6 +222,8 @@ impl LayeredDevice {
             layers,
             parents,
             unclean,
+            merging: None,
+            owed: None,
             info,
             size,
         }
@@ -248,7 +297,7 @@ impl LayeredDevice {
 
     /// Flushes and closes the leaf: what only a close can say about the file is said here.
     pub fn close(self) -> Result<(), DeviceError> {
-        self.flush_unclean()?;
+        self.flush()?;
         match self.into_leaf() {
             Some(leaf) => leaf.close(),
             // Frozen by now, and somebody reads it.
@@ -427,8 +476,14 @@ impl BlockDevice for LayeredDevice {
     }
 
     fn flush(&self) -> Result<(), DeviceError> {
-        self.flush_unclean()?;
-        self.leaf().flush()
+        let flush = || {
+            self.flush_unclean()?;
+            self.leaf().flush()
+        };
+        match &self.owed {
+            Some(owed) => owed.pay(flush),
+            None => flush(),
+        }
     }
 
     fn write_zeroes(&self, range: ByteRange, options: ZeroOptions) -> Result<(), DeviceError> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vhd_block::switch::Held;
-use vhd_block::{BlockDevice, ByteRange, DeviceError, DeviceInfo, ExtentVisitor, Switch, ZeroOptions};
+use vhd_block::{BlockDevice, ByteRange, DeviceError, DeviceInfo, ExtentVisitor, Switch, ZeroOptions, scatter};
 
 use super::LayeredDevice;
 use crate::image::Image;
@@ -92,6 +92,24 @@ impl LiveDevice {
         Some(paused)
     }
 
+    /// Puts another device over the same leaf in the present one's place.
+    pub(super) fn exchange(&self, next: &Arc<LayeredDevice>) {
+        self.present.hold().replace(next);
+    }
+
+    /// Puts the device of another leaf in the present one's place if `ready` says so while no request runs. The former
+    /// leaf is frozen.
+    pub(super) fn exchange_if(&self, next: &Arc<LayeredDevice>, ready: impl FnOnce() -> bool) -> bool {
+        // INV-50: no request runs while leaves change.
+        let mut held = self.present.hold();
+        let is_ready = ready();
+        if is_ready {
+            held.value().leaf().freeze();
+            held.replace(next);
+        }
+        is_ready
+    }
+
     /// Flushes and closes the disk, as [`LayeredDevice::close`] does. While somebody keeps the present chain it is only
     /// flushed.
     ///
@@ -115,7 +133,11 @@ impl LiveDevice {
         let mut at = range.start;
         loop {
             let part = ByteRange::new(at, (range.end() - at).min(LONGEST_PART));
-            act(&self.present.pass(), part)?;
+            let device = self.present.pass();
+            let done = act(&device, part);
+            device.written(part);
+            drop(device);
+            done?;
             at = part.end();
             if at >= range.end() {
                 return Ok(());
@@ -154,7 +176,14 @@ impl BlockDevice for LiveDevice {
     }
 
     fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64, fua: bool) -> Result<(), DeviceError> {
-        self.present.pass().write_vectored_at(bufs, offset, false)?;
+        let device = self.present.pass();
+        let written = device.write_vectored_at(bufs, offset, false);
+        if device.is_followed() {
+            let len = scatter::total_len(bufs.iter().map(|buf| &**buf));
+            device.written(ByteRange::new(offset, len));
+        }
+        drop(device);
+        written?;
         self.flush_if(fua)
     }
 
