@@ -135,8 +135,15 @@ impl LayeredDevice {
     /// The disk below the leaf, for reading only, in the same open files; `None` if there is no VHD below.
     #[must_use]
     pub fn below(&self) -> Option<Self> {
-        let (parent, ancestors) = self.layers.get(1..)?.split_first()?;
-        match parent {
+        self.from_layer(1)
+    }
+
+    /// The disk of the layer so far below the leaf, in the same open files; `None` if that is no VHD. Below the leaf it is
+    /// for reading only.
+    #[must_use]
+    pub fn from_layer(&self, depth: usize) -> Option<Self> {
+        let (first, ancestors) = self.layers.get(depth..)?.split_first()?;
+        match first {
             Layer::Vhd(image) => Some(Self::of(Arc::clone(image), ancestors.to_vec(), Vec::new())),
             Layer::Raw(_) => None,
         }
@@ -156,10 +163,10 @@ impl LayeredDevice {
         Self::of(parent, self.layers[2..].to_vec(), Vec::new())
     }
 
-    /// The same disk, whose first flush `commit`s.
-    pub(crate) fn owing(self, commit: Commit) -> Self {
+    /// The same disk, which has taken the place of the leaf `former`, and whose first flush `commit`s.
+    pub(crate) fn owing(self, former: Arc<Image>, commit: Commit) -> Self {
         Self {
-            owed: Some(Owed::new(commit)),
+            owed: Some(Owed::new(former, commit)),
             ..self
         }
     }
@@ -235,6 +242,15 @@ impl LayeredDevice {
         &self.layers
     }
 
+    /// The image of a layer, which is the same object as long as nothing else has come in its place; `None` for a raw file.
+    #[must_use]
+    pub fn shared_image(&self, depth: usize) -> Option<&Arc<Image>> {
+        match self.layers.get(depth)? {
+            Layer::Vhd(image) => Some(image),
+            Layer::Raw(_) => None,
+        }
+    }
+
     /// The image that is written.
     #[must_use]
     pub fn leaf(&self) -> &Image {
@@ -307,17 +323,18 @@ impl LayeredDevice {
 
     /// INV-51: what the leaf is based on is durable before it.
     fn flush_unclean(&self) -> Result<(), DeviceError> {
-        for image in &self.unclean {
-            let flushed = image.flush();
-            if image.poison().is_some_and(|poison| poison.check().is_err())
-                && let Some(poison) = self.leaf().poison()
-            {
-                // INV-05: no flush of this disk can succeed any more.
-                poison.set();
-            }
-            flushed?;
+        self.unclean.iter().try_for_each(|image| self.flush_frozen(image))
+    }
+
+    fn flush_frozen(&self, image: &Image) -> Result<(), DeviceError> {
+        let flushed = image.flush();
+        if image.poison().is_some_and(|poison| poison.check().is_err())
+            && let Some(poison) = self.leaf().poison()
+        {
+            // INV-05: no flush of this disk can succeed any more.
+            poison.set();
         }
-        Ok(())
+        flushed
     }
 
     fn locate(&self, offset: u64, len: u64) -> Result<Located, DeviceError> {
@@ -481,7 +498,7 @@ impl BlockDevice for LayeredDevice {
             self.leaf().flush()
         };
         match &self.owed {
-            Some(owed) => owed.pay(flush),
+            Some(owed) => owed.pay(|former| self.flush_frozen(former), flush),
             None => flush(),
         }
     }

@@ -23,6 +23,15 @@ pub struct LiveDevice {
     size: u64,
 }
 
+/// What became of the exchange of a leaf.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LeafExchange {
+    Done,
+    NotReady,
+    /// The disk has gone on in another file meanwhile.
+    OtherLeaf,
+}
+
 /// A disk that is ready to take the place of another: the same chain with an empty child on it.
 pub struct Successor {
     device: Arc<LayeredDevice>,
@@ -92,22 +101,37 @@ impl LiveDevice {
         Some(paused)
     }
 
-    /// Puts another device over the same leaf in the present one's place.
-    pub(super) fn exchange(&self, next: &Arc<LayeredDevice>) {
-        self.present.hold().replace(next);
-    }
-
-    /// Puts the device of another leaf in the present one's place if `ready` says so while no request runs. The former
-    /// leaf is frozen.
-    pub(super) fn exchange_if(&self, next: &Arc<LayeredDevice>, ready: impl FnOnce() -> bool) -> bool {
-        // INV-50: no request runs while leaves change.
+    /// Puts another device over the same leaf in the present one's place; `false` if the disk has another leaf by now.
+    pub(super) fn exchange(&self, leaf: &Arc<Image>, next: &Arc<LayeredDevice>) -> bool {
         let mut held = self.present.hold();
-        let is_ready = ready();
-        if is_ready {
-            held.value().leaf().freeze();
+        let is_leaf = Arc::ptr_eq(held.value().leaf_image(), leaf);
+        if is_leaf {
             held.replace(next);
         }
-        is_ready
+        is_leaf
+    }
+
+    /// Puts the device of another leaf in the place of the one over `leaf`, which is frozen, if that is `ready` while no
+    /// request runs.
+    pub(super) fn exchange_leaf(
+        &self,
+        leaf: &Arc<Image>,
+        next: &Arc<LayeredDevice>,
+        ready: impl FnOnce() -> bool,
+    ) -> LeafExchange {
+        // INV-50: no request runs while leaves change.
+        let mut held = self.present.hold();
+        if !Arc::ptr_eq(held.value().leaf_image(), leaf) {
+            return LeafExchange::OtherLeaf;
+        }
+        if !ready() {
+            return LeafExchange::NotReady;
+        }
+        leaf.freeze();
+        // What it holds is in the other one.
+        leaf.abandon();
+        held.replace(next);
+        LeafExchange::Done
     }
 
     /// Flushes and closes the disk, as [`LayeredDevice::close`] does. While somebody keeps the present chain it is only

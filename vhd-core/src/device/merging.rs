@@ -8,7 +8,6 @@
 //!   settle      the parent is durable, and the manifest says that it is the leaf: a part of the next flush
 //! ```
 
-use std::fmt;
 use std::io::IoSlice;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool as Cancel;
@@ -16,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use vhd_block::{BlockDevice as _, ByteRange, DeviceError, ZeroOptions};
 
+use super::live::LeafExchange;
 use super::{LayeredDevice, LiveDevice};
 use crate::image::{Image, IoContext, ReadSpan};
 use crate::storage::is_zero;
@@ -48,7 +48,7 @@ pub struct LeafMerge<'a> {
 }
 
 /// What makes it known, durably, that the parent is the leaf.
-pub type Commit = Box<dyn Fn() -> Result<(), DeviceError> + Send + Sync>;
+pub type Commit = Box<dyn Fn() -> Result<(), DeviceError> + Send>;
 
 /// How a merge of the leaf ended that did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +57,8 @@ pub enum LeafMerged {
     Done(Duration),
     /// It was told to stop: the leaf is what it was, and the parent has some of what it holds.
     Cancelled,
+    /// The disk has gone on in another leaf meanwhile, and the parent has some of what this one holds.
+    Overtaken,
 }
 
 /// The copying of a leaf into its parent.
@@ -76,36 +78,45 @@ pub(crate) struct Merging {
 /// What a device that has taken another's place owes: its first flush makes that durable.
 pub(crate) struct Owed {
     paid: AtomicBool,
-    paying: Mutex<()>,
+    /// Goes when it is done, with all that it keeps.
+    due: Mutex<Option<Due>>,
+}
+
+struct Due {
+    /// The leaf that was copied.
+    former: Arc<Image>,
     commit: Commit,
 }
 
-impl fmt::Debug for Owed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Owed(paid: {})", self.paid.load(Ordering::Relaxed))
-    }
-}
-
 impl Owed {
-    pub(super) fn new(commit: Commit) -> Self {
+    pub(super) fn new(former: Arc<Image>, commit: Commit) -> Self {
         Self {
             paid: AtomicBool::new(false),
-            paying: Mutex::new(()),
-            commit,
+            due: Mutex::new(Some(Due { former, commit })),
         }
     }
 
-    /// INV-54: no flush succeeds before it is durable which file has what was flushed.
-    pub(super) fn pay(&self, flush: impl FnOnce() -> Result<(), DeviceError>) -> Result<(), DeviceError> {
+    /// INV-54: no flush succeeds before it is durable which file has what was flushed. That the former leaf can be flushed
+    /// says that what was read from it is what was written to it: a write that failed behind a reader's back shows in the
+    /// next sync.
+    pub(super) fn pay(
+        &self,
+        flush_former: impl FnOnce(&Image) -> Result<(), DeviceError>,
+        flush: impl FnOnce() -> Result<(), DeviceError>,
+    ) -> Result<(), DeviceError> {
         if self.paid.load(Ordering::Acquire) {
             return flush();
         }
-        let _paying = lock(&self.paying);
+        let mut due = lock(&self.due);
+        if let Some(due) = &*due {
+            flush_former(&due.former)?;
+        }
         flush()?;
-        if !self.paid.load(Ordering::Acquire) {
-            (self.commit)()?;
+        if let Some(due) = &*due {
+            (due.commit)()?;
             self.paid.store(true, Ordering::Release);
         }
+        *due = None;
         Ok(())
     }
 }
@@ -281,26 +292,34 @@ impl LiveDevice {
         work: &LeafMerge<'_>,
         commit: Commit,
     ) -> Result<LeafMerged, DeviceError> {
+        // What an earlier merge owes is paid, and what is below the leaf is durable.
+        self.flush()?;
         let present = self.present();
         present.settle()?;
+        let leaf = Arc::clone(present.leaf_image());
         let merging = Arc::new(Merging::new(
-            Arc::clone(present.leaf_image()),
+            Arc::clone(&leaf),
             present.with_parent_as_leaf(Arc::clone(parent)),
         ));
-        self.exchange(&Arc::new(present.followed_by(Some(Arc::clone(&merging)))));
-        let next = present.with_parent_as_leaf(Arc::clone(parent)).owing(commit);
-        let merged = self.copy_and_switch(&merging, work, Arc::new(next));
+        let followed = present.followed_by(Some(Arc::clone(&merging)));
+        if !self.exchange(&leaf, &Arc::new(followed)) {
+            return Ok(LeafMerged::Overtaken);
+        }
+        let next = present
+            .with_parent_as_leaf(Arc::clone(parent))
+            .owing(Arc::clone(&leaf), commit);
+        let merged = self.copy_and_exchange(&merging, work, &Arc::new(next));
         if !matches!(merged, Ok(LeafMerged::Done(_))) {
-            self.exchange(&Arc::new(present.followed_by(None)));
+            self.exchange(&leaf, &Arc::new(present.followed_by(None)));
         }
         merged
     }
 
-    fn copy_and_switch(
+    fn copy_and_exchange(
         &self,
         merging: &Merging,
         work: &LeafMerge<'_>,
-        next: Arc<LayeredDevice>,
+        next: &Arc<LayeredDevice>,
     ) -> Result<LeafMerged, DeviceError> {
         // What is written from here on is noted anyway.
         (work.begin)(merging.note_all()?);
@@ -318,8 +337,10 @@ impl LiveDevice {
             merging.parent.flush()?;
             merging.check()?;
             let start = Instant::now();
-            if self.exchange_if(&next, || merging.has_all()) {
-                return Ok(LeafMerged::Done(start.elapsed()));
+            match self.exchange_leaf(&merging.leaf, next, || merging.has_all()) {
+                LeafExchange::Done => return Ok(LeafMerged::Done(start.elapsed())),
+                LeafExchange::OtherLeaf => return Ok(LeafMerged::Overtaken),
+                LeafExchange::NotReady => {}
             }
         }
     }

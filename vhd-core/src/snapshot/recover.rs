@@ -45,7 +45,7 @@ impl SnapshotTree<'_> {
             }
             Some(Pending::Switch { from, to, snapshot }) => self.finish_switch(&from, &to, snapshot).map(Some),
             Some(Pending::Merge { child, into }) if self.leaf_in_use() == Some(child.id) => {
-                self.merge_leaf(&child, &into, None).map(|()| Some(Recovered::Merged))
+                self.merge_leaf(&child, &into).map(|()| Some(Recovered::Merged))
             }
             // The disk has gone on in the file, and that could not be made durable.
             Some(Pending::Merge { child, into }) if self.leaf_in_use() == Some(into.id) => {

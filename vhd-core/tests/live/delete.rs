@@ -19,9 +19,18 @@ fn delete(
     device: &LiveDevice,
     name: &str,
 ) -> Result<vhd_core::snapshot::Settled, vhd_core::snapshot::SnapshotError> {
-    SnapshotTree::open_in_use(disk, device, work(&()))
-        .unwrap()
-        .delete_in_use(name, None)
+    delete_with(disk, device, name, work(&()))
+}
+
+fn delete_with(
+    disk: &Path,
+    device: &LiveDevice,
+    name: &str,
+    work: Work<'_>,
+) -> Result<vhd_core::snapshot::Settled, vhd_core::snapshot::SnapshotError> {
+    let mut tree = SnapshotTree::open_in_use(disk, device, work)?;
+    tree.give_up(name, false)?;
+    tree.settle_in_use()
 }
 
 fn content_of(path: &Path) -> Vec<u8> {
@@ -117,17 +126,17 @@ fn inv_55_killed_at_any_step_the_next_command_finishes() {
             write_number(&device, 7, 10 + u64_from(at));
             device.flush().unwrap();
         };
-        let steps = Copying {
-            from: dir.path(),
-            to: copies.path().to_owned(),
-            copies: Mutex::default(),
-            before_copy: Box::new(before_copy),
+        let found = {
+            let steps = Copying {
+                from: dir.path(),
+                to: copies.path().to_owned(),
+                copies: Mutex::default(),
+                before_copy: Box::new(before_copy),
+            };
+            let settled = delete_with(&disk, &device, "gone", work(&steps)).unwrap();
+            assert!(settled.waiting.is_empty(), "{settled:?}");
+            steps.copies.into_inner().unwrap()
         };
-        let mut tree = SnapshotTree::open_in_use(&disk, &device, work(&steps)).unwrap();
-        let settled = tree.delete_in_use("gone", None).unwrap();
-        assert!(settled.waiting.is_empty(), "{settled:?}");
-        drop(tree);
-        let found = steps.copies.into_inner().unwrap();
         let names: Vec<&str> = found.iter().map(|(step, _)| step.as_str()).collect();
         let all = [
             "snapshots marked as deleted",
@@ -225,12 +234,8 @@ fn what_can_not_be_merged_now_waits_and_nothing_changes() {
         cancel: &stop,
         ..work(&())
     };
-    let mut tree = SnapshotTree::open_in_use(&disk, &device, cancelled).unwrap();
-    assert_eq!(
-        tree.delete_in_use("four", None).unwrap_err().kind(),
-        ErrorKind::Cancelled
-    );
-    drop(tree);
+    let stopped = delete_with(&disk, &device, "four", cancelled).unwrap_err();
+    assert_eq!(stopped.kind(), ErrorKind::Cancelled);
     let refused = SnapshotTree::open(&disk, work(&())).err().unwrap();
     assert_eq!(refused.kind(), ErrorKind::Locked, "{refused}");
     write_number(&device, 4, 4);

@@ -13,7 +13,10 @@ pub(crate) fn announce_leaf(child: (&Path, UniqueId), target: (&Path, UniqueId))
     let (child, target) = (known(child)?, known(target)?);
     sweep(JobKind::Merge, &Journal::path(&child.path))?;
     if let Some(recorded) = Journal::read(&child.path)?
-        && (recorded.target.id != target.id || recorded.layers.len() != 1)
+        && (recorded.target.id != target.id
+            || recorded.layers.len() != 1
+            || !recorded.children.is_empty()
+            || !recorded.carried.is_empty())
     {
         return Err(recorded.unfinished());
     }
