@@ -337,7 +337,7 @@ fn a_killed_server_whose_snapshots_are_deleted() {
             while !first.load(Ordering::SeqCst) && !cycler.is_finished() {
                 thread::sleep(Duration::from_millis(1));
             }
-            thread::sleep(Duration::from_millis(rng.u64(1..150)));
+            thread::sleep(Duration::from_millis(rng.u64(1..700)));
             drop(stop);
             if rng.u8(..4) == 0 {
                 server.0.signal(Signal::TERM);
