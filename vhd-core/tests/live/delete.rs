@@ -407,3 +407,138 @@ fn inv_54_56_power_fails_while_a_leaf_is_merged() {
         "crash states of a leaf and the base that it is merged into: {states}, 0 violations"
     ));
 }
+
+/// Each operation on either file fails in turn, while the leaf is merged and written to: nothing that was flushed is lost,
+/// no flush succeeds after one that failed for good, and the next command can merge what is left.
+#[test]
+fn inv_54_each_operation_on_either_file_fails() {
+    let committed_at_all = AtomicU64::new(0);
+    let struck = each_operation_fails(Fault::nth, |control, _| {
+        let faulty = |bytes: Vec<u8>| Arc::new(FaultFile::new(MemoryFile::from_bytes(bytes)));
+        let base = faulty(Forge::dynamic(CRASH_SIZE, CRASH_BLOCK).build());
+        let leaf = faulty(Forge::differencing(CRASH_SIZE, CRASH_BLOCK).build());
+        let open = |file: &Arc<FaultFile<MemoryFile>>, mode: &OpenMode| {
+            let faulty = FaultFile::with_control(Shared(Arc::clone(file)), control);
+            Image::open(Arc::new(faulty), mode)
+        };
+        let user = Mutex::new(User::new());
+        let committed = Arc::new(AtomicBool::new(false));
+        let opened = (
+            open(&base, &OpenMode::read_only()),
+            open(&leaf, &OpenMode::read_write()),
+        );
+        if let (Ok(below), Ok(image)) = opened {
+            let device = LayeredDevice::new(image, vec![Layer::Vhd(Arc::new(below))]);
+            let device = LiveDevice::new(Arc::new(device));
+            let run = |ops: &[Op]| {
+                let mut user = user.lock().unwrap();
+                ops.iter().for_each(|op| user.run(&device, op));
+            };
+            let write = |offset, fill| Op::Write {
+                offset,
+                len: 1024,
+                fill,
+            };
+            run(&[write(0, 1), write(4096, 2), Op::Flush, write(1024, 3)]);
+            if let Ok(target) = open(&base, &OpenMode::read_write()) {
+                let target = Arc::new(target);
+                let advance = |_| run(&[write(512, 4), write(12 << 10, 8)]);
+                let work = LeafMerge {
+                    advance: &advance,
+                    ..quiet()
+                };
+                let known = Arc::clone(&committed);
+                let commit = move || {
+                    known.store(true, Ordering::SeqCst);
+                    Ok(())
+                };
+                let _ = device.merge_leaf(&target, &work, Box::new(commit));
+            }
+            run(&[write(512, 5), write(8192, 6), Op::Flush, write(512, 7)]);
+            run(&[Op::Flush, write(0, 9), Op::Flush]);
+            drop(device);
+        }
+        control.heal();
+        let plain = |file: &Arc<FaultFile<MemoryFile>>| {
+            let mut bytes = vec![0; usize_from(file.inner().len().unwrap())];
+            file.inner().read_exact_at(&mut bytes, 0).unwrap();
+            CrashFile::from_bytes(&bytes)
+        };
+        let committed = committed.load(Ordering::SeqCst);
+        committed_at_all.fetch_add(u64::from(committed), Ordering::SeqCst);
+        check_merge(&plain(&base), &plain(&leaf), committed, &user.lock().unwrap().model);
+    });
+    announce(&format!("operations on two files that failed during a merge: {struck}"));
+    assert!(struck > 40 && committed_at_all.into_inner() > 5);
+}
+
+/// A user of a disk whose operations may fail.
+struct User {
+    model: CrashModel,
+    sync_failed: bool,
+    all_written: bool,
+}
+
+impl User {
+    fn new() -> Self {
+        Self {
+            model: CrashModel::new(CRASH_SIZE),
+            sync_failed: false,
+            all_written: true,
+        }
+    }
+
+    fn run(&mut self, device: &LiveDevice, op: &Op) {
+        let begun = op.begin(&mut self.model);
+        match op.run(device) {
+            Ok(()) => {
+                assert!(
+                    !self.sync_failed || *op != Op::Flush,
+                    "a flush succeeds after one that failed"
+                );
+                // Of a write that failed a flush may keep any part, so that it says nothing of that one.
+                if self.all_written {
+                    op.end(&mut self.model, begun);
+                }
+            }
+            Err(_) if *op != Op::Flush => self.all_written = false,
+            Err(error) => self.sync_failed |= ErrorKind::from(error.kind()) == ErrorKind::Poisoned,
+        }
+    }
+}
+
+/// INV-57: a frozen image whose file could not be cut for want of space does not cut it later, when somebody else writes.
+#[test]
+fn inv_57_a_settled_image_writes_nothing_when_it_is_dropped() {
+    let (memory, child) = (
+        MemoryFile::new(),
+        MemoryFile::from_bytes(Forge::differencing(8 * MIB, 4096).build()),
+    );
+    create_dynamic(&memory, 8 * MIB, 512 << 10).unwrap();
+    let file = Arc::new(FaultFile::new(memory));
+    let open = || Image::open(Arc::new(Shared(Arc::clone(&file))), &OpenMode::read_write()).unwrap();
+    let device = LiveDevice::new(Arc::new(LayeredDevice::new(open(), Vec::new())));
+    write_number(&device, 1, 1);
+    let child = Image::open(Arc::new(child), &OpenMode::read_write()).unwrap();
+    let next = device.prepare(child);
+    LiveDevice::switch(vec![(&device, next)]).unwrap();
+    device.flush().unwrap();
+    file.control().limit_bytes(0);
+    let len = file.inner().len().unwrap();
+    device.present().settle().unwrap();
+    assert_eq!(file.inner().len().unwrap(), len, "it could not be cut");
+    file.control().heal();
+    let again = LayeredDevice::new(open(), Vec::new());
+    for block in 1..16 {
+        write_number(&again, block * 1024, 2);
+    }
+    again.flush().unwrap();
+    drop(device);
+    let found = LayeredDevice::new(
+        Image::open(Arc::new(Shared(Arc::clone(&file))), &OpenMode::read_only()).unwrap(),
+        Vec::new(),
+    );
+    let found = bytes_of(&found);
+    assert_eq!(number_at(&found, 1), 1);
+    (1..16).for_each(|block| assert_eq!(number_at(&found, block * 1024), 2));
+}
