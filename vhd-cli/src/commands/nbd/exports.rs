@@ -153,9 +153,13 @@ impl Served {
         for (snapshot, path) in &snapshots.files {
             let export_name = format!("{name}@{snapshot}");
             let depth = paths.iter().position(|layer| is_same(layer, path));
-            let (frozen, image) = match depth.and_then(|depth| device.present().from_layer(depth)) {
+            let shared = depth.and_then(|depth| Some((depth, device.present().from_layer(depth)?)));
+            let (frozen, image) = match shared {
                 // In the disk's own open files.
-                Some(frozen) => live::frozen(&export_name, Arc::new(frozen), path),
+                Some((depth, frozen)) => {
+                    let contexts = contexts(&paths[depth..], snapshots);
+                    live::frozen(&export_name, Arc::new(frozen), path, contexts)
+                }
                 None => {
                     let opened = open_frozen(args, path)?;
                     let image = opened.chain().map(|chain| chain.leaf().unique_id());

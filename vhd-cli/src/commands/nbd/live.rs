@@ -34,10 +34,18 @@ pub(super) fn present(name: &str, device: &Arc<LiveDevice>, paths: &[PathBuf], c
     export
 }
 
-/// The export of a snapshot in the disk's own open files, and its image.
-pub(super) fn frozen(name: &str, frozen: Arc<LayeredDevice>, file: &Path) -> (Export, UniqueId) {
+/// The export of a snapshot in the disk's own open files, with a context for each of these layers; and its image.
+pub(super) fn frozen(
+    name: &str,
+    frozen: Arc<LayeredDevice>,
+    file: &Path,
+    contexts: Vec<(String, u32)>,
+) -> (Export, UniqueId) {
     let image = frozen.leaf().unique_id();
-    let export = Export::new(name, Disk::new(frozen as _)).with_description(file_name(file));
+    let mut export = Export::new(name, Disk::new(frozen as _)).with_description(file_name(file));
+    for (context, depth) in contexts {
+        export = export.with_changes(context, Box::new(ChangedAboveLayer { depth }));
+    }
     (export, image)
 }
 
@@ -171,7 +179,7 @@ impl Keeper {
         };
         let export = format!("{label}@{name}");
         let file = Path::new(&taken.created.snapshot.file.name);
-        let (snapshot, image) = frozen(&export, Arc::clone(&taken.frozen), file);
+        let (snapshot, image) = frozen(&export, Arc::clone(&taken.frozen), file, Vec::new());
         let mut known = self.known();
         let served = match known.contains_key(&export) {
             true => self.exports.put(snapshot),
