@@ -7,29 +7,36 @@ use vhd_block::units::usize_from;
 use crate::End;
 use crate::legacy::{CMOS_DATA, CMOS_INDEX, COM1, Cmos, Com1, PowerPort};
 use crate::mem::HOLE_START;
+use crate::pci::{CONFIG_PORTS, PciHost};
 use crate::virtio::mmio::{MmioTransport, PAGE};
 
 /// What nobody drives.
 const FLOATING: u8 = 0xff;
 
+/// The devices of a machine, by its type.
+pub(crate) enum Devices {
+    /// One per page from the beginning of the hole.
+    Mmio(Vec<Mutex<MmioTransport>>),
+    Pci(Arc<PciHost>),
+}
+
 /// All devices that processors reach by themselves.
 pub(crate) struct Bus {
     com1: Arc<Mutex<Com1>>,
     cmos: Mutex<Cmos>,
-    /// One per page from the beginning of the hole.
-    devices: Vec<Mutex<MmioTransport>>,
+    devices: Devices,
 }
 
 impl Bus {
-    pub(crate) fn new(com1: Arc<Mutex<Com1>>, devices: Vec<MmioTransport>) -> Self {
+    pub(crate) fn new(com1: Arc<Mutex<Com1>>, devices: Devices) -> Self {
         Self {
             com1,
             cmos: Mutex::default(),
-            devices: devices.into_iter().map(Mutex::new).collect(),
+            devices,
         }
     }
 
-    /// The address of the device with this number.
+    /// The address of the device with this number, behind virtio-mmio.
     pub(crate) fn address(number: usize) -> u64 {
         HOLE_START + vhd_block::units::u64_from(number) * PAGE
     }
@@ -43,6 +50,10 @@ impl Bus {
             data.iter().for_each(|byte| locked(&self.cmos).select(*byte));
         } else if let Some(power) = PowerPort::new(port) {
             return data.iter().find_map(|byte| power.write(*byte));
+        } else if let Devices::Pci(host) = &self.devices
+            && CONFIG_PORTS.contains(&port)
+        {
+            host.write_port(port, data);
         }
         None
     }
@@ -55,29 +66,44 @@ impl Bus {
             data.fill(locked(&self.cmos).read());
         } else if let Some(power) = PowerPort::new(port) {
             data.fill(power.read());
+        } else if let Devices::Pci(host) = &self.devices
+            && CONFIG_PORTS.contains(&port)
+        {
+            host.read_port(port, data);
         } else {
             data.fill(FLOATING);
         }
     }
 
     pub(crate) fn write_memory(&self, address: u64, data: &[u8]) {
-        if let Some((device, offset)) = self.device(address) {
-            locked(device).write(offset, data);
+        match &self.devices {
+            Devices::Mmio(devices) => {
+                if let Some((device, offset)) = at(devices, address) {
+                    locked(device).write(offset, data);
+                }
+            }
+            Devices::Pci(host) => host.write_memory(address, data),
         }
     }
 
     pub(crate) fn read_memory(&self, address: u64, data: &mut [u8]) {
-        match self.device(address) {
-            Some((device, offset)) => locked(device).read(offset, data),
-            None => data.fill(FLOATING),
+        let found = match &self.devices {
+            Devices::Mmio(devices) => at(devices, address)
+                .map(|(device, offset)| locked(device).read(offset, data))
+                .is_some(),
+            Devices::Pci(host) => host.read_memory(address, data),
+        };
+        if !found {
+            data.fill(FLOATING);
         }
     }
+}
 
-    fn device(&self, address: u64) -> Option<(&Mutex<MmioTransport>, u64)> {
-        let offset = address.checked_sub(HOLE_START)?;
-        let device = self.devices.get(usize_from(offset / PAGE))?;
-        Some((device, offset % PAGE))
-    }
+/// The device whose page an address is in.
+fn at(devices: &[Mutex<MmioTransport>], address: u64) -> Option<(&Mutex<MmioTransport>, u64)> {
+    let offset = address.checked_sub(HOLE_START)?;
+    let device = devices.get(usize_from(offset / PAGE))?;
+    Some((device, offset % PAGE))
 }
 
 fn register(port: u16) -> u8 {

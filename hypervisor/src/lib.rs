@@ -8,7 +8,10 @@
 //!      |     |
 //!      |    Bus      which device answers at which port or address       bus.rs
 //!      |     +-- legacy/        COM1, clock, the ports that end a machine
-//!      |     +-- virtio/mmio.rs transport: registers, doorbell, interrupt
+//!      |     +-- pci/           host bridge, configuration space, MSI-X
+//!      |     +-- virtio/pci.rs  transport of the machine vhd-1; virtio/mmio.rs: of the other
+//!      |            |
+//!      |         virtio/session.rs  what driver and device agree on, whatever the transport
 //!      |            |
 //!      |         virtio/block/  virtio-blk on a Disk, a thread per disk
 //!      +-- mem.rs    guest memory: one sealed memory file
@@ -32,7 +35,9 @@ mod error;
 mod kvm;
 mod legacy;
 mod machine;
+mod machine_type;
 mod mem;
+mod pci;
 #[cfg(test)]
 #[path = "../tests/common/ram.rs"]
 mod ram;
@@ -40,6 +45,7 @@ mod virtio;
 
 pub use error::Error;
 pub use machine::{End, Machine, MachineConfig, MachineDisk, MachineHandle};
+pub use machine_type::MachineType;
 pub use mem::{MAX_MEMORY, MEMORY_UNIT, MIN_MEMORY};
 
 /// The most processors of a machine.

@@ -7,18 +7,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use vhd_block::Disk;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::boot::Boot;
-use crate::bus::Bus;
+use crate::boot::{Boot, Platform};
+use crate::bus::{Bus, Devices};
 use crate::cpu::{Processors, Vcpu};
 use crate::error::host;
-use crate::kvm::Vm;
+use crate::kvm::{IOAPIC_LINES, Vm};
 use crate::legacy::{COM1_IRQ, Com1, PanicWatch};
 use crate::mem::{self, MAX_MEMORY, MEMORY_UNIT, MIN_MEMORY};
+use crate::pci::{Msix, PciHost, Vector, WINDOW, Wires};
 use crate::virtio::Interrupt;
 use crate::virtio::block::Block;
 use crate::virtio::mmio::{DOORBELL, MmioTransport};
-use crate::{Error, MAX_CPUS, MAX_DISKS};
+use crate::virtio::pci::{PciTransport, VECTORS, WINDOW_SIZE};
+use crate::{Error, MAX_CPUS, MAX_DISKS, MachineType};
 
 /// The interrupts of disks, in turn: those of the ISA bus that nothing else has.
 const DISK_IRQS: [u32; MAX_DISKS] = [5, 6, 7, 9, 10, 11, 14, 15];
@@ -42,6 +45,8 @@ pub struct MachineDisk {
 
 /// What a machine is made of.
 pub struct MachineConfig {
+    /// What the guest finds.
+    pub machine_type: MachineType,
     /// Processors, 1 to [`MAX_CPUS`].
     pub cpus: u8,
     /// Bytes of memory, a multiple of [`MEMORY_UNIT`] from [`MIN_MEMORY`] to [`MAX_MEMORY`].
@@ -50,7 +55,9 @@ pub struct MachineConfig {
     pub kernel: File,
     /// An initramfs, a regular file.
     pub initrd: Option<File>,
-    /// What is added to the kernel's command line.
+    /// The command line that the kernel's disk has for it. What the machine needs follows, and overrides it.
+    pub command_line: String,
+    /// What is added to the kernel's command line at its end.
     pub append: String,
     /// At most [`MAX_DISKS`]; the guest has them as `/dev/vda` and so on, in this order.
     pub disks: Vec<MachineDisk>,
@@ -111,13 +118,20 @@ impl Machine {
     pub fn new(mut config: MachineConfig) -> Result<Self, Error> {
         check(&config)?;
         let vm = Vm::new(mem::allocate(config.memory)?)?;
-        let irqs = DISK_IRQS.iter().take(config.disks.len());
-        let devices: Vec<(u64, u32)> = (0..).map(Bus::address).zip(irqs.copied()).collect();
+        let announced: Vec<(u64, u32)> = (0..)
+            .map(Bus::address)
+            .zip(DISK_IRQS)
+            .take(config.disks.len())
+            .collect();
         let boot = Boot {
             kernel: &mut config.kernel,
             initrd: config.initrd.as_mut(),
+            command_line: &config.command_line,
             append: &config.append,
-            devices: &devices,
+            platform: match config.machine_type {
+                MachineType::Vhd1 => Platform::Vhd1,
+                MachineType::Mmio => Platform::Mmio(&announced),
+            },
             cpus: config.cpus,
             size: config.memory,
         };
@@ -126,16 +140,17 @@ impl Machine {
         let com1 = Com1::new(config.console, panic.clone()).map_err(host("make an event counter"))?;
         vm.connect_interrupt(com1.event(), COM1_IRQ)?;
         let disks = config.disks.iter().map(|disk| disk.disk.clone()).collect();
-        let transports = config.disks.into_iter().zip(&devices);
-        let transports = transports.map(|(disk, (address, irq))| connect(&vm, disk, *address, *irq));
-        let transports = transports.collect::<Result<_, _>>()?;
+        let devices = match config.machine_type {
+            MachineType::Vhd1 => Devices::Pci(Arc::new(on_pci(&vm, config.disks)?)),
+            MachineType::Mmio => Devices::Mmio(on_mmio(&vm, config.disks, &announced)?),
+        };
         let vcpus = vm.make_vcpus(config.cpus, entry)?;
         let com1 = Arc::new(Mutex::new(com1));
         let (report, reports) = channel();
         Ok(Self {
             vm,
             vcpus,
-            bus: Bus::new(Arc::clone(&com1), transports),
+            bus: Bus::new(Arc::clone(&com1), devices),
             com1,
             disks,
             panic,
@@ -209,13 +224,54 @@ fn check(config: &MachineConfig) -> Result<(), Error> {
     Ok(())
 }
 
-/// Puts a disk at an address, with its bell and its interrupt.
-fn connect(vm: &Vm, disk: MachineDisk, address: u64, irq: u32) -> Result<MmioTransport, Error> {
-    let counter = host("make an event counter");
-    let interrupt = Arc::new(Interrupt::new().map_err(&counter)?);
-    let device = Block::new(disk.disk, &disk.name, disk.read_only).map_err(host("start the thread of a disk"))?;
-    let transport = MmioTransport::new(Box::new(device), vm.memory().clone(), interrupt);
-    vm.connect_interrupt(transport.interrupt().event(), irq)?;
-    vm.connect_doorbell(transport.device().doorbell(), address + DOORBELL)?;
-    Ok(transport)
+fn block(disk: MachineDisk) -> Result<Box<Block>, Error> {
+    let device = Block::new(disk.disk, &disk.name, disk.read_only);
+    device.map(Box::new).map_err(host("start the thread of a disk"))
+}
+
+fn event() -> Result<EventFd, Error> {
+    EventFd::new(EFD_NONBLOCK).map_err(host("make an event counter"))
+}
+
+/// Puts disks at addresses, each with its bell and its interrupt.
+fn on_mmio(vm: &Vm, disks: Vec<MachineDisk>, places: &[(u64, u32)]) -> Result<Vec<Mutex<MmioTransport>>, Error> {
+    let connect = |(disk, (address, line)): (MachineDisk, &(u64, u32))| {
+        let event = event()?;
+        vm.connect_interrupt(&event, *line)?;
+        let interrupt = Arc::new(Interrupt::new(event));
+        let transport = MmioTransport::new(block(disk)?, vm.memory().clone(), interrupt);
+        vm.connect_doorbell(transport.device().doorbell(), address + DOORBELL)?;
+        Ok(Mutex::new(transport))
+    };
+    disks.into_iter().zip(places).map(connect).collect()
+}
+
+/// Puts disks into the slots of a bus, each with lines for its messages.
+fn on_pci(vm: &Vm, disks: Vec<MachineDisk>) -> Result<PciHost, Error> {
+    let wires = vm.wires();
+    let functions = disks
+        .into_iter()
+        .zip(0..)
+        .map(|(disk, number)| function(vm, disk, number, &wires));
+    Ok(PciHost::new(functions.collect::<Result<_, _>>()?))
+}
+
+/// A disk as a function of PCI, `number` behind the first.
+fn function(vm: &Vm, disk: MachineDisk, number: u32, wires: &Arc<dyn Wires>) -> Result<PciTransport, Error> {
+    let vectors = (0..VECTORS).map(|vector| {
+        let (event, line) = (event()?, IOAPIC_LINES + number * VECTORS + vector);
+        vm.connect_interrupt(&event, line)?;
+        Ok(Vector { event, line })
+    });
+    let msix = Msix::new(vectors.collect::<Result<_, Error>>()?, Arc::clone(wires));
+    let (first, _) = WINDOW;
+    let address = u32::try_from(first).unwrap_or(0) + number * WINDOW_SIZE;
+    let device = block(disk)?;
+    Ok(PciTransport::new(
+        device,
+        vm.memory().clone(),
+        msix,
+        Arc::clone(wires),
+        address,
+    ))
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use hypervisor::{End, Error, MAX_MEMORY, MIN_MEMORY, Machine, MachineConfig, MachineDisk};
+use hypervisor::{End, Error, MAX_MEMORY, MIN_MEMORY, Machine, MachineConfig, MachineDisk, MachineType};
 
 #[allow(dead_code, reason = "these tests use a part of it")]
 #[path = "common/payload.rs"]
@@ -49,10 +49,12 @@ fn file(bytes: &[u8]) -> File {
 
 fn config(kernel: &[u8], console: &Console) -> MachineConfig {
     MachineConfig {
+        machine_type: MachineType::Mmio,
         cpus: 1,
         memory: MIN_MEMORY,
         kernel: file(kernel),
         initrd: None,
+        command_line: String::new(),
         append: String::new(),
         disks: Vec::new(),
         console: Box::new(console.clone()),
@@ -61,8 +63,13 @@ fn config(kernel: &[u8], console: &Console) -> MachineConfig {
 
 /// Runs a guest with these disks; returns how it ended and what it wrote.
 fn run(guest: &Payload, disks: Vec<MachineDisk>) -> (End, String) {
+    run_in(MachineType::Mmio, guest, disks)
+}
+
+fn run_in(machine_type: MachineType, guest: &Payload, disks: Vec<MachineDisk>) -> (End, String) {
     let console = Console::default();
     let config = MachineConfig {
+        machine_type,
         disks,
         ..config(&guest.elf(), &console)
     };
@@ -117,25 +124,32 @@ fn a_guest_reads_writes_and_flushes_its_disk() {
     if !has_kvm("virtio-blk in a guest") {
         return;
     }
-    let (device, ram) = Ram::disk(1 << 20);
-    device.write_at(b"written by the host", 3 * 512).unwrap();
-    let guest = Payload::new()
-        .start_disk(0)
-        .request(0, READ, 3, 512)
-        .print_status(0)
-        .print_memory(data(0), 19)
-        .request(0, STORE, 5, 512)
-        .print_status(0)
-        .request(0, FLUSH, 0, 0)
-        .print_status(0)
-        .power_off();
-    let ended = run(&guest, vec![disk(&device, false)]);
-    assert_eq!(ended, (End::PowerOff, "0written by the host00".to_owned()));
-    let mut copy = [0; 19];
-    device.read_at(&mut copy, 5 * 512).unwrap();
-    assert_eq!(&copy, b"written by the host");
-    // By the guest, and at the end of the machine.
-    assert_eq!(ram.flushes.load(Ordering::Relaxed), 2);
+    for (machine_type, guest) in [
+        (MachineType::Mmio, Payload::new()),
+        (MachineType::Vhd1, Payload::on_pci()),
+    ] {
+        let (device, ram) = Ram::disk(1 << 20);
+        let (other, _) = Ram::disk(1 << 20);
+        device.write_at(b"written by the host", 3 * 512).unwrap();
+        let guest = guest
+            .start_disk(1)
+            .request(1, READ, 3, 512)
+            .print_status(1)
+            .print_memory(data(1), 19)
+            .request(1, STORE, 5, 512)
+            .print_status(1)
+            .request(1, FLUSH, 0, 0)
+            .print_status(1)
+            .power_off();
+        let ended = run_in(machine_type, &guest, vec![disk(&other, false), disk(&device, false)]);
+        let said = "0written by the host00".to_owned();
+        assert_eq!(ended, (End::PowerOff, said), "{machine_type:?}");
+        let mut copy = [0; 19];
+        device.read_at(&mut copy, 5 * 512).unwrap();
+        assert_eq!(&copy, b"written by the host");
+        // By the guest, and at the end of the machine.
+        assert_eq!(ram.flushes.load(Ordering::Relaxed), 2);
+    }
 }
 
 #[test]

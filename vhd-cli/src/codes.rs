@@ -59,6 +59,8 @@ pub(crate) enum Kind {
     GuestStopped,
     /// The host cannot carry a machine.
     Machine,
+    /// A disk has no kernel that its boot loader would start.
+    NoBootFiles,
 }
 
 /// What scripts see of a kind of failure. Codes and names never change their meaning; new ones are added.
@@ -200,6 +202,7 @@ const TABLE: &[Code] = &[
     own(Kind::GuestCrashed,             "VHD-E0806", "guest-crashed",     Exit::Failed),
     own(Kind::GuestStopped,             "VHD-E0807", "guest-stopped",     Exit::Failed),
     own(Kind::Machine,                  "VHD-E0808", "machine",           Exit::Failed),
+    own(Kind::NoBootFiles,              "VHD-E0809", "no-boot-files",     Exit::Refused),
 ];
 
 /// What a kind that is newer than the table gets: the table's test fails then.

@@ -125,7 +125,7 @@ impl SourceArgs {
     /// The same, and `found` has the files of the chain as far as they are in order, after a failure too.
     pub(crate) fn open_noting(&self, source: &Source, found: &mut Vec<PathBuf>) -> Result<OpenedDisk, Failure> {
         let opened = match &source.remote {
-            Some(uri) => self.open_remote(source, uri)?,
+            Some(uri) => self.open_remote(source, uri, false)?,
             None => self.options(source).open_noting(&source.path, found)?,
         };
         for warning in opened.warnings() {
@@ -135,12 +135,16 @@ impl SourceArgs {
     }
 
     /// Opens a disk on a server, or with `--from vhd` the image that the disk's bytes are.
-    fn open_remote(&self, source: &Source, uri: &NbdUri) -> Result<OpenedDisk, Failure> {
+    pub(crate) fn open_remote(&self, source: &Source, uri: &NbdUri, write: bool) -> Result<OpenedDisk, Failure> {
         if self.from != Some(FormatArg::Vhd) && !self.chain.parents.is_empty() {
             let message = "a raw disk has no parents: --parent on a server's disk needs --from vhd";
             return Err(Failure::usage(message).about(&source.name));
         }
-        let device = NbdDevice::open(uri, ClientOptions::default())?;
+        let options = ClientOptions {
+            write,
+            ..ClientOptions::default()
+        };
+        let device = NbdDevice::open(uri, options)?;
         Ok(self.options(source).open_device(device, &source.path)?)
     }
 }

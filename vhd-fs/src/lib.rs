@@ -1,4 +1,4 @@
-//! Which parts of a disk its file systems do not use.
+//! Which parts of a disk its file systems do not use; their files ([`files`]); what they would start ([`boot`]).
 //!
 //! ```text
 //!   scan.rs       the whole disk: its partitions, as the crate vhd-partition finds them, and their free space
@@ -18,6 +18,7 @@
 //! for 4 KiB.
 #![forbid(unsafe_code)]
 
+pub mod boot;
 mod bytes;
 mod checksum;
 mod container;

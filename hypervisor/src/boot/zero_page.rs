@@ -3,17 +3,18 @@
 use linux_loader::bootparam::{boot_e820_entry, boot_params};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryError};
 
-use super::Initrd;
 use super::command_line::CAPACITY;
 use super::kernel::Kernel;
+use super::{Initrd, Platform, acpi};
 use crate::mem::{GuestMemory, ranges};
+use crate::pci::ECAM;
 
 /// Where the zero page is.
 pub(super) const ADDRESS: u64 = 0x7000;
 /// Where the command line is.
 const COMMAND_LINE: u64 = 0x2_0000;
 
-/// Where the memory below a megabyte ends: the rest has the MP table and room for devices.
+/// Where the memory below a megabyte ends: the rest has the tables that describe the machine.
 pub(super) const LOW_END: u64 = 0x9_fc00;
 const HIGH_START: u64 = 0x10_0000;
 
@@ -37,6 +38,7 @@ pub(super) fn write(
     initrd: Option<Initrd>,
     command_line: &str,
     size: u64,
+    platform: Platform<'_>,
 ) -> Result<(), GuestMemoryError> {
     memory.write_slice(command_line.as_bytes(), GuestAddress(COMMAND_LINE))?;
     memory.write_obj(
@@ -59,7 +61,12 @@ pub(super) fn write(
         page.hdr.ramdisk_image = low(initrd.address);
         page.hdr.ramdisk_size = low(initrd.len);
     }
-    let map = map(size);
+    let mut map = map(size);
+    if let Platform::Vhd1 = platform {
+        page.acpi_rsdp_addr = acpi::ADDRESS;
+        let (address, len) = ECAM;
+        map.push((address, len, RESERVED));
+    }
     page.e820_entries = u8::try_from(map.len()).unwrap_or(u8::MAX);
     for (entry, (addr, len, kind)) in page.e820_table.iter_mut().zip(map) {
         *entry = boot_e820_entry {

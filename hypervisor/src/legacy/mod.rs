@@ -6,7 +6,7 @@ mod power;
 
 pub(crate) use cmos::Cmos;
 pub(crate) use com1::{Com1, PanicWatch};
-pub(crate) use power::PowerPort;
+pub(crate) use power::{PowerPort, RESET, RESET_VALUE, SLEEP_CONTROL, SLEEP_OFF_TYPE, SLEEP_STATUS};
 
 /// The ports of COM1.
 pub(crate) const COM1: std::ops::RangeInclusive<u16> = 0x3f8..=0x3ff;

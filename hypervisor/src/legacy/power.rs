@@ -10,13 +10,16 @@ const PULSE_RESET: u8 = 0xfe;
 const RESET_CONTROL: u16 = 0xcf9;
 /// Its bit that resets.
 const RESET_NOW: u8 = 1 << 2;
-/// The sleep control register, as ACPI calls it.
-const SLEEP_CONTROL: u16 = 0x600;
-/// Sleep state 5, which is off, entered: the type in bits 2 to 4, the trigger in bit 5.
-const SLEEP_OFF: u8 = 5 << 2 | 1 << 5;
+/// The sleep control and sleep status registers, as ACPI calls them.
+pub(crate) const SLEEP_CONTROL: u16 = 0x600;
+pub(crate) const SLEEP_STATUS: u16 = 0x601;
+/// The type of sleep state 5, which is off.
+pub(crate) const SLEEP_OFF_TYPE: u8 = 5;
+/// It is entered: the type in bits 2 to 4, the trigger in bit 5.
+const SLEEP_OFF: u8 = SLEEP_OFF_TYPE << 2 | 1 << 5;
 /// The reset register, as ACPI calls it, and what is written there.
-const RESET: u16 = 0x602;
-const RESET_VALUE: u8 = 1;
+pub(crate) const RESET: u16 = 0x602;
+pub(crate) const RESET_VALUE: u8 = 1;
 /// The port of the pvpanic device.
 const PVPANIC: u16 = 0x505;
 /// Its events: the guest has panicked; it has, and has loaded a crash kernel.
@@ -29,7 +32,7 @@ pub(crate) struct PowerPort(u16);
 
 impl PowerPort {
     pub(crate) fn new(port: u16) -> Option<Self> {
-        [KEYBOARD, RESET_CONTROL, SLEEP_CONTROL, RESET, PVPANIC]
+        [KEYBOARD, RESET_CONTROL, SLEEP_CONTROL, SLEEP_STATUS, RESET, PVPANIC]
             .contains(&port)
             .then_some(Self(port))
     }

@@ -9,4 +9,4 @@ mod place;
 mod volumes;
 
 pub(crate) use place::Place;
-pub(crate) use volumes::{Inside, InsideArgs, Located, PathText, Volume, shared};
+pub(crate) use volumes::{Inside, InsideArgs, Located, PathText, Volume, shared, volumes};

@@ -76,7 +76,7 @@ impl InsideArgs {
         let source = Source::or_remote(image, None)?;
         let opened = self.source.open(&source)?;
         let disk = opened.disk();
-        let volumes = self.volumes(&disk).map_err(|failure| failure.about(&source.name))?;
+        let volumes = volumes(&disk, self.partition, self.replay).map_err(|failure| failure.about(&source.name))?;
         for volume in &volumes {
             let notes = volume.files.as_ref().map(Files::notes).unwrap_or_default();
             for note in notes {
@@ -89,35 +89,36 @@ impl InsideArgs {
             _opened: opened,
         })
     }
+}
 
-    fn volumes(&self, disk: &Disk) -> Result<Vec<Volume>, Failure> {
-        let shared = shared(disk);
-        let open = |number, start, len| Volume {
-            number,
-            start,
-            len,
-            files: OpenFiles::new().replay(self.replay).open(&shared, start, len),
-        };
-        let table = read_table(disk)?;
-        let mut volumes: Vec<Volume> = match (table, self.partition) {
-            (None, None) => vec![open(None, 0, disk.size())],
-            (None, Some(_)) => Vec::new(),
-            (Some(table), wanted) => {
-                let chosen = table
-                    .partitions
-                    .iter()
-                    .filter(|it| wanted.is_none_or(|number| number == it.number));
-                chosen.map(|it| open(Some(it.number), it.start, it.len)).collect()
-            }
-        };
-        volumes.sort_by_key(|volume| volume.number);
-        match self.partition {
-            Some(number) if volumes.is_empty() => {
-                let message = format!("there is no partition {number}; `vhd ls` without a path lists them");
-                Err(Failure::new(Kind::Files(FileErrorKind::NotFound), message))
-            }
-            _ => Ok(volumes),
+/// The file systems of a disk: every partition, or one; with `replay` as they are after their journals.
+pub(crate) fn volumes(disk: &Disk, partition: Option<u32>, replay: bool) -> Result<Vec<Volume>, Failure> {
+    let shared = shared(disk);
+    let open = |number, start, len| Volume {
+        number,
+        start,
+        len,
+        files: OpenFiles::new().replay(replay).open(&shared, start, len),
+    };
+    let table = read_table(disk)?;
+    let mut volumes: Vec<Volume> = match (table, partition) {
+        (None, None) => vec![open(None, 0, disk.size())],
+        (None, Some(_)) => Vec::new(),
+        (Some(table), wanted) => {
+            let chosen = table
+                .partitions
+                .iter()
+                .filter(|it| wanted.is_none_or(|number| number == it.number));
+            chosen.map(|it| open(Some(it.number), it.start, it.len)).collect()
         }
+    };
+    volumes.sort_by_key(|volume| volume.number);
+    match partition {
+        Some(number) if volumes.is_empty() => {
+            let message = format!("there is no partition {number}; `vhd ls` without a path lists them");
+            Err(Failure::new(Kind::Files(FileErrorKind::NotFound), message))
+        }
+        _ => Ok(volumes),
     }
 }
 

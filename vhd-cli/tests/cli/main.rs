@@ -49,6 +49,8 @@ mod verify;
 #[cfg(target_arch = "x86_64")]
 mod vm;
 #[cfg(target_arch = "x86_64")]
+mod vm_boot;
+#[cfg(target_arch = "x86_64")]
 mod vm_kill;
 #[cfg(target_arch = "x86_64")]
 mod vm_linux;

@@ -232,7 +232,7 @@ fn bad_input_is_one_line_with_a_code() {
             "VHD-E0201",
             "orphan",
         ),
-        (&["--kernel", "guest", "nbd://host/disk"], 8, "VHD-E0610", "server"),
+        (&["--kernel", "guest", "nbd://host:99999/disk"], 8, "VHD-E0610", "99999"),
     ];
     for (args, code, error, text) in cases {
         let args: Vec<&str> = ["vm", "run"].iter().chain(*args).copied().collect();
@@ -255,7 +255,7 @@ fn wrong_command_lines() {
     let lab = Lab::new();
     let nine: Vec<&str> = (0..9).flat_map(|_| ["--disk", "x.vhd"]).collect();
     let cases: &[&[&str]] = &[
-        &["x.vhd"],
+        &["--initrd", "i"],
         &["--kernel", "k", "--cpus", "0"],
         &["--kernel", "k", "--cpus", "9"],
         &["--kernel", "k", "--memory", "lots"],

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use vhd_block::Disk;
 use virtio_queue::{Queue, QueueT as _};
 use vm_memory::{Bytes as _, GuestAddress};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::execute::Executor;
 use super::serve::{Served, Unusable};
@@ -80,7 +81,7 @@ impl Rig {
         let served = Served {
             memory: memory.clone(),
             queue,
-            interrupt: Arc::new(Interrupt::new().unwrap()),
+            interrupt: Arc::new(Interrupt::new(EventFd::new(EFD_NONBLOCK).unwrap())),
         };
         Self {
             memory,

@@ -5,12 +5,14 @@ use std::fmt::Write as _;
 use std::str::FromStr;
 
 use hypervisor::{MAX_DISKS, MachineDisk};
+use vhd_block::Disk;
 use vhd_core::chain::OpenedDisk;
+use vhd_nbd::client::NbdUri;
 
 use super::run::RunArgs;
 use crate::children;
 use crate::failure::Failure;
-use crate::format_arg::TypedPath;
+use crate::format_arg::{FormatArg, TypedPath};
 use crate::input::{Source, SourceArgs, require_file};
 use crate::output;
 use crate::throw_away;
@@ -18,7 +20,7 @@ use crate::throw_away;
 /// Stands for a comma in the name of an image.
 const COMMA: &str = ",,";
 
-/// A disk as the command line names it: `IMAGE[,ro][,snapshot][,id=NAME]`.
+/// A disk as the command line names it: `PATH[,ro][,snapshot][,id=NAME]`.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct DiskSpec {
     image: String,
@@ -52,7 +54,7 @@ impl FromStr for DiskSpec {
         let mut parts = escaped.split(',').map(|part| part.replace('\0', ","));
         let mut spec = Self::plain(&parts.next().unwrap_or_default());
         if spec.image.is_empty() {
-            return Err("IMAGE[,ro][,snapshot][,id=NAME] is needed".into());
+            return Err("PATH[,ro][,snapshot][,id=NAME] is needed".into());
         }
         for option in parts {
             match option.split_once('=') {
@@ -107,7 +109,7 @@ impl OpenDisks {
         let mut of_machine = Vec::new();
         for spec in specs(args) {
             let image = spec.typed();
-            let source = Source::new(&image.path, None)?;
+            let source = Source::or_remote(&image.path, None)?;
             let read_only = spec.read_only || source.is_snapshot && !spec.snapshot;
             let opened = open(args, &spec, image, &source, read_only)?;
             let disk = opened.disk();
@@ -116,6 +118,12 @@ impl OpenDisks {
             disks.0.push((source.name, opened));
         }
         Ok((disks, of_machine))
+    }
+
+    /// The first, under its name.
+    pub(super) fn first(&self) -> Option<(&str, Disk)> {
+        let (name, opened) = self.0.first()?;
+        Some((name, opened.disk()))
     }
 
     /// Closes all of them; the first failure is told.
@@ -140,12 +148,35 @@ fn open(
         from: image.format,
         chain: args.chain.clone(),
     };
+    if let Some(uri) = source.remote() {
+        return open_remote(spec, &input, source, uri, read_only);
+    }
     if spec.snapshot {
         return throw_away::open(&input, source);
     }
     let options = input.options(source).write(!read_only);
     let options = options.ignore_children(args.children.ignore_children);
     let opened = options.open(&source.path).map_err(children::explain)?;
+    opened.warnings().iter().for_each(output::warning);
+    Ok(opened)
+}
+
+/// Opens a disk on a server: the bytes of its export, or for reading only, with `vhd:` before the URI, the image that they are.
+fn open_remote(
+    spec: &DiskSpec,
+    input: &SourceArgs,
+    source: &Source,
+    uri: &NbdUri,
+    read_only: bool,
+) -> Result<OpenedDisk, Failure> {
+    let refused = |message: &str| Err(Failure::usage(message).about(&source.name));
+    if spec.snapshot {
+        return refused("a temporary layer needs an image below it, and that is a disk on a server");
+    }
+    if input.from == Some(FormatArg::Vhd) && !read_only {
+        return refused("an image on a server is opened for reading only: add `,ro`");
+    }
+    let opened = input.open_remote(source, uri, !read_only)?;
     opened.warnings().iter().for_each(output::warning);
     Ok(opened)
 }

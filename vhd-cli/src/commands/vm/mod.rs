@@ -1,5 +1,6 @@
 //! `vhd vm`: virtual machines with their disks in images. On x86-64 alone.
 
+mod boot;
 mod console;
 mod disks;
 mod run;
@@ -13,6 +14,7 @@ pub(crate) const NAME: &str = "vm run";
 
 const EXAMPLES: &str = "\
 Examples:
+  vhd vm run disk.avhd
   vhd vm run disk.avhd --kernel vmlinux --append 'root=/dev/vda rw'
   vhd vm run --help";
 

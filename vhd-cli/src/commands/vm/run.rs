@@ -1,16 +1,16 @@
 //! `vhd vm run`: a guest from its first instruction to its end.
 
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use clap::{Args, ValueHint};
-use hypervisor::{End, Error, MAX_CPUS, Machine, MachineConfig};
+use clap::{Args, ValueEnum, ValueHint};
+use hypervisor::{End, Error, MAX_CPUS, Machine, MachineConfig, MachineDisk, MachineType};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use vhd_core::error::with_causes;
 
+use super::boot::Started;
 use super::console::{HINT, RawTerminal, pass_input};
 use super::disks::{self, DiskSpec, OpenDisks};
 use crate::children::ChildrenArgs;
@@ -27,16 +27,21 @@ const SIGNALS: &[i32] = &[SIGTERM, SIGINT, SIGHUP];
 
 const EXAMPLES: &str = "\
 Examples:
+  vhd vm run disk.avhd                              with the kernel that the disk itself would start
   vhd vm run disk.avhd --kernel vmlinux --append 'root=/dev/vda rw'
   vhd vm run --kernel vmlinux --initrd initramfs.cpio --disk system.vhd,snapshot --disk data.vhd,ro,id=data
+  vhd vm run --kernel vmlinux --disk nbd+unix:///?socket=server.sock
   vhd vm run disk.vhd@monday --kernel vmlinux       a snapshot, for reading only
   vhd vm run raw:disk.img --kernel vmlinux          for writing, what is not a VHD needs its format said
 
-The guest has its disks as /dev/vda, /dev/vdb, ... over virtio-mmio, which is announced on the kernel's command line: the \
-kernel needs VIRTIO_BLK, VIRTIO_MMIO and VIRTIO_MMIO_CMDLINE_DEVICES built in (docs/vm.md). There are no PCI, ACPI and \
-network devices yet, so kernels of distributions find no disk.
+The guest has its disks as /dev/vda, /dev/vdb, ... over virtio-pci, in a machine that ACPI tables describe (vhd-1): kernels of \
+distributions find them. An ELF kernel that knows no ACPI gets them over virtio-mmio instead, announced on its command line \
+(mmio; docs/vm.md). There is no network device yet.
 
-Its command line begins with `console=ttyS0 reboot=k panic=-1`; --append is added behind and overrides that. On a terminal, \
+Without --kernel, kernel, initramfs and command line are those that the first disk would start: by the entries of its boot \
+loader, or else the newest kernel in its file systems. What was chosen is said.
+
+Its command line ends with `console=ttyS0 reboot=k panic=-1`; --append is added behind and overrides that. On a terminal, \
 Ctrl-A x ends the machine, as SIGTERM and SIGINT do: what the guest has flushed stays.
 
 Exit codes: 0 when the guest powers off (or halts its processors for good), 9 when it asks for a reset, 10 when its kernel \
@@ -49,19 +54,22 @@ pub(crate) struct RunArgs {
     /// The image of the first disk, or DISK@NAME for a snapshot, which is read-only
     #[arg(value_hint = ValueHint::FilePath)]
     pub(super) image: Option<String>,
-    /// A disk: ro for reading only; snapshot takes writes into a temporary layer (in TMPDIR) that is thrown away at the end;
+    /// A disk: an image, DISK@NAME for a snapshot, raw:FILE for a raw file or block device, or an NBD URI. ro for reading only; snapshot takes writes into a temporary layer (in TMPDIR) that is thrown away at the end;
     /// id is what the guest sees as its serial number. Up to 8 disks
-    #[arg(long = "disk", value_name = "IMAGE[,ro][,snapshot][,id=NAME]")]
+    #[arg(long = "disk", value_name = "PATH[,ro][,snapshot][,id=NAME]")]
     pub(super) disks: Vec<DiskSpec>,
-    /// An uncompressed ELF vmlinux, or a bzImage with a 64-bit entry point
+    /// An uncompressed ELF vmlinux, or a bzImage with a 64-bit entry point, instead of what the first disk would start
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    kernel: PathBuf,
-    /// An initramfs
+    pub(super) kernel: Option<PathBuf>,
+    /// An initramfs; without --kernel, instead of the one on the first disk
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    initrd: Option<PathBuf>,
-    /// What is added to the kernel's command line
+    pub(super) initrd: Option<PathBuf>,
+    /// What is added to the kernel's command line, behind everything else
     #[arg(long, value_name = "TEXT", default_value = "", allow_hyphen_values = true)]
     append: String,
+    /// What the guest finds, instead of what the kernel needs
+    #[arg(long, value_enum, value_name = "TYPE")]
+    machine: Option<TypeArg>,
     /// Processors
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_CPUS)))]
     cpus: u8,
@@ -74,31 +82,70 @@ pub(crate) struct RunArgs {
     pub(super) chain: ChainArgs,
 }
 
+/// The value of `--machine`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum TypeArg {
+    /// Disks over virtio-pci, described by ACPI: for kernels of distributions
+    #[value(name = "vhd-1")]
+    Vhd1,
+    /// Disks over virtio-mmio, on the kernel's command line: for small kernels without ACPI
+    Mmio,
+}
+
+impl From<TypeArg> for MachineType {
+    fn from(arg: TypeArg) -> Self {
+        match arg {
+            TypeArg::Vhd1 => Self::Vhd1,
+            TypeArg::Mmio => Self::Mmio,
+        }
+    }
+}
+
 pub(crate) fn run(args: &RunArgs) -> Result<Exit, Failure> {
     args.chain
         .search
         .require_locks("a machine needs its disks for itself")?;
     disks::check(args)?;
-    let kernel = open_file(&args.kernel)?;
-    let initrd = args.initrd.as_deref().map(open_file).transpose()?;
+    let named = Started::named(args)?;
     let (opened, of_machine) = OpenDisks::open(args)?;
-    let config = MachineConfig {
-        cpus: args.cpus,
-        memory: args.memory,
-        kernel,
-        initrd,
-        append: args.append.clone(),
-        disks: of_machine,
-        console: Box::new(io::stdout()),
-    };
-    let ended = Machine::new(config)
-        .and_then(run_attended)
-        .map_err(|error| failed(&args.kernel, error));
+    let ended = started(args, named, &opened).and_then(|started| run_machine(args, started, of_machine));
     // Whatever happened to the machine, the images are closed in order.
     let closed = opened.close();
     let end = ended?;
     closed?;
     exit(end)
+}
+
+fn started(args: &RunArgs, named: Option<Started>, disks: &OpenDisks) -> Result<Started, Failure> {
+    match (named, disks.first()) {
+        (Some(named), _) => Ok(named),
+        (None, Some((image, disk))) => Started::found(args, &disk, image),
+        (None, None) => Err(Failure::usage(
+            "name a disk that a kernel is on, or a kernel with --kernel",
+        )),
+    }
+}
+
+fn run_machine(args: &RunArgs, started: Started, disks: Vec<MachineDisk>) -> Result<End, Failure> {
+    let machine_type = match args.machine {
+        Some(named) => named.into(),
+        None => MachineType::for_kernel(&started.kernel)
+            .map_err(|error| Failure::io("read", Path::new(&started.name), &error))?,
+    };
+    let config = MachineConfig {
+        machine_type,
+        cpus: args.cpus,
+        memory: args.memory,
+        kernel: started.kernel,
+        initrd: started.initrd,
+        command_line: started.command_line,
+        append: args.append.clone(),
+        disks,
+        console: Box::new(io::stdout()),
+    };
+    Machine::new(config)
+        .and_then(run_attended)
+        .map_err(|error| failed(&started.name, error))
 }
 
 fn exit(end: End) -> Result<Exit, Failure> {
@@ -114,21 +161,11 @@ fn exit(end: End) -> Result<Exit, Failure> {
     }
 }
 
-/// A file that is read as a whole: nothing that a read could wait for.
-fn open_file(path: &Path) -> Result<File, Failure> {
-    let failed = |error: io::Error| Failure::io("open", path, &error);
-    // Opening a pipe would wait for its other end.
-    if !path.metadata().map_err(failed)?.is_file() {
-        return Err(failed(io::Error::other("it is no regular file")));
-    }
-    File::open(path).map_err(failed)
-}
-
-fn failed(kernel: &Path, error: Error) -> Failure {
+fn failed(kernel: &str, error: Error) -> Failure {
     let kind = match &error {
         Error::NoKvm { .. } => Kind::NoKvm,
         Error::NotAKernel { .. } => {
-            return Failure::new(Kind::NotAKernel, error).about(output::path_text(kernel));
+            return Failure::new(Kind::NotAKernel, error).about(kernel);
         }
         Error::MemorySize { .. } | Error::TooLittleMemory { .. } => Kind::GuestMemory,
         Error::Kvm { .. } => Kind::Kvm,
