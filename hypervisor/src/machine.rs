@@ -122,7 +122,7 @@ impl MachineHandle {
     }
 
     /// Asks the guest to let go of the disk in a slot: it takes as long as it wants. Returns whether it has, and then the
-    /// disk is flushed and its slot free. Until then it can be asked again.
+    /// disk is flushed and its slot free. Call it until then; the guest is asked again every five seconds.
     ///
     /// # Errors
     /// [`Error::NoHotPlug`], [`Error::NoDisk`], [`Error::Ended`], and [`Error::Disk`] where the disk cannot be flushed.

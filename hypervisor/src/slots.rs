@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use vhd_block::Disk;
 
@@ -14,14 +15,42 @@ use crate::{Error, MAX_DISKS};
 /// The slot of the first disk; the bridge is before it.
 const FIRST: usize = 1;
 
+/// How long the guest is given before it is asked once more.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+
 /// What is in the slots of a machine.
 pub(crate) struct Slots {
     vm: Arc<Vm>,
     wires: Arc<dyn Wires>,
     pub(crate) host: PciHost,
     pub(crate) hotplug: HotPlug,
-    /// The disk of each slot, also of one that the guest has let go of until that is noticed; nothing after the end.
-    disks: Mutex<Option<BTreeMap<usize, Disk>>>,
+    /// Nothing after the end.
+    disks: Mutex<Option<Disks>>,
+}
+
+/// The disks of a machine.
+#[derive(Default)]
+struct Disks {
+    /// By their slots, also those that the guest has let go of, until that is noticed.
+    slots: BTreeMap<usize, Slot>,
+    /// The slot that was filled last.
+    last: usize,
+}
+
+struct Slot {
+    disk: Disk,
+    /// When the guest was asked to let go of it.
+    asked: Option<Instant>,
+}
+
+impl Disks {
+    /// The next slot to fill. One that was emptied waits longest: the guest may still be told of what was in it.
+    fn next(&self) -> Result<usize, Error> {
+        let count = self.slots.len() + 1;
+        let turns = (self.last + 1..SLOTS).chain(FIRST..=self.last);
+        let mut free = turns.filter(|slot| !self.slots.contains_key(slot));
+        free.next().filter(|_| count <= MAX_DISKS).ok_or(Error::Disks { count })
+    }
 }
 
 impl Slots {
@@ -34,7 +63,7 @@ impl Slots {
             vm,
             host: PciHost::new(),
             hotplug: HotPlug::new(event),
-            disks: Mutex::new(Some(BTreeMap::new())),
+            disks: Mutex::new(Some(Disks::default())),
         })
     }
 
@@ -57,13 +86,15 @@ impl Slots {
     fn put(&self, disk: MachineDisk, window: impl Fn(usize) -> u64) -> Result<usize, Error> {
         let mut disks = self.disks();
         let disks = disks.as_mut().ok_or(Error::Ended)?;
-        let free = (FIRST..SLOTS).find(|slot| !disks.contains_key(slot));
-        let count = disks.len() + 1;
-        let slot = free.filter(|_| count <= MAX_DISKS).ok_or(Error::Disks { count })?;
+        let slot = disks.next()?;
         let of_machine = disk.disk.clone();
         let window = u32::try_from(window(slot)).unwrap_or(0);
-        self.host.insert(slot, self.function(disk, slot, window)?);
-        disks.insert(slot, of_machine);
+        let function = self.function(disk, slot, window)?;
+        self.hotplug.forget(slot);
+        self.host.insert(slot, function);
+        disks.last = slot;
+        let (disk, asked) = (of_machine, None);
+        disks.slots.insert(slot, Slot { disk, asked });
         Ok(slot)
     }
 
@@ -84,14 +115,17 @@ impl Slots {
     pub(crate) fn remove(&self, slot: usize) -> Result<bool, Error> {
         let mut disks = self.disks();
         let disks = disks.as_mut().ok_or(Error::Ended)?;
-        let disk = disks.get(&slot).ok_or(Error::NoDisk { slot })?;
+        let in_slot = disks.slots.get_mut(&slot).ok_or(Error::NoDisk { slot })?;
         if self.host.is_occupied(slot) {
-            self.hotplug.request_release(slot);
+            if in_slot.asked.is_none_or(|asked| asked.elapsed() >= ASK_AGAIN) {
+                in_slot.asked = Some(Instant::now());
+                self.hotplug.request_release(slot);
+            }
             return Ok(false);
         }
         // INV-71, for one disk: its thread has ended. A disk that cannot be flushed stays, so that it can be tried again.
-        disk.flush()?;
-        disks.remove(&slot);
+        in_slot.disk.flush()?;
+        disks.slots.remove(&slot);
         Ok(true)
     }
 
@@ -111,11 +145,11 @@ impl Slots {
     /// The machine has ended: all devices end, and their disks are still to be flushed.
     pub(crate) fn close(&self) -> Vec<Disk> {
         let disks = self.disks().take().unwrap_or_default();
-        disks.keys().for_each(|slot| drop(self.host.remove(*slot)));
-        disks.into_values().collect()
+        disks.slots.keys().for_each(|slot| drop(self.host.remove(*slot)));
+        disks.slots.into_values().map(|slot| slot.disk).collect()
     }
 
-    fn disks(&self) -> MutexGuard<'_, Option<BTreeMap<usize, Disk>>> {
+    fn disks(&self) -> MutexGuard<'_, Option<Disks>> {
         self.disks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
