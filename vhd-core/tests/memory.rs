@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs::OpenOptions as FileOptions;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::Command;
 
@@ -10,6 +11,7 @@ use common::build::{Parent, Sparse, id};
 use common::disk::open;
 use common::temp_dir;
 use vhd_core::chain::{OpenOptions, create_child};
+use vhd_core::device::{ByteRange, ExtentKind};
 use vhd_core::image::{create_dynamic, create_fixed};
 use vhd_core::storage::{HostFile, StorageFile as _};
 use vhd_core::units::u64_from;
@@ -134,6 +136,52 @@ fn creating_images_of_2040_gib() {
         create_fixed(&new_file(&dir.join("fixed.vhd")), SIZE, Default::default()).unwrap();
     });
     assert_below(peak, 12);
+}
+
+/// A disk of the largest size with fifty snapshots: what is empty in a layer takes no memory there.
+#[test]
+fn opening_a_chain_of_51_images_of_2040_gib() {
+    const DEPTH: usize = 50;
+    let dir = temp_dir();
+    let path = |dir: &Path, level: usize| dir.join(format!("{level}.vhd"));
+    let place = |level: usize| SIZE / 64 * u64_from(level) + 4096;
+    if std::env::var_os(SUBJECT).is_none() {
+        create_dynamic(&new_file(&path(dir.path(), 0)), SIZE, BLOCK).unwrap();
+        for level in 0..=DEPTH {
+            let image = path(dir.path(), level);
+            if level > 0 {
+                create_child(&image, &path(dir.path(), level - 1), None, &OpenOptions::new()).unwrap();
+            }
+            let opened = OpenOptions::new().write(true).open(&image).unwrap();
+            let byte = u8::try_from(level + 1).unwrap();
+            opened.disk().write_at(&[byte; 4096], place(level)).unwrap();
+            opened.close().unwrap();
+        }
+    }
+    let peak = measured("opening_a_chain_of_51_images_of_2040_gib", dir.path(), |dir| {
+        let opened = open(&path(dir, DEPTH), false);
+        for level in 0..=DEPTH {
+            let mut read = [0; 4096];
+            opened.disk().read_at(&mut read, place(level)).unwrap();
+            assert_eq!(usize::from(read[0]), level + 1);
+        }
+        // And every place of it is asked for.
+        let mut stored = 0;
+        let all = ByteRange::new(0, SIZE);
+        opened
+            .disk()
+            .extents(all, &mut |extent| {
+                stored += if extent.kind == ExtentKind::Data {
+                    extent.range.len
+                } else {
+                    0
+                };
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        assert_eq!(stored, 4096 * u64_from(DEPTH + 1));
+    });
+    assert_below(peak, 24);
 }
 
 /// What an open image keeps must not add up in a chain.

@@ -615,7 +615,7 @@ fn allow_open_files(wanted: u64) {
     }
 }
 
-/// Every layer is small and every one may claim a table of 128 MiB of memory: the chain has a budget for all.
+/// Every layer is small and may have a table of up to 128 MiB of memory: the chain has a budget for all.
 #[test]
 fn tables_of_a_chain_have_a_budget() {
     let dir = temp_dir();
@@ -623,13 +623,18 @@ fn tables_of_a_chain_have_a_budget() {
     let file = vhd_core::storage::StagedFile::create_beside(&path(0)).unwrap();
     vhd_core::image::create_dynamic(&*file.storage(), 64 << 20, 512 << 10).unwrap();
     file.publish(false, false).unwrap();
-    for level in 1..8 {
-        create_child(&path(level), &path(level - 1), None, &OpenOptions::new()).unwrap();
+    for level in 0..8 {
+        if level > 0 {
+            create_child(&path(level), &path(level - 1), None, &OpenOptions::new()).unwrap();
+        }
+        let opened = OpenOptions::new().write(true).open(&path(level)).unwrap();
+        opened.disk().write_at(&[1; 3 << 19], 0).unwrap();
+        opened.close().unwrap();
     }
-    // 128 blocks of 8 bytes in each of eight layers.
+    // Three blocks of 8 bytes in each of eight layers.
     let open = |bytes| OpenOptions::new().max_table_bytes(bytes).open(&path(7));
-    open(8 * 1024).unwrap();
-    let error = open(8 * 1024 - 1).unwrap_err();
+    open(8 * 24).unwrap();
+    let error = open(8 * 24 - 1).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TablesTooLarge);
     match error {
         ChainError::TablesTooLarge {
@@ -637,7 +642,7 @@ fn tables_of_a_chain_have_a_budget() {
             bytes,
             maximum,
         } => {
-            assert_eq!((at, bytes, maximum), (path(0), 8 * 1024, 8 * 1024 - 1));
+            assert_eq!((at, bytes, maximum), (path(0), 8 * 24, 8 * 24 - 1));
         }
         other => panic!("{other:?}"),
     }

@@ -77,12 +77,14 @@ impl Tree {
         }
     }
 
+    /// The bytes of a file, for each request: nothing else of its node is copied.
     fn content(&self, number: INodeNo) -> Result<Content, Errno> {
-        match self.node(number)?.kind {
-            Kind::File(content) => Ok(content),
+        let content = self.inodes.with(number.0, |node| match &node.kind {
+            Kind::File(content) => Ok(content.clone()),
             Kind::Directory(_) => Err(Errno::EISDIR),
             _ => Err(Errno::EINVAL),
-        }
+        });
+        content.unwrap_or(Err(Errno::ENOENT))
     }
 
     /// Runs `change` on the disk behind a file that can be written.
@@ -146,6 +148,9 @@ impl Filesystem for Tree {
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_SPLICE_MOVE,
             InitFlags::FUSE_CACHE_SYMLINKS,
+            // Without it the kernel asks for `security.capability` before each write, which takes as long as the write.
+            // What is to be done for it, taking set-user-ID bits away, is done: no file that can be written has them.
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
         ];
         for flag in wanted {
             let _ = config.add_capabilities(flag);

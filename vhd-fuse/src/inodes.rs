@@ -44,8 +44,13 @@ impl Inodes {
 
     /// The node with this number.
     pub(crate) fn get(&self, number: u64) -> Option<Node> {
+        self.with(number, Clone::clone)
+    }
+
+    /// What `look` takes of the node with this number.
+    pub(crate) fn with<T>(&self, number: u64, look: impl FnOnce(&Node) -> T) -> Option<T> {
         let tables = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        tables.by_number.get(&number).map(|known| known.node.clone())
+        tables.by_number.get(&number).map(|known| look(&known.node))
     }
 
     /// The number of the directory that a node is in.
@@ -58,8 +63,10 @@ impl Inodes {
     pub(crate) fn look_up(&self, parent: u64, name: &OsStr, node: &Node) -> u64 {
         let mut tables = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (parent, name.to_owned());
+        // Something else under the name of what was there before is not to be shown from the kernel's memory of that.
         if let Some(&number) = tables.by_name.get(&key)
             && let Some(known) = tables.by_number.get_mut(&number)
+            && known.node.instance == node.instance
         {
             known.lookups += 1;
             // What a directory shows under this name may be something else by now.
@@ -89,7 +96,10 @@ impl Inodes {
         if known.lookups == 0
             && let Some(known) = tables.by_number.remove(&number)
         {
-            tables.by_name.remove(&(known.parent, known.name));
+            let key = (known.parent, known.name);
+            if tables.by_name.get(&key) == Some(&number) {
+                tables.by_name.remove(&key);
+            }
         }
     }
 }
@@ -105,6 +115,18 @@ mod tests {
     fn file(byte: u8) -> Node {
         let bytes: Arc<[u8]> = Arc::from([byte]);
         Node::of_mount(Kind::File(Content::Bytes(bytes)), SystemTime::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn another_thing_of_the_same_name_has_another_number() {
+        let inodes = Inodes::new(file(0));
+        let name = OsStr::new("a");
+        let first = inodes.look_up(ROOT, name, &file(1).instance(1));
+        let second = inodes.look_up(ROOT, name, &file(2).instance(2));
+        assert_ne!(first, second);
+        assert!(inodes.get(first).is_some(), "the kernel may hold it");
+        inodes.forget(first, 1);
+        assert_eq!(inodes.look_up(ROOT, name, &file(2).instance(2)), second);
     }
 
     #[test]

@@ -91,6 +91,8 @@ pub struct Node {
     pub stat: Stat,
     /// Extended attributes, without the prefix `user.`.
     pub attributes: Vec<(&'static str, String)>,
+    /// Tells it from what had the same name before. What the kernel knows of that is then not shown for this.
+    pub instance: u64,
 }
 
 impl Node {
@@ -102,7 +104,14 @@ impl Node {
             kind,
             stat,
             attributes: Vec::new(),
+            instance: 0,
         }
+    }
+
+    /// The same, told from others that have had its name.
+    #[must_use]
+    pub fn instance(self, instance: u64) -> Self {
+        Self { instance, ..self }
     }
 
     /// The same, writable by its owner.

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 
-use crate::mounted::{Mounted, fuse, hash, sha256sum};
+use crate::mounted::{Mounted, active_file, fuse, hash, sha256sum};
 use crate::support::{Lab, MIB, stderr};
 use crate::tools::{have, run};
 
@@ -52,6 +52,7 @@ fn the_disk_and_its_parts_are_shown() {
     mounted.unmount();
 }
 
+/// Whichever state of the disk is mounted: another command goes on with the disk meanwhile.
 #[test]
 fn a_new_snapshot_appears_without_a_new_mount() {
     let lab = Lab::new();
@@ -59,13 +60,110 @@ fn a_new_snapshot_appears_without_a_new_mount() {
         return;
     }
     disk_with_snapshot(&lab);
-    let mounted = Mounted::new(&lab, &["disk.vhd@monday"]);
-    assert!(!mounted.path("snapshots/tuesday").exists());
-    mounted.unmount();
-    lab.run(&["snapshot", "create", "disk.vhd", "--name", "tuesday"], 0);
+    for (number, mounted_as) in ["disk.vhd@now", "disk.vhd@monday", "disk.vhd"].into_iter().enumerate() {
+        let mounted = Mounted::new(&lab, &[mounted_as]);
+        let before = sha256sum(&mounted.path("disk.raw"));
+        let (name, place) = (format!("later{number}"), 8 * MIB * u64::try_from(number).unwrap());
+        assert!(!mounted.path("snapshots").join(&name).exists());
+        // What was mounted as the present state is frozen now, and what is written goes into a new file.
+        lab.run(
+            &["snapshot", "create", "disk.vhd", "--name", &format!("frozen{number}")],
+            0,
+        );
+        lab.write(&active_file(&lab, "disk.vhd"), place, &[9; 4096]);
+        lab.run(&["snapshot", "create", "disk.vhd", "--name", &name], 0);
+        let names: Vec<_> = fs::read_dir(mounted.path("snapshots"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(names.len(), 3 + 2 * number, "{names:?}");
+        let new = mounted.path("snapshots").join(&name);
+        assert_eq!(
+            sha256sum(&new.join("disk.raw")),
+            hash(&lab, &format!("disk.vhd@{name}"))
+        );
+        let mut read = [0; 4096];
+        File::open(new.join("disk.raw"))
+            .unwrap()
+            .read_exact_at(&mut read, place)
+            .unwrap();
+        assert_eq!(read, [9; 4096]);
+        assert_eq!(sha256sum(&mounted.path("disk.raw")), before);
+        assert_eq!(
+            sha256sum(&mounted.path("snapshots/monday/disk.raw")),
+            hash(&lab, "disk.vhd@monday")
+        );
+        mounted.unmount();
+    }
+}
+
+/// The deleted one's file is in use, and stays as it is until nobody reads it; its name leads to another one.
+#[test]
+fn a_snapshot_is_deleted_and_another_one_gets_its_name() {
+    let lab = Lab::new();
+    if !fuse() {
+        return;
+    }
+    disk_with_snapshot(&lab);
+    lab.write(&active_file(&lab, "disk.vhd"), 0, &[1; 4096]);
+    lab.run(&["snapshot", "create", "disk.vhd", "--name", "side"], 0);
+    lab.run(&["snapshot", "apply", "disk.vhd", "monday"], 0);
     let mounted = Mounted::new(&lab, &["disk.vhd@now"]);
-    assert!(mounted.path("snapshots/tuesday/disk.raw").exists());
+    let side = mounted.path("snapshots/side/disk.raw");
+    let (held, old) = (File::open(&side).unwrap(), sha256sum(&side));
+    lab.run(&["snapshot", "delete", "disk.vhd", "side"], 0);
+    wait_until(|| !mounted.path("snapshots/side").exists());
+    lab.run(&["snapshot", "create", "disk.vhd", "--name", "between"], 0);
+    lab.write(&active_file(&lab, "disk.vhd"), 0, &[2; 4096]);
+    lab.run(&["snapshot", "create", "disk.vhd", "--name", "side"], 0);
+    wait_until(|| side.exists());
+    assert_eq!(sha256sum(&side), hash(&lab, "disk.vhd@side"));
+    assert_ne!(sha256sum(&side), old);
+    let mut read = [0; 4096];
+    held.read_exact_at(&mut read, 0).unwrap();
+    assert_eq!(read, [1; 4096]);
+    drop(held);
     mounted.unmount();
+    lab.run(&["check", "disk.vhd@side"], 0);
+}
+
+/// A snapshot of which nothing was looked at is not locked: its file goes at once.
+#[test]
+fn a_snapshot_that_nobody_looks_at_keeps_no_command_waiting() {
+    let lab = Lab::new();
+    if !fuse() {
+        return;
+    }
+    disk_with_snapshot(&lab);
+    lab.run(&["snapshot", "create", "disk.vhd", "--name", "side"], 0);
+    lab.run(&["snapshot", "apply", "disk.vhd", "monday"], 0);
+    let mounted = Mounted::new(&lab, &["disk.vhd@now"]);
+    let listed = fs::read_dir(mounted.path("snapshots")).unwrap();
+    assert!(
+        listed
+            .map(|entry| entry.unwrap().metadata().unwrap())
+            .all(|meta| meta.is_dir())
+    );
+    let files = lab.names().len();
+    lab.run(&["snapshot", "delete", "disk.vhd", "side"], 0);
+    assert_eq!(lab.names().len(), files - 1);
+    wait_until(|| !mounted.path("snapshots/side").exists());
+    // Its neighbour, whose file the mounted state stands on, stays readable.
+    assert_eq!(
+        sha256sum(&mounted.path("snapshots/monday/disk.raw")),
+        hash(&lab, "disk.vhd@monday")
+    );
+    mounted.unmount();
+}
+
+fn wait_until(done: impl Fn() -> bool) {
+    for _ in 0..500 {
+        if done() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    panic!("it does not happen");
 }
 
 #[test]
@@ -323,6 +421,12 @@ fn a_raw_base_is_shown_as_it_is() {
     assert!(fs::read(mounted.path("disk.raw")).unwrap() == bytes);
     assert_eq!(mounted.path("layers/1.raw").metadata().unwrap().len(), 4 * MIB);
     assert!(fs::write(mounted.path("layers/1.raw"), b"x").is_err());
+    mounted.unmount();
+    let mounted = Mounted::new(&lab, &["--from", "raw", "base.raw"]);
+    for name in ["disk.raw", "layers/0.raw"] {
+        assert!(fs::read(mounted.path(name)).unwrap() == bytes, "{name}");
+        assert!(fs::write(mounted.path(name), b"x").is_err(), "{name}");
+    }
     mounted.unmount();
     assert!(fs::read(lab.path("base.raw")).unwrap() == bytes);
 }

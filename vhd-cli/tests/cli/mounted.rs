@@ -78,6 +78,12 @@ pub(crate) fn hash(lab: &Lab, image: &str) -> String {
         .to_owned()
 }
 
+/// The file that a disk with snapshots is written to.
+pub(crate) fn active_file(lab: &Lab, disk: &str) -> String {
+    let active = vhd_core::snapshot::resolve(&lab.path(disk), vhd_core::snapshot::NOW).unwrap();
+    active.to_str().unwrap().to_owned()
+}
+
 /// What coreutils say of a file, whose name may be any bytes.
 pub(crate) fn sha256sum(path: &Path) -> String {
     let line = run("sha256sum", [path]);

@@ -16,14 +16,16 @@ pub mod forest;
 mod locate;
 mod open;
 mod relation;
+mod shared;
 mod unfinished;
 
 pub use create::{CreateChildError, create_child, parent_link};
-pub(crate) use create::{create_child_of, create_over, link_to, link_to_open};
+pub(crate) use create::{create_child_of, create_over, link_to, link_to_disk, link_to_open};
 pub(crate) use detect::image_error;
 pub use detect::{ForeignClass, ForeignFormat, ImageFormat, require_vhd};
 pub use error::{ChainError, ChainWarning, ParentOutcome, TriedParent};
 pub use locate::{AllowAll, ExplicitOnly, ParentGate};
 pub use open::{ChainLayer, MAX_DEPTH, MAX_TABLE_BYTES, OpenOptions, OpenedDisk};
 pub use relation::{Fact, RecordedPath, Relation};
+pub use shared::SharedImages;
 pub(crate) use unfinished::{ResizeRecord, ResizedFile};

@@ -13,6 +13,7 @@ use super::disagree::{Actual, Recorded, disagreements};
 use super::error::{ChainError, ChainWarning, ParentOutcome, TriedParent};
 use super::examine::{Examined, examine, identify};
 use super::locate::{AllowAll, Candidate, ExplicitOnly, ParentGate, candidates};
+use super::shared::SharedImages;
 use super::unfinished::unfinished_resize;
 use crate::device::{BlockDevice, DeviceError, Disk, Layer, LayeredDevice, LiveDevice, RawDevice};
 use crate::format::{Timestamp, UniqueId};
@@ -41,6 +42,7 @@ pub struct OpenOptions {
     /// The caller is a job, and has seen that no other is open on the image.
     for_job: bool,
     ignore_children: bool,
+    shared: Option<Arc<SharedImages>>,
 }
 
 impl Default for OpenOptions {
@@ -57,6 +59,7 @@ impl Default for OpenOptions {
             max_table_bytes: MAX_TABLE_BYTES,
             for_job: false,
             ignore_children: false,
+            shared: None,
         }
     }
 }
@@ -145,6 +148,14 @@ impl OpenOptions {
     #[must_use]
     pub fn fence(mut self, fence: Arc<dyn PublishFence>) -> Self {
         self.fence = Some(fence);
+        self
+    }
+
+    /// Uses images that other disks have open for reading, and lets others use those of this disk. A leaf that is written to
+    /// is not among them.
+    #[must_use]
+    pub fn share(mut self, images: Arc<SharedImages>) -> Self {
+        self.shared = Some(images);
         self
     }
 
@@ -524,7 +535,11 @@ impl<'a> ChainBuilder<'a> {
             self.enter(path, path, host)?;
         }
         // For a look first: to open it for writing may change it.
-        let leaf = self.open_image(path, Arc::clone(&file), &OpenMode::read_only())?;
+        let leaf = if self.options.is_writing() {
+            Arc::new(self.open_image(path, Arc::clone(&file), &OpenMode::read_only())?)
+        } else {
+            self.open_shared(path, Arc::clone(&file), &OpenMode::read_only())?
+        };
         self.paths.push(path.to_owned());
         let ancestors = self.ancestors(path, &leaf)?;
         let leaf = if self.options.is_writing() {
@@ -534,11 +549,11 @@ impl<'a> ChainBuilder<'a> {
                 .refuse_dependants(path, leaf.unique_id(), &self.paths[1..])?;
             self.warnings.extend(warning);
             drop(leaf);
-            image_at(path, file, &self.options.leaf_mode())?
+            Arc::new(image_at(path, file, &self.options.leaf_mode())?)
         } else {
             leaf
         };
-        let device = Device::Chain(Arc::new(LayeredDevice::new(leaf, ancestors)));
+        let device = Device::Chain(Arc::new(LayeredDevice::over(leaf, ancestors)));
         Ok(OpenedDisk::new(device, self.paths.clone(), self.warnings))
     }
 
@@ -577,8 +592,33 @@ impl<'a> ChainBuilder<'a> {
         })
     }
 
+    /// Opens an image for reading, or takes the one that is open in the same file.
+    fn open_shared(
+        &mut self,
+        path: &Path,
+        file: Arc<dyn StorageFile>,
+        mode: &OpenMode,
+    ) -> Result<Arc<Image>, ChainError> {
+        let Some(shared) = self.options.shared.clone() else {
+            return self.open_image(path, file, mode).map(Arc::new);
+        };
+        if let Some(image) = shared.get(&*file) {
+            self.count(path, &image)?;
+            return Ok(image);
+        }
+        let image = Arc::new(self.open_image(path, file, mode)?);
+        shared.add(&image);
+        Ok(image)
+    }
+
     fn open_image(&mut self, path: &Path, file: Arc<dyn StorageFile>, mode: &OpenMode) -> Result<Image, ChainError> {
         let image = image_at(path, file, mode)?;
+        self.count(path, &image)?;
+        Ok(image)
+    }
+
+    /// Takes notice of an image of the chain.
+    fn count(&mut self, path: &Path, image: &Image) -> Result<(), ChainError> {
         self.warnings.extend(footer_warnings(path, image.footers()));
         self.table_bytes += image.table_memory();
         if self.table_bytes > self.options.max_table_bytes {
@@ -588,7 +628,7 @@ impl<'a> ChainBuilder<'a> {
                 maximum: self.options.max_table_bytes,
             });
         }
-        Ok(image)
+        Ok(())
     }
 
     fn find_parent(&mut self, child_path: &Path, child: &Image) -> Result<Found, ChainError> {
@@ -638,12 +678,8 @@ impl<'a> ChainBuilder<'a> {
         // INV-34: the identity that counts is that of the file which is read from here on.
         let layer = match identify(candidate, &file, wanted) {
             Ok(Examined::Vhd) => {
-                let image = self.open_image(
-                    path,
-                    Arc::clone(&file) as _,
-                    &OpenMode::ancestor().at_depth(self.paths.len()),
-                )?;
-                Layer::Vhd(Arc::new(image))
+                let mode = OpenMode::ancestor().at_depth(self.paths.len());
+                Layer::Vhd(self.open_shared(path, Arc::clone(&file) as _, &mode)?)
             }
             Ok(Examined::Raw) => Layer::raw(Arc::clone(&file) as _).map_err(|source| ChainError::Read {
                 path: path.clone(),

@@ -83,6 +83,11 @@ impl Layer {
         }
     }
 
+    /// Bytes from the start of a range that have no space in the file; a raw file has space for all.
+    fn unallocated(&self, offset: VirtualOffset, len: u64) -> u64 {
+        self.image().map_or(0, |image| image.unallocated(offset, len))
+    }
+
     pub(crate) fn resolve_read(&self, offset: VirtualOffset, len: u64) -> Result<ReadSpan, DeviceError> {
         match self {
             Self::Vhd(image) => image.resolve_read(offset, len),
@@ -118,7 +123,12 @@ impl LayeredDevice {
     /// that is not there is [`DeviceError::NoParent`], never zeroes.
     #[must_use]
     pub fn new(leaf: Image, ancestors: Vec<Layer>) -> Self {
-        Self::of(Arc::new(leaf), ancestors, Vec::new())
+        Self::over(Arc::new(leaf), ancestors)
+    }
+
+    /// The same, where another disk may have the leaf too.
+    pub(crate) fn over(leaf: Arc<Image>, ancestors: Vec<Layer>) -> Self {
+        Self::of(leaf, ancestors, Vec::new())
     }
 
     /// The disk of `child`, an empty child of this disk's leaf, which is to be frozen before it is used.
@@ -300,6 +310,19 @@ impl LayeredDevice {
         }
     }
 
+    /// How many bytes from the start of a range no layer has a block for. Nothing is looked up for each of their blocks.
+    fn hole_len(&self, offset: u64, len: u64) -> u64 {
+        let mut len = len;
+        for layer in &self.layers {
+            // Behind its end a layer reads zero, whatever is below.
+            let Some(inside) = layer.disk_size().checked_sub(offset).filter(|&inside| inside > 0) else {
+                break;
+            };
+            len = layer.unallocated(VirtualOffset(offset), len.min(inside));
+        }
+        len
+    }
+
     fn file_of(&self, layer: u32) -> &dyn StorageFile {
         &*self.files[usize_from(u64::from(layer))]
     }
@@ -471,24 +494,27 @@ impl BlockDevice for LayeredDevice {
         let mut at = range.start;
         while at < range.end() {
             let Located { place, len } = self.locate(at, range.end() - at)?;
-            let part = ByteRange::new(at, len);
+            let mut part = ByteRange::new(at, len);
             let flow = match place {
                 Some(Place {
                     layer: depth,
                     offset: FileOffset(offset),
                 }) => push_stored(&mut coalescer, &mut stretches, self.file_of(depth), part, depth, offset)
                     .io_context("look for holes", offset)?,
-                None => coalescer.push(Extent {
-                    range: part,
-                    kind: ExtentKind::Hole,
-                    depth: base,
-                    file_offset: None,
-                }),
+                None => {
+                    part.len = len.max(self.hole_len(at, range.end() - at));
+                    coalescer.push(Extent {
+                        range: part,
+                        kind: ExtentKind::Hole,
+                        depth: base,
+                        file_offset: None,
+                    })
+                }
             };
             if flow.is_break() {
                 return Ok(());
             }
-            at += len;
+            at = part.end();
         }
         coalescer.finish();
         Ok(())

@@ -20,7 +20,7 @@ const LIST_BYTES: u64 = 256 << 20;
 /// Bytes of run lists that are kept now.
 static KEPT: AtomicU64 = AtomicU64::new(0);
 
-/// Blocks per lazily allocated group of run lists.
+/// Blocks per lazily allocated group of summaries, and of run lists.
 const GROUP: usize = 512;
 
 /// A place in the file of a layer.
@@ -58,13 +58,14 @@ enum Summary {
 }
 
 impl Summary {
+    const UNKNOWN_WORD: u64 = 0;
     const PLACE: u64 = 1 << 63;
     const LAYER_SHIFT: u32 = 44;
     const SECTOR_MASK: u64 = (1 << Self::LAYER_SHIFT) - 1;
 
     fn from_word(word: u64) -> Self {
         match word {
-            0 => Self::Unknown,
+            Self::UNKNOWN_WORD => Self::Unknown,
             1 => Self::Zero,
             2 => Self::Pieces,
             _ => Self::Whole(Place {
@@ -76,7 +77,7 @@ impl Summary {
 
     fn to_word(self) -> u64 {
         match self {
-            Self::Unknown => 0,
+            Self::Unknown => Self::UNKNOWN_WORD,
             Self::Zero => 1,
             Self::Pieces => 2,
             Self::Whole(Place { layer, offset }) => {
@@ -129,6 +130,7 @@ impl Run {
     }
 }
 
+type Summaries = Box<[AtomicU64; GROUP]>;
 type Runs = Box<[Run]>;
 type Group = Box<[OnceLock<Runs>]>;
 
@@ -139,7 +141,8 @@ pub(super) struct PlaceIndex {
     /// Blocks are of two to the power of this many bytes: every read looks one up, and a division takes long.
     block_shift: u32,
     disk_size: u64,
-    summaries: Box<[AtomicU64]>,
+    /// In groups that are allocated when something in them is learned: a large disk is hardly ever read as a whole.
+    summaries: Box<[OnceLock<Summaries>]>,
     lists: RunLists,
 }
 
@@ -153,8 +156,8 @@ impl PlaceIndex {
             first,
             block_shift,
             disk_size,
-            summaries: (0..blocks)
-                .map(|_| AtomicU64::new(Summary::Unknown.to_word()))
+            summaries: (0..usize_from(blocks).div_ceil(GROUP))
+                .map(|_| OnceLock::new())
                 .collect(),
             lists: RunLists::new(blocks),
         }
@@ -164,12 +167,25 @@ impl PlaceIndex {
         1 << self.block_shift
     }
 
+    fn summary(&self, block: usize) -> Summary {
+        match self.summaries[block / GROUP].get() {
+            Some(group) => Summary::from_word(group[block % GROUP].load(Ordering::Relaxed)),
+            None => Summary::Unknown,
+        }
+    }
+
+    fn remember(&self, block: usize, summary: Summary) {
+        let group = self.summaries[block / GROUP]
+            .get_or_init(|| Box::new([const { AtomicU64::new(Summary::UNKNOWN_WORD) }; GROUP]));
+        group[block % GROUP].store(summary.to_word(), Ordering::Relaxed);
+    }
+
     /// Where the unchanging layers have the first bytes of the range.
     pub(super) fn locate(&self, layers: &[Layer], offset: u64, len: u64) -> Result<Located, DeviceError> {
         let block = usize_from(offset >> self.block_shift);
         let within = offset & (self.block_size() - 1);
         let len = len.min(self.block_size() - within);
-        match Summary::from_word(self.summaries[block].load(Ordering::Relaxed)) {
+        match self.summary(block) {
             Summary::Zero => Ok(Located { place: None, len }),
             Summary::Whole(place) => Ok(Located {
                 place: Some(place.advanced(within)),
@@ -198,7 +214,7 @@ impl PlaceIndex {
             }
         };
         // The layers do not change: whoever learns the same block learns the same.
-        self.summaries[block].store(summary.to_word(), Ordering::Relaxed);
+        self.remember(block, summary);
         Ok(located)
     }
 }

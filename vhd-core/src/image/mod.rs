@@ -258,6 +258,12 @@ impl Image {
         }
     }
 
+    /// How many bytes from the start of a range inside the disk are in blocks that have no space in the file. Nothing is read
+    /// for it, and long ranges take no longer than short ones.
+    pub(crate) fn unallocated(&self, offset: VirtualOffset, len: u64) -> u64 {
+        self.sparse().map_or(0, |sparse| sparse.unallocated(offset, len))
+    }
+
     /// A place for the bytes at the start of the range, under the conditions of
     /// [`resolve_read`](Image::resolve_read).
     pub fn resolve_write(&self, offset: VirtualOffset, len: u64) -> Result<WriteSpan<'_>, DeviceError> {

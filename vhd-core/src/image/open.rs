@@ -11,20 +11,23 @@ use super::footers::{FooterSource, Footers};
 use super::room::Room;
 use super::sector_maps::SectorMaps;
 use super::sparse::Sparse;
-use super::table::{BlockTable, Slot};
+use super::table::BlockTable;
 use super::validate::{Region, Space, metadata_regions};
 use super::{Body, Image};
 use crate::format::{
-    BlockLayout, DiskType, DynamicHeader, FOOTER_SIZE, Footer, HEADER_SIZE, LEGACY_FOOTER_SIZE, TABLE_ENTRY_SIZE,
-    TableEntry, check_table_covers,
+    BlockLayout, DiskType, DynamicHeader, ENTRIES_PER_SECTOR, FOOTER_SIZE, Footer, HEADER_SIZE, LEGACY_FOOTER_SIZE,
+    TABLE_ENTRY_SIZE, TableEntry, check_table_covers,
 };
 use crate::storage::{LeastLen, StorageFile};
 use crate::sync::{AtomicBool, Mutex};
-use crate::units::{FileOffset, SECTOR_SIZE, u64_from, usize_from};
+use crate::units::{BlockIndex, FileOffset, SECTOR_SIZE, u64_from, usize_from};
 
 /// The most blocks an image may have: its table then takes 64 MiB in the file and twice that in memory.
 /// 2040 GiB in blocks of 128 KiB stay below it; Microsoft's smallest block is 512 KiB.
 pub const MAX_BLOCKS: u64 = 1 << 24;
+
+/// Bytes of a table that are read at once.
+const READ_AT_ONCE: usize = 256 << 10;
 
 /// Locks that serialise the first write of a block; two blocks may share one.
 #[cfg(not(loom))]
@@ -141,7 +144,8 @@ fn open_sparse(
 ) -> Result<Sparse, OpenError> {
     let footer = &footers.footer;
     let (header_offset, header) = read_header(&**file, footer, file_len)?;
-    let entries = read_table(&**file, &header, footer, header_offset, file_len)?;
+    let place = TablePlace::of(&header, footer, header_offset, file_len)?;
+    let used = place.read_used(&**file)?;
     let regions = metadata_regions(&header, header_offset);
     let space = Space {
         layout: header.layout,
@@ -149,20 +153,26 @@ fn open_sparse(
         regions: &regions,
         end: space_end(footers, file_len),
     };
-    space.check(&entries)?;
-    let blocks = u64_from(entries.len());
+    space.check(&used)?;
+    let differencing = footer.disk_type == DiskType::Differencing;
+    let blocks = usize_from(place.blocks);
+    // What has others above or below it, and is not written, is asked once per block.
+    let is_asked_once = !mode.writable && (mode.depth > 0 || differencing);
     let writer = match mode.writable {
         true => Some(open_writer(file, footers, header.layout, &regions, file_len, mode)?),
         false => None,
     };
     Ok(Sparse {
-        differencing: footer.disk_type == DiskType::Differencing,
+        differencing,
         layout: header.layout,
         disk_size: footer.current_size,
         table_offset: header.table_offset,
-        table: BlockTable::new(entries.into_iter().map(Slot::published)),
+        table: match is_asked_once {
+            true => BlockTable::of_used(blocks, &used),
+            false => BlockTable::of_all(blocks, &used),
+        },
         maps: match mode.writable {
-            true => SectorMaps::resident(blocks),
+            true => SectorMaps::resident(place.blocks),
             false => SectorMaps::cached(header.layout.bitmap_bytes(), mode.depth),
         },
         header,
@@ -212,34 +222,78 @@ pub(crate) fn read_table(
     header_offset: u64,
     file_len: u64,
 ) -> Result<Vec<TableEntry>, OpenError> {
-    let blocks = check_table_covers(header, footer).map_err(|source| OpenError::Format {
-        structure: "dynamic header",
-        offset: header_offset,
-        source,
-    })?;
-    if blocks > MAX_BLOCKS {
-        let block_size = header.layout.block_size();
-        return Err(OpenError::TooManyBlocks {
-            blocks,
-            block_size,
-            maximum: MAX_BLOCKS,
-        });
-    }
-    let offset = header.table_offset;
-    let len = blocks * u64_from(TABLE_ENTRY_SIZE);
-    if offset.checked_add(len).is_none_or(|end| end > file_len) {
-        return Err(OpenError::TableLocation { offset, len, file_len });
-    }
+    let place = TablePlace::of(header, footer, header_offset, file_len)?;
     // The length is bounded by the file's and by MAX_BLOCKS before anything is allocated for it.
-    let mut bytes = vec![0; usize_from(len)];
-    file.read_exact_at(&mut bytes, offset)
-        .map_err(|source| OpenError::Read {
-            structure: "block table",
-            offset,
+    let mut entries = vec![TableEntry::unused(); usize_from(place.blocks)];
+    for (block, entry) in place.read_used(file)? {
+        entries[block.as_usize()] = entry;
+    }
+    Ok(entries)
+}
+
+/// The part of a block table that the disk needs, inside the file.
+struct TablePlace {
+    offset: u64,
+    blocks: u64,
+}
+
+/// Entries that are unused, as many as are looked at together.
+const UNUSED: [u8; TABLE_ENTRY_SIZE * ENTRIES_PER_SECTOR] = [0xFF; TABLE_ENTRY_SIZE * ENTRIES_PER_SECTOR];
+
+impl TablePlace {
+    fn of(header: &DynamicHeader, footer: &Footer, header_offset: u64, file_len: u64) -> Result<Self, OpenError> {
+        let blocks = check_table_covers(header, footer).map_err(|source| OpenError::Format {
+            structure: "dynamic header",
+            offset: header_offset,
             source,
         })?;
-    let (entries, _) = bytes.as_chunks::<TABLE_ENTRY_SIZE>();
-    Ok(entries.iter().map(|entry| TableEntry::from_be_bytes(*entry)).collect())
+        if blocks > MAX_BLOCKS {
+            let block_size = header.layout.block_size();
+            return Err(OpenError::TooManyBlocks {
+                blocks,
+                block_size,
+                maximum: MAX_BLOCKS,
+            });
+        }
+        let offset = header.table_offset;
+        let len = blocks * u64_from(TABLE_ENTRY_SIZE);
+        if offset.checked_add(len).is_none_or(|end| end > file_len) {
+            return Err(OpenError::TableLocation { offset, len, file_len });
+        }
+        Ok(Self { offset, blocks })
+    }
+
+    /// Reads the entries that are in use, in order, a piece of the table after the other: a chain of large disks has
+    /// hundreds of MiB of tables, and hardly an entry in them.
+    fn read_used(&self, file: &dyn StorageFile) -> Result<Vec<(BlockIndex, TableEntry)>, OpenError> {
+        let len = usize_from(self.blocks) * TABLE_ENTRY_SIZE;
+        let mut piece = vec![0; len.min(READ_AT_ONCE)];
+        let mut used = Vec::new();
+        for start in (0..len).step_by(READ_AT_ONCE) {
+            let offset = self.offset + u64_from(start);
+            let piece = &mut piece[..READ_AT_ONCE.min(len - start)];
+            file.read_exact_at(piece, offset).map_err(|source| OpenError::Read {
+                structure: "block table",
+                offset,
+                source,
+            })?;
+            for (sector, first) in piece.chunks(UNUSED.len()).zip((start..).step_by(UNUSED.len())) {
+                if sector == &UNUSED[..sector.len()] {
+                    continue;
+                }
+                let (entries, _) = sector.as_chunks::<TABLE_ENTRY_SIZE>();
+                let entries = entries.iter().map(|entry| TableEntry::from_be_bytes(*entry));
+                let blocks = (first / TABLE_ENTRY_SIZE..).map_while(|block| u32::try_from(block).ok());
+                used.extend(
+                    blocks
+                        .map(BlockIndex)
+                        .zip(entries)
+                        .filter(|(_, entry)| *entry != TableEntry::unused()),
+                );
+            }
+        }
+        Ok(used)
+    }
 }
 
 fn open_writer(

@@ -81,6 +81,16 @@ impl Sparse {
         Ok(if present { data(len) } else { self.absent(len) })
     }
 
+    /// How many bytes from the start of the range are in blocks without space.
+    pub(super) fn unallocated(&self, offset: VirtualOffset, len: u64) -> u64 {
+        match self.table.next_allocated(self.layout.block_of(offset)) {
+            Some(block) => (u64::from(block.0) * self.layout.block_size())
+                .saturating_sub(offset.0)
+                .min(len),
+            None => len,
+        }
+    }
+
     fn absent(&self, len: u64) -> ReadSpan {
         if self.differencing {
             ReadSpan::Parent { len }

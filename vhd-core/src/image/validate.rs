@@ -43,19 +43,27 @@ pub(crate) struct Space<'a> {
 }
 
 impl Space<'_> {
-    /// Checks every entry: inside the space, outside the metadata, no two over one another.
-    pub(crate) fn check(&self, entries: &[TableEntry]) -> Result<(), OpenError> {
-        self.violations(entries, &mut |error| Err(error))
+    /// Checks every entry in use: inside the space, outside the metadata, no two over one another.
+    pub(crate) fn check(&self, used: &[(BlockIndex, TableEntry)]) -> Result<(), OpenError> {
+        self.violations_among(used.iter().copied(), &mut Err)
     }
 
-    /// Hands every violation to `report`, until it returns an error.
+    /// Hands every violation in a table to `report`, until it returns an error.
     pub(crate) fn violations(
         &self,
         entries: &[TableEntry],
         report: &mut dyn FnMut(OpenError) -> Result<(), OpenError>,
     ) -> Result<(), OpenError> {
+        self.violations_among((0..).map(BlockIndex).zip(entries.iter().copied()), report)
+    }
+
+    fn violations_among(
+        &self,
+        entries: impl Iterator<Item = (BlockIndex, TableEntry)>,
+        report: &mut dyn FnMut(OpenError) -> Result<(), OpenError>,
+    ) -> Result<(), OpenError> {
         let mut placed: Vec<(FileOffset, BlockIndex)> = Vec::new();
-        for (index, entry) in (0..).map(BlockIndex).zip(entries) {
+        for (index, entry) in entries {
             let Some(offset) = entry.bitmap_offset() else { continue };
             if let Some(error) = self.misplaced(index, offset) {
                 report(error)?;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::error::SnapshotError;
 use super::manifest::{ImageFile, Manifest, NOW, Pending};
 use super::place::Place;
+use crate::format::UniqueId;
 
 /// The base of the disk that `file` is the base or another file of: itself, for a disk without snapshots.
 ///
@@ -66,6 +67,30 @@ pub fn frozen_base(disk: &Path) -> Option<FrozenBase> {
     })
 }
 
+/// A snapshot that is not deleted, and where it is now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotFile {
+    /// What it is called now.
+    pub name: String,
+    /// Tells it from all others, whatever it is called and whichever file it is in.
+    pub id: UniqueId,
+    /// Its file, which is to be read only.
+    pub path: PathBuf,
+    /// The identity of the image in the file.
+    pub image_id: UniqueId,
+}
+
+/// The snapshots of the disk that `file` belongs to, whichever of its files that is, the oldest first; none for a disk
+/// without snapshots. Reading one of them may find that another command has merged its file into another one meanwhile: then
+/// its place is to be asked for again.
+///
+/// # Errors
+/// Those of reading the manifest.
+pub fn snapshots_beside(file: &Path) -> Result<Vec<SnapshotFile>, SnapshotError> {
+    let (place, manifest) = Place::find(file)?;
+    Ok(manifest.map_or_else(Vec::new, |manifest| place.snapshots(&manifest)))
+}
+
 /// A disk with snapshots, seen from the file that is written to.
 #[derive(Clone, Debug)]
 pub struct ActiveDisk {
@@ -88,27 +113,42 @@ pub fn snapshots_of(leaf: &Path) -> Result<Option<ActiveDisk>, SnapshotError> {
     if place.current_path(&manifest, &manifest.active.file) != own.disk() {
         return Ok(None);
     }
-    let mut listed: Vec<_> = manifest.listed().collect();
-    // Of two within a second the one that is based on the other is the younger.
-    let depths = manifest.depths();
-    listed.sort_by_key(|snapshot| (snapshot.created, depths.get(&snapshot.id).copied()));
-    let snapshots = listed
-        .into_iter()
-        .map(|snapshot| (snapshot.name.clone(), place.current_path(&manifest, &snapshot.file)));
+    let snapshots = place.snapshots(&manifest).into_iter();
     Ok(Some(ActiveDisk {
         disk: place.disk(),
-        snapshots: snapshots.collect(),
+        snapshots: snapshots.map(|snapshot| (snapshot.name, snapshot.path)).collect(),
     }))
 }
 
 impl Place {
+    /// The snapshots that are not deleted, the oldest first.
+    fn snapshots(&self, manifest: &Manifest) -> Vec<SnapshotFile> {
+        let mut listed: Vec<_> = manifest.listed().collect();
+        // Of two within a second the one that is based on the other is the younger.
+        let depths = manifest.depths();
+        listed.sort_by_key(|snapshot| (snapshot.created, depths.get(&snapshot.id).copied()));
+        let snapshots = listed.into_iter().map(|snapshot| {
+            let file = self.current_file(manifest, &snapshot.file);
+            SnapshotFile {
+                name: snapshot.name.clone(),
+                id: snapshot.id,
+                path: self.path(&file.name),
+                image_id: file.id,
+            }
+        });
+        snapshots.collect()
+    }
+
     /// Where an image is: when a merge was interrupted before the manifest said that it is done, in the file that it
     /// was merged into.
     pub(super) fn current_path(&self, manifest: &Manifest, file: &ImageFile) -> PathBuf {
-        let path = self.path(&file.name);
+        self.path(&self.current_file(manifest, file).name)
+    }
+
+    fn current_file<'a>(&self, manifest: &'a Manifest, file: &'a ImageFile) -> &'a ImageFile {
         match &manifest.pending {
-            Some(Pending::Merge { child, into }) if child == file && !path.exists() => self.path(&into.name),
-            _ => path,
+            Some(Pending::Merge { child, into }) if child == file && !self.path(&file.name).exists() => into,
+            _ => file,
         }
     }
 }

@@ -44,7 +44,7 @@ pub use create::Created;
 pub use delete::{Settled, Waiting};
 pub use error::SnapshotError;
 pub use live::{CreatedInUse, WantedSnapshot, create_together};
-pub use locate::{ActiveDisk, FrozenBase, base_of, frozen_base, resolve, snapshots_of};
+pub use locate::{ActiveDisk, FrozenBase, SnapshotFile, base_of, frozen_base, resolve, snapshots_beside, snapshots_of};
 pub use manifest::{Active, ImageFile, MAX_NAME, Manifest, NOW, Node, Pending, Snapshot, check_name};
 pub use recover::Recovered;
 pub use rescan::{Rescanned, rescan};

@@ -143,7 +143,15 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        let unmounted = Command::new("umount").arg(&self.dir).status();
+        // Something may look at a mount for a moment.
+        let unmounted = (0..100).any(|_| {
+            let output = Command::new("umount").arg(&self.dir).output();
+            let done = output.is_ok_and(|output| output.status.success());
+            if !done {
+                std::thread::sleep(std::time::Duration::from_millis(50));
+            }
+            done
+        });
         // A file system in user space ends a moment after it is unmounted.
         for _ in 0..100 {
             let Some(device) = &self.device else { break };
@@ -156,7 +164,7 @@ impl Drop for Mount {
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
         if !std::thread::panicking() {
-            assert!(unmounted.unwrap().success(), "{}", self.dir.display());
+            assert!(unmounted, "{}", self.dir.display());
         }
     }
 }

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::entry::{Entry, Metadata, Node, with_usable_names};
+use super::listed::Listed;
 use super::region::Budget;
 use super::{FileError, FileSystem};
 use crate::bytes::count;
@@ -34,6 +35,8 @@ pub struct Files {
     root: Node,
     ignores_case: bool,
     time_limit: Duration,
+    /// What was looked up before.
+    pub(super) listed: Listed,
     worker: Mutex<Worker>,
 }
 
@@ -60,6 +63,7 @@ impl Files {
             root: Node(0),
             ignores_case: false,
             time_limit,
+            listed: Listed::default(),
             worker: Mutex::new(worker),
         };
         let facts = files.run(0, |fs| {
@@ -168,6 +172,7 @@ impl Files {
             Err(RecvTimeoutError::Disconnected) => Err(self.panicked(&mut worker)),
             Err(RecvTimeoutError::Timeout) => {
                 worker.budget.abandon();
+                self.listed.clear();
                 let left_behind = worker.left_behind + 1;
                 if let Ok(fresh) = Worker::start(&self.open, self.format, self.time_limit) {
                     *worker = Worker { left_behind, ..fresh };
@@ -181,6 +186,7 @@ impl Files {
 
     /// The thread has ended in a panic: the next operation finds a new one.
     fn panicked(&self, worker: &mut Worker) -> FileError {
+        self.listed.clear();
         let left_behind = worker.left_behind;
         match Worker::start(&self.open, self.format, self.time_limit) {
             Ok(fresh) => {

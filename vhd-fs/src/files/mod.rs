@@ -21,6 +21,7 @@ mod ext;
 mod fat;
 mod ferro;
 mod guard;
+mod listed;
 mod ntfs;
 mod numbered;
 mod open;

@@ -1,7 +1,10 @@
 //! Paths inside a file system. Symbolic links are followed inside it and never lead out: an absolute one starts at its
 //! root, and `..` of the root is the root.
 
-use super::entry::{Entry, FileType, Node};
+use std::sync::Arc;
+
+use super::entry::{FileType, Node};
+use super::listed::Names;
 use super::{FileError, Files};
 
 /// Symbolic links that one path may have, as on Linux.
@@ -56,18 +59,20 @@ impl Files {
     /// # Errors
     /// [`FileError::NotFound`], [`FileError::NotDirectory`], and what reading meets.
     pub fn look_up(&self, directory: Node, name: &[u8]) -> Result<(Node, FileType), FileError> {
-        let entries = self.list(directory)?;
-        let exact = entries.iter().find(|entry| entry.name == name);
-        let found = exact.or_else(|| {
-            let same = |entry: &&Entry| self.ignores_case() && fold(&entry.name) == fold(name);
-            entries.iter().find(same)
-        });
-        let entry = found.ok_or(FileError::NotFound)?;
-        let kind = match entry.kind {
-            Some(kind) => kind,
-            None => self.metadata(entry.node)?.kind,
+        let names = match self.listed.get(directory) {
+            Some(names) => names,
+            None => {
+                let names = Arc::new(Names::new(self.list(directory)?, self.ignores_case()));
+                self.listed.keep(directory, Arc::clone(&names));
+                names
+            }
         };
-        Ok((entry.node, kind))
+        let (node, kind) = names.get(name).ok_or(FileError::NotFound)?;
+        let kind = match kind {
+            Some(kind) => kind,
+            None => self.metadata(node)?.kind,
+        };
+        Ok((node, kind))
     }
 }
 
@@ -77,11 +82,4 @@ fn reversed(path: &[u8]) -> Vec<Vec<u8>> {
     let mut parts: Vec<Vec<u8>> = parts.map(<[u8]>::to_vec).collect();
     parts.reverse();
     parts
-}
-
-fn fold(name: &[u8]) -> Vec<u8> {
-    match std::str::from_utf8(name) {
-        Ok(text) => text.to_lowercase().into_bytes(),
-        Err(_) => name.to_ascii_lowercase(),
-    }
 }

@@ -166,6 +166,7 @@ fn node(files: &Arc<Files>, node: vhd_fs::files::Node, time: SystemTime) -> Resu
         kind,
         stat: stat(&meta),
         attributes: Vec::new(),
+        instance: 0,
     })
 }
 

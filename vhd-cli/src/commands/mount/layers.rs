@@ -9,10 +9,11 @@ use vhd_core::chain::OpenedDisk;
 use vhd_core::device::{Disk, Layer, LayeredDevice, RawDevice};
 use vhd_core::error::with_causes;
 use vhd_core::image::{Image, OpenMode};
-use vhd_core::storage::{Access, HostFile, MemoryFile, Sharing, StorageFile as _};
+use vhd_core::storage::{Access, HostFile, MemoryFile, Sharing};
 use vhd_fuse::{Content, Directory, DiskPart, Kind, Name, Node, NodeError};
 
 use super::partitions::{RAW, REGULAR};
+use super::shown::with_passthrough;
 
 /// The images of a chain, leaf first.
 pub(super) struct Layers {
@@ -76,17 +77,11 @@ fn open(path: &Path) -> Result<HostFile, String> {
     HostFile::open(path, Access::ReadOnly, Sharing::Exclusive).map_err(|error| with_causes(&error))
 }
 
-/// A raw base. The kernel reads it by itself where the file has exactly the bytes of the disk.
+/// A raw base.
 fn raw(path: &Path) -> Result<DiskPart, String> {
-    let device = RawDevice::new(Arc::new(open(path)?), false).map_err(|error| error.to_string())?;
-    let part = DiskPart::whole(Disk::new(Arc::new(device)));
-    let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
-    let len = file.metadata().map_err(|error| error.to_string())?.len();
-    Ok(if len == part.len() {
-        part.passthrough(file)
-    } else {
-        part
-    })
+    let file = Arc::new(open(path)?);
+    let device = RawDevice::new(Arc::clone(&file) as _, false).map_err(|error| error.to_string())?;
+    Ok(with_passthrough(Disk::new(Arc::new(device)), &*file))
 }
 
 /// An image without its parents: what it does not have reads zero.
@@ -94,9 +89,8 @@ fn alone(path: &Path) -> Result<Disk, String> {
     let image = Image::open(Arc::new(open(path)?), &OpenMode::ancestor()).map_err(|error| with_causes(&error))?;
     let ancestors = match image.is_differencing() {
         true => {
-            let nothing = MemoryFile::new();
-            nothing.set_len(image.disk_size()).map_err(|error| error.to_string())?;
-            vec![Layer::raw(Arc::new(nothing)).map_err(|error| error.to_string())?]
+            // Behind the end of a parent a disk reads zero, and an empty file is nothing else.
+            vec![Layer::raw(Arc::new(MemoryFile::new())).map_err(|error| error.to_string())?]
         }
         false => Vec::new(),
     };

@@ -3,6 +3,7 @@
 mod files;
 mod helper;
 mod layers;
+mod on_demand;
 mod partitions;
 mod shown;
 mod snapshots;
@@ -15,6 +16,7 @@ use std::thread;
 use clap::Args;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use vhd_core::chain::SharedImages;
 use vhd_core::device::Disk;
 use vhd_fuse::{MountError, MountOptions};
 
@@ -127,10 +129,14 @@ pub(crate) fn run(args: &MountArgs) -> Result<Exit, Failure> {
             .map_err(|error| system("start a process in the background", &error));
     }
     let source = Source::new(&args.image, None)?;
-    let opened = args.source.options(&source).write(args.rw).open(&source.path)?;
+    // Snapshots read through the files that are open already.
+    let shared = Arc::<SharedImages>::default();
+    let options = args.source.options(&source).write(args.rw).share(Arc::clone(&shared));
+    let opened = options.open(&source.path)?;
     opened.warnings().iter().for_each(output::warning);
     let disk = opened.disk();
-    let root = shown::root(args, &source, &opened)?;
+    let snapshots = args.source.chain.options().share(shared);
+    let root = shown::root(args, &source, &opened, snapshots)?;
     let options = MountOptions::new(&source.name, disk.size())
         .writable(args.rw)
         .allow_other(args.allow_other)

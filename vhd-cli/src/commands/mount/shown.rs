@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use vhd_core::chain::OpenedDisk;
+use vhd_core::chain::{ImageFormat, OpenOptions, OpenedDisk};
 use vhd_core::device::Disk;
+use vhd_core::storage::StorageFile;
 use vhd_fuse::{Content, Directory, DiskPart, Fixed, Kind, Node};
 
 use super::MountArgs;
@@ -16,8 +17,13 @@ use crate::commands::info;
 use crate::failure::Failure;
 use crate::input::Source;
 
-/// The root directory.
-pub(super) fn root(args: &MountArgs, source: &Source, opened: &OpenedDisk) -> Result<Arc<dyn Directory>, Failure> {
+/// The root directory; `snapshots` says how snapshots are opened.
+pub(super) fn root(
+    args: &MountArgs,
+    source: &Source,
+    opened: &OpenedDisk,
+    snapshots: OpenOptions,
+) -> Result<Arc<dyn Directory>, Failure> {
     let now = SystemTime::now();
     let info = info::json(source, opened)?;
     let info: Arc<[u8]> = info.into_bytes().into();
@@ -26,9 +32,32 @@ pub(super) fn root(args: &MountArgs, source: &Source, opened: &OpenedDisk) -> Re
         .with("layers", directory(Arc::new(Layers::new(opened)), now))
         .with(
             "snapshots",
-            directory(Arc::new(Snapshots::new(&source.path, args, now)), now),
+            directory(Arc::new(Snapshots::new(&source.path, snapshots, args, now)), now),
         );
-    Ok(Arc::new(root))
+    let raw = opened
+        .file_at_depth(0)
+        .filter(|_| opened.format() == ImageFormat::Raw && !args.rw);
+    Ok(Arc::new(match raw {
+        Some(file) => root.with("disk.raw", file_node(with_passthrough(opened.disk(), file), now)),
+        None => root,
+    }))
+}
+
+/// A read-only disk that is all of a raw file. The kernel reads it by itself, where the file has exactly the disk's bytes.
+pub(super) fn with_passthrough(disk: Disk, file: &dyn StorageFile) -> DiskPart {
+    let part = DiskPart::whole(disk);
+    let host = file.host_file().and_then(|host| host.try_clone().ok());
+    match host.filter(|host| {
+        host.metadata()
+            .is_ok_and(|meta| meta.is_file() && meta.len() == part.len())
+    }) {
+        Some(host) => part.passthrough(host),
+        None => part,
+    }
+}
+
+fn file_node(part: DiskPart, time: SystemTime) -> Node {
+    Node::of_mount(Kind::File(Content::Disk(Arc::new(part))), time)
 }
 
 /// What is shown of one state of a disk: `disk.raw`, `partitions`, `files`.
@@ -36,7 +65,7 @@ pub(super) fn disk(disk: &Disk, args: &MountArgs, writable: bool, now: SystemTim
     let partitions = Arc::new(Partitions::read(disk, writable)?);
     let part = DiskPart::whole(disk.clone());
     let part = if writable { part.writable() } else { part };
-    let raw = Node::of_mount(Kind::File(Content::Disk(Arc::new(part))), now);
+    let raw = file_node(part, now);
     let raw = if writable { raw.writable() } else { raw };
     let shown = Fixed::new().with("disk.raw", raw);
     // Beside a kernel that changes a file system, a second reader of it sees neither the old nor the new state.

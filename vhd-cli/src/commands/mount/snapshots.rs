@@ -6,61 +6,61 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use vhd_core::chain::{OpenOptions, OpenedDisk};
+use vhd_core::chain::OpenOptions;
+use vhd_core::device::Disk;
 use vhd_core::error::with_causes;
-use vhd_core::snapshot;
-use vhd_fuse::{Directory, Kind, Name, Node, NodeError};
+use vhd_core::format::UniqueId;
+use vhd_core::snapshot::{self, SnapshotFile};
+use vhd_fuse::{Directory, Fixed, Kind, Name, Node, NodeError};
 
 use super::MountArgs;
+use super::on_demand::{OnDemand, OpenDisks};
 use super::shown;
 
 /// `DT_DIR`.
 const DIRECTORY: u8 = 4;
 
-/// The snapshots of a disk, opened when they are looked at first.
+/// The snapshots of a disk. Nothing of one is opened before something in its directory is looked at.
 pub(super) struct Snapshots {
-    /// The file that is mounted.
+    shared: Arc<Shared>,
+    /// Those that were looked up, by identity.
+    known: Mutex<HashMap<UniqueId, Node>>,
+}
+
+/// What all snapshots have in common.
+struct Shared {
+    /// The file that is mounted. Whichever of the disk's files it is, they are all shown.
     image: PathBuf,
-    options: OpenOptions,
+    disks: Arc<OpenDisks>,
     args: MountArgs,
     time: SystemTime,
-    opened: Mutex<HashMap<String, (OpenedDisk, Node)>>,
 }
 
 impl Snapshots {
-    pub(super) fn new(image: &Path, args: &MountArgs, time: SystemTime) -> Self {
+    /// The snapshots of the disk that `image` belongs to, opened with `options`.
+    pub(super) fn new(image: &Path, options: OpenOptions, args: &MountArgs, time: SystemTime) -> Self {
         Self {
-            image: image.to_owned(),
-            options: args.source.chain.options(),
-            args: args.clone(),
-            time,
-            opened: Mutex::default(),
+            shared: Arc::new(Shared {
+                image: image.to_owned(),
+                disks: OpenDisks::new(options),
+                args: args.clone(),
+                time,
+            }),
+            known: Mutex::default(),
         }
     }
 
-    /// The snapshots that there are now: names and files.
-    fn listed(&self) -> Result<Vec<(String, PathBuf)>, NodeError> {
-        let found = snapshot::snapshots_of(&self.image).map_err(|error| NodeError::Unreadable(with_causes(&error)))?;
-        Ok(found.map(|disk| disk.snapshots).unwrap_or_default())
-    }
-
-    fn open(&self, path: &Path) -> Result<(OpenedDisk, Node), NodeError> {
-        let unreadable = |text: String| NodeError::Unreadable(format!("{}: {text}", path.display()));
-        let opened = self
-            .options
-            .open(path)
-            .map_err(|error| unreadable(with_causes(&error)))?;
-        let shown = shown::disk(&opened.disk(), &self.args, false, self.time);
-        let shown = shown.map_err(|failure| unreadable(failure.message().to_owned()))?;
-        let node = Node::of_mount(Kind::Directory(Arc::new(shown)), self.time);
-        Ok((opened, node))
+    /// The snapshots that there are now.
+    fn listed(&self) -> Result<Vec<SnapshotFile>, NodeError> {
+        let found = snapshot::snapshots_beside(&self.shared.image);
+        found.map_err(|error| NodeError::Unreadable(with_causes(&error)))
     }
 }
 
 impl Directory for Snapshots {
     fn names(&self) -> Result<Vec<Name>, NodeError> {
-        let names = self.listed()?.into_iter().map(|(name, _)| Name {
-            name: name.into(),
+        let names = self.listed()?.into_iter().map(|snapshot| Name {
+            name: snapshot.name.into(),
             file_type: DIRECTORY,
         });
         Ok(names.collect())
@@ -68,17 +68,66 @@ impl Directory for Snapshots {
 
     fn node(&self, wanted: &OsStr) -> Result<Node, NodeError> {
         let listed = self.listed()?;
-        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
-        opened.retain(|name, _| listed.iter().any(|(other, _)| other == name));
-        let (name, path) = listed
-            .into_iter()
-            .find(|(name, _)| wanted == OsStr::new(name))
-            .ok_or(NodeError::NotFound)?;
-        if let Some((_, node)) = opened.get(&name) {
-            return Ok(node.clone());
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|id, _| listed.iter().any(|snapshot| snapshot.id == *id));
+        let found = listed.into_iter().find(|snapshot| wanted == OsStr::new(&snapshot.name));
+        let found = found.ok_or(NodeError::NotFound)?;
+        let id = found.id;
+        let node = known.entry(id).or_insert_with(|| {
+            let shown = Snapshot {
+                shared: Arc::clone(&self.shared),
+                found,
+                shown: Mutex::default(),
+            };
+            let node = Node::of_mount(Kind::Directory(Arc::new(shown)), self.shared.time);
+            // A name that another snapshot has now leads to another directory.
+            node.instance(instance(id))
+        });
+        Ok(node.clone())
+    }
+}
+
+/// A number that two snapshots do not share.
+fn instance(id: UniqueId) -> u64 {
+    id.0.chunks(8).fold(0, |number, bytes| {
+        bytes.iter().fold(0_u64, |word, &byte| word << 8 | u64::from(byte)) ^ number
+    })
+}
+
+/// The directory of a snapshot.
+struct Snapshot {
+    shared: Arc<Shared>,
+    found: SnapshotFile,
+    /// What it shows, once that was looked at.
+    shown: Mutex<Option<Arc<Fixed>>>,
+}
+
+impl Snapshot {
+    fn shown(&self) -> Result<Arc<Fixed>, NodeError> {
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(shown) = &*shown {
+            return Ok(Arc::clone(shown));
         }
-        let (disk, node) = self.open(&path)?;
-        opened.insert(name, (disk, node.clone()));
-        Ok(node)
+        let Shared {
+            image,
+            disks,
+            args,
+            time,
+        } = &*self.shared;
+        let disk = OnDemand::new(image.clone(), &self.found, disks)?;
+        let content = shown::disk(&Disk::new(disk), args, false, *time).map_err(|failure| {
+            NodeError::Unreadable(format!("{}: {}", self.found.path.display(), failure.message()))
+        })?;
+        Ok(Arc::clone(shown.insert(Arc::new(content))))
+    }
+}
+
+impl Directory for Snapshot {
+    fn names(&self) -> Result<Vec<Name>, NodeError> {
+        self.shown()?.names()
+    }
+
+    fn node(&self, name: &OsStr) -> Result<Node, NodeError> {
+        self.shown()?.node(name)
     }
 }

@@ -216,7 +216,7 @@ fn confirmed(
         regions: &regions,
         end: Tail::of(draft)?.space_end(len),
     };
-    if !exact || !is_padded(draft, header)? || space.check(&located.entries).is_err() {
+    if !exact || !is_padded(draft, header)? || space.violations(&located.entries, &mut Err).is_err() {
         return Ok(None);
     }
     let mut placed: Vec<u64> = located

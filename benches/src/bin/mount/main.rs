@@ -1,0 +1,61 @@
+//! Mounted disks beside other programs that mount them, beside a FUSE server that does nothing but read and write a raw
+//! file, and beside that file itself: fio on each in turn, round by round, in one run.
+//!
+//! ```text
+//! cargo run --release -p vhd-benches --bin mount -- [DIR [ROUNDS [MILLISECONDS]]]
+//! ```
+//!
+//! Needs fio, and `vhd` beside this program. Programs that are not installed (qemu-storage-daemon, nbdfuse and qemu-nbd,
+//! vhdimount) are left out, and so are rows that a program cannot do: qemu reads no parents, vhdimount does not write.
+//! Default: the current directory, three rounds, half a second for each measurement.
+#![forbid(unsafe_code)]
+
+mod bare;
+mod fio;
+mod images;
+mod peers;
+mod report;
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::fio::Work;
+use crate::images::Images;
+use crate::peers::Program;
+use crate::report::Report;
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let number = |index: usize, default: u64| {
+        let text = arguments.get(index);
+        text.map_or(Ok(default), |text| text.parse()).context("a number")
+    };
+    let place = PathBuf::from(arguments.first().map_or(".", String::as_str)).canonicalize()?;
+    let (rounds, milliseconds) = (number(1, 3)?, number(2, 500)?);
+    let vhd = std::env::current_exe()?.with_file_name("vhd");
+    ensure!(vhd.exists(), "there is no {}: build vhd-cli", vhd.display());
+    ensure!(Command::new("fio").arg("--version").output().is_ok(), "there is no fio");
+    let dir = tempfile::tempdir_in(place)?;
+    let images = Images::new(dir.path(), &vhd)?;
+    let mut report = Report::default();
+    for writes in [false, true] {
+        let programs = Program::all(&images, &vhd, writes)?;
+        for work in Work::all(writes) {
+            for round in 0..=rounds {
+                for program in &programs {
+                    let rate = fio::measure(&program.file, work, milliseconds)
+                        .with_context(|| format!("{} on {}", program.name, program.image))?;
+                    // The first round warms up.
+                    if round > 0 {
+                        report.add(work, program.image, program.name, rate);
+                    }
+                }
+            }
+            eprintln!("{work}");
+        }
+    }
+    report.print();
+    Ok(())
+}
