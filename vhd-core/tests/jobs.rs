@@ -12,11 +12,11 @@ use common::rng::{Rng, seeded};
 use common::temp_dir;
 use tempfile::TempDir;
 use vhd_core::ErrorKind;
-use vhd_core::chain::{ChainWarning, OpenOptions, create_child};
+use vhd_core::chain::{ChainWarning, OpenOptions, create_child, parent_link};
 use vhd_core::image::{create_dynamic, create_fixed};
 use vhd_core::job::{JobKind, open_job, require_no_job};
 use vhd_core::ops::Progress;
-use vhd_core::ops::merge::{MergeOptions, MergeRequest, merge, plan};
+use vhd_core::ops::merge::{MergeOptions, MergeRequest, merge, merge_to_new, plan, plan_to_new};
 use vhd_core::ops::new_id::{NewId, NewIdOptions};
 use vhd_core::ops::reparent::Relink;
 use vhd_core::ops::resize::{Request, Resize, ResizeError};
@@ -121,13 +121,15 @@ fn begin(request: &MergeRequest) {
     assert!(report.cancelled, "the merge is unfinished");
 }
 
+/// How a merge is done without a stop.
+const WHOLE: MergeOptions<'static> = MergeOptions {
+    cancel: &GO_ON,
+    threads: 1,
+    batch_bytes: 1 << 20,
+};
+
 fn finish(request: &MergeRequest) -> Result<(), vhd_core::ops::merge::MergeError> {
-    let options = MergeOptions {
-        cancel: &GO_ON,
-        threads: 1,
-        batch_bytes: 1 << 20,
-    };
-    merge(&plan(request)?, &options, &()).map(drop)
+    merge(&plan(request)?, &WHOLE, &()).map(drop)
 }
 
 #[test]
@@ -191,12 +193,23 @@ fn inv_37_no_other_job_and_no_writer_touches_the_images_of_an_open_merge() {
             3 => fs::remove_file(lab.path("new.avhd")).unwrap(),
             _ => pending(child.unwrap_err().kind(), &what),
         }
+        let link = parent_link(&lab.path("new.avhd"), path, &open(path, false));
+        match index {
+            3 => drop(link.unwrap()),
+            _ => pending(link.unwrap_err().kind(), &what),
+        }
         let warned = open(path, false)
             .warnings()
             .iter()
             .any(|warning| matches!(warning, ChainWarning::JobOpen { .. }));
         assert_eq!(warned, index != 3, "{what}");
     }
+    // A new image of the two above the target would be a child of it.
+    let above = plan_to_new(&MergeRequest::new(&lab.paths[3])).unwrap();
+    let new = lab.path("new.avhd");
+    let error = merge_to_new(&above, &new, false, &WHOLE, &()).unwrap_err();
+    pending(error.kind(), "a new child of the target");
+    assert!(!new.exists());
     // What is not of the merge is free: an image that it only reads below its target, and another child of that.
     lab.write(free);
     let error = Relink::examine(&lab.paths[free], &lab.paths[1], &OpenOptions::new()).unwrap_err();

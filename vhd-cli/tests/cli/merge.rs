@@ -142,6 +142,9 @@ fn what_is_not_merged_is_told_why() {
     assert_eq!(error(&["merge", "leaf.avhd"], 7), "VHD-E0304");
     drop(used);
     assert_eq!(images(&lab).len(), 4);
+    // The same command after a merge that was complete, but was killed before it could say so.
+    lab.run(&["merge", "leaf.avhd"], 0);
+    assert!(stderr(&lab.run(&["merge", "leaf.avhd"], 1)).contains("is complete"));
 }
 
 /// What each name is known to hold.

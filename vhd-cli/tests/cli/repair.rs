@@ -8,6 +8,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 use std::time::Instant;
 
+use vhd_core::job::RepairJob;
+
 use crate::compact::sha256;
 use crate::kill::killed;
 use crate::kills::kill_rounds;
@@ -258,12 +260,63 @@ fn killed_repairs_are_finished_or_undone() {
                 "undone after {delay:?}"
             );
         }
+        assert!(!lab.exists("a.vhd.job"), "still open after {delay:?}");
     }
     crate::announce(&format!(
         "repair killed {alive} times in {} rounds ({partial} in the middle of changes), undoing {undoing} times",
         kill_rounds()
     ));
     assert!(alive > 0, "no repair was killed: the test tested nothing");
+}
+
+/// All changes are in the image, and the repair, or its undoing, was killed before it ended.
+#[test]
+fn a_repair_that_was_killed_at_its_end_is_open_until_it_is_run_again() {
+    let ways: [(&[&str], bool); 3] = [
+        (&["repair", "a.vhd", "--yes"], true),
+        (&["repair", "a.vhd", "--undo"], false),
+        (&["repair", "a.vhd", "--yes", "--verbose"], true),
+    ];
+    for (again, repaired) in ways {
+        let lab = Lab::new();
+        much_damaged(&lab, "a.vhd");
+        lab.run(&["repair", "a.vhd", "--yes"], 0);
+        let bytes = fs::read(lab.path("a.vhd")).unwrap();
+        RepairJob::of(&lab.path("a.vhd")).begin().unwrap();
+        assert_eq!(lab.json(&["compact", "a.vhd"], 8)["error"]["code"], "VHD-E0307");
+        assert_eq!(lab.json(&["repair", "a.vhd"], 4)["verdict"], "unfinished");
+        lab.run(again, 0);
+        assert!(!lab.exists("a.vhd.job"), "{again:?}");
+        assert_eq!(fs::read(lab.path("a.vhd")).unwrap() == bytes, repaired, "{again:?}");
+        if repaired {
+            assert_eq!(lab.json(&["repair", "a.vhd"], 0)["verdict"], "sound");
+            lab.run(&["compact", "a.vhd"], 0);
+        }
+    }
+}
+
+#[test]
+fn nothing_new_is_based_on_an_image_whose_repair_is_open() {
+    let lab = Lab::new();
+    full(&lab, "a.vhd", 4);
+    lab.run(&["create", "b.avhd", "--parent", "a.vhd"], 0);
+    lab.run(&["create", "c.avhd", "--parent", "b.avhd"], 0);
+    lab.damage("a.vhd", -512, &[0; 8]);
+    lab.run(&["repair", "a.vhd", "--yes"], 0);
+    RepairJob::of(&lab.path("a.vhd")).begin().unwrap();
+    let before = lab.names();
+    for args in [
+        &["create", "new.avhd", "--parent", "a.vhd"][..],
+        &["export-delta", "c.avhd", "new.avhd", "--since", "a.vhd"],
+        &["merge", "c.avhd", "--output", "new.avhd"],
+        &["reparent", "c.avhd", "--parent", "a.vhd", "--rebase"],
+    ] {
+        assert_eq!(lab.json(args, 8)["error"]["code"], "VHD-E0307", "{args:?}");
+        assert_eq!(lab.names(), before, "{args:?}");
+    }
+    lab.run(&["export-delta", "c.avhd", "-", "--since", "a.vhd"], 8);
+    lab.run(&["repair", "a.vhd", "--yes"], 0);
+    lab.run(&["export-delta", "c.avhd", "new.avhd", "--since", "a.vhd"], 0);
 }
 
 /// A small file system in memory, for as long as it is held. `None`, loudly, where mounting is not allowed.

@@ -61,8 +61,6 @@ pub(crate) fn create_child_of(
     block_size: Option<u64>,
     opened: &OpenedDisk,
 ) -> Result<UniqueId, CreateChildError> {
-    // What the child is to be based on must not change below it.
-    require_steady(parent).map_err(ChainError::from)?;
     let image = opened.layers().next().and_then(|leaf| leaf.layer.image());
     let link = parent_link(child, parent, opened)?;
     create_over(child, image, opened.disk().size(), &link, block_size)
@@ -93,7 +91,17 @@ pub(crate) fn create_over(
 }
 
 /// What an image at `child` has to say of the disk at `parent`, which is open as `opened`.
+///
+/// # Errors
+/// [`CreateChildError`]: a job is open that changes the parent, as a merge or a resize; the parent's name can't be stored.
 pub fn parent_link(child: &Path, parent: &Path, opened: &OpenedDisk) -> Result<ParentLink, CreateChildError> {
+    // INV-37: what is to be based on it must not change below it, and the job does not know of it.
+    require_steady(parent).map_err(ChainError::from)?;
+    link_to_disk(child, parent, opened)
+}
+
+/// The same for the holder of the job that is open on the parent.
+pub(crate) fn link_to_disk(child: &Path, parent: &Path, opened: &OpenedDisk) -> Result<ParentLink, CreateChildError> {
     let image = opened.layers().next().and_then(|leaf| leaf.layer.image());
     link_to_open(child, parent, image, opened.file_at_depth(0))
 }

@@ -355,6 +355,12 @@ impl RepairJob {
         require_only(Some(&self.0.record), self.0.images.iter().map(|image| &image.path))
     }
 
+    /// Whether the repair, or its undoing, began and did not end: also when all of it is in the image already.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.0.images.iter().any(|image| self.0.is_marked(&image.path))
+    }
+
     /// The undo file is there, durably, and the first byte of the image is about to change.
     ///
     /// # Errors

@@ -133,9 +133,13 @@ impl Job<'_> {
     fn repair(&self) -> Result<(RepairJson, Exit), Failure> {
         match self.earlier() {
             Ok(Some((undo, JournalState::Untouched | JournalState::Partial))) => return self.finish(&undo),
+            // All of it is in the image, and it was killed before it could say so to the others.
+            Ok(Some((undo, JournalState::Complete))) if RepairJob::of(self.image).is_open() => {
+                return self.finish(&undo);
+            }
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::UndoMismatch => output::warning(format_args!(
-                "{}: {error}; it is left alone",
+                "{}: {error}; it is left alone, and has no effect once it is moved away",
                 UndoFile::path_of(self.image).display()
             )),
             Err(error) => return Err(self.failure(error)),

@@ -33,6 +33,15 @@ pub enum MergeError {
     /// What a child has to say of its new parent can't be said.
     #[error(transparent)]
     Link(#[from] CreateChildError),
+    /// The image is not there, and no merge of it was begun that could be gone on with.
+    #[error(
+        "{} does not exist, and no merge of it is unfinished: one that was interrupted after it removed the image is complete",
+        path.display()
+    )]
+    Gone {
+        /// The image.
+        path: PathBuf,
+    },
     /// The image has no parent that it could be merged into.
     #[error("{} is based on no other image: there is nothing to merge it into", path.display())]
     NoParent {
@@ -196,6 +205,7 @@ impl MergeError {
             Self::Record(error) => error.kind(),
             Self::Job(error) => error.kind(),
             Self::Link(error) => error.kind(),
+            Self::Gone { .. } => ErrorKind::NotFound,
             Self::NoParent { .. } | Self::NotAncestor { .. } | Self::NotChild { .. } => ErrorKind::NotRelated,
             Self::NotRemovable { .. } => ErrorKind::InvalidArgument,
             Self::SizeMismatch { .. } => ErrorKind::SizeMismatch,

@@ -8,7 +8,7 @@ use super::journal::{Journal, Known};
 use super::plan::{open_target, other_disk};
 use super::{MergeError, MergePlan, MergeReport};
 use crate::ErrorKind;
-use crate::chain::{OpenedDisk, parent_link};
+use crate::chain::{OpenedDisk, link_to_disk};
 use crate::device::Layer;
 use crate::format::UniqueId;
 use crate::image::Footers;
@@ -127,7 +127,7 @@ fn point(
     if !path.exists() {
         return Ok(false);
     }
-    let link = parent_link(path, &target.path, opened)?;
+    let link = link_to_disk(path, &target.path, opened)?;
     let file = match file.map_or_else(|| ChildFile::open(path), Ok) {
         // A machine may run on one that was pointed before the merge died.
         Err(error) if error.kind() == ErrorKind::Locked && dependants::parent_id(path)? == Some(target.id) => {

@@ -7,7 +7,7 @@ use super::copy::WINDOW;
 use super::dependants::{self, Dependants, Recorded};
 use super::journal::{Journal, Known, Phase};
 use super::{CarriedChild, MergeError, MergePlan, MergeRequest, MergeSummary, carry};
-use crate::chain::{ImageFormat, OpenOptions, OpenedDisk, parent_link};
+use crate::chain::{ImageFormat, OpenOptions, OpenedDisk, link_to_disk};
 use crate::device::{ByteRange, DeviceError, Layer, held};
 use crate::format::UniqueId;
 use crate::job::require_only;
@@ -38,11 +38,11 @@ pub(crate) fn plan_for(request: &MergeRequest, owner: Owner) -> Result<MergePlan
     if let Some(recorded) = journal.as_ref().filter(|recorded| recorded.child_is_gone()) {
         return plan_of_record(request, recorded);
     }
-    if journal.is_none()
-        && !child.exists()
-        && let Some(done) = Journal::read_done(&child)?
-    {
-        return plan_of_record(request, &done);
+    if journal.is_none() && matches!(child.try_exists(), Ok(false)) {
+        return match Journal::read_done(&child)? {
+            Some(done) => plan_of_record(request, &done),
+            None => Err(MergeError::Gone { path: child }),
+        };
     }
     let opened = request.open.clone().write(false).open(&child)?;
     let range = Range::of(&opened, request)?;
@@ -177,7 +177,7 @@ fn check_links(request: &MergeRequest, target: &Known, found: &Dependants) -> Re
     }
     let opened = open_target(&request.open, target, false)?;
     for child in found.paths() {
-        parent_link(child, &target.path, &opened)?;
+        link_to_disk(child, &target.path, &opened)?;
     }
     Ok(())
 }
