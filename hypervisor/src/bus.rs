@@ -7,7 +7,8 @@ use vhd_block::units::usize_from;
 use crate::End;
 use crate::legacy::{CMOS_DATA, CMOS_INDEX, COM1, Cmos, Com1, PowerPort};
 use crate::mem::HOLE_START;
-use crate::pci::{CONFIG_PORTS, PciHost};
+use crate::pci::{CONFIG_PORTS, HOTPLUG_PORTS};
+use crate::slots::Slots;
 use crate::virtio::mmio::{MmioTransport, PAGE};
 
 /// What nobody drives.
@@ -17,7 +18,7 @@ const FLOATING: u8 = 0xff;
 pub(crate) enum Devices {
     /// One per page from the beginning of the hole.
     Mmio(Vec<Mutex<MmioTransport>>),
-    Pci(Arc<PciHost>),
+    Pci(Arc<Slots>),
 }
 
 /// All devices that processors reach by themselves.
@@ -50,10 +51,12 @@ impl Bus {
             data.iter().for_each(|byte| locked(&self.cmos).select(*byte));
         } else if let Some(power) = PowerPort::new(port) {
             return data.iter().find_map(|byte| power.write(*byte));
-        } else if let Devices::Pci(host) = &self.devices
-            && CONFIG_PORTS.contains(&port)
-        {
-            host.write_port(port, data);
+        } else if let Devices::Pci(slots) = &self.devices {
+            if CONFIG_PORTS.contains(&port) {
+                slots.host.write_port(port, data);
+            } else if HOTPLUG_PORTS.contains(&port) {
+                slots.write_port(port, data);
+            }
         }
         None
     }
@@ -66,10 +69,14 @@ impl Bus {
             data.fill(locked(&self.cmos).read());
         } else if let Some(power) = PowerPort::new(port) {
             data.fill(power.read());
-        } else if let Devices::Pci(host) = &self.devices
+        } else if let Devices::Pci(slots) = &self.devices
             && CONFIG_PORTS.contains(&port)
         {
-            host.read_port(port, data);
+            slots.host.read_port(port, data);
+        } else if let Devices::Pci(slots) = &self.devices
+            && HOTPLUG_PORTS.contains(&port)
+        {
+            slots.read_port(port, data);
         } else {
             data.fill(FLOATING);
         }
@@ -82,7 +89,7 @@ impl Bus {
                     locked(device).write(offset, data);
                 }
             }
-            Devices::Pci(host) => host.write_memory(address, data),
+            Devices::Pci(slots) => slots.host.write_memory(address, data),
         }
     }
 
@@ -91,7 +98,7 @@ impl Bus {
             Devices::Mmio(devices) => at(devices, address)
                 .map(|(device, offset)| locked(device).read(offset, data))
                 .is_some(),
-            Devices::Pci(host) => host.read_memory(address, data),
+            Devices::Pci(slots) => slots.host.read_memory(address, data),
         };
         if !found {
             data.fill(FLOATING);

@@ -85,6 +85,18 @@ pub enum Error {
         /// As asked for.
         count: usize,
     },
+    /// The type of machine has no hot-plug.
+    #[error("the disks of this machine cannot be changed while it runs: only the type vhd-1 has hot-plug")]
+    NoHotPlug,
+    /// There is no disk in the slot.
+    #[error("there is no disk in slot {slot}")]
+    NoDisk {
+        /// As asked for.
+        slot: usize,
+    },
+    /// The machine has ended.
+    #[error("the machine has ended")]
+    Ended,
     /// KVM cannot run the guest any further.
     #[error("KVM cannot run the guest any further: {reason}, at instruction {rip:#x}")]
     Crashed {

@@ -8,7 +8,8 @@
 //!      |     |
 //!      |    Bus      which device answers at which port or address       bus.rs
 //!      |     +-- legacy/        COM1, clock, the ports that end a machine
-//!      |     +-- pci/           host bridge, configuration space, MSI-X
+//!      |     +-- slots.rs       disks put into slots and taken out, also while it runs
+//!      |     +-- pci/           host bridge, configuration space, hot-plug, MSI-X
 //!      |     +-- virtio/pci.rs  transport of the machine vhd-1; virtio/mmio.rs: of the other
 //!      |            |
 //!      |         virtio/session.rs  what driver and device agree on, whatever the transport
@@ -41,6 +42,7 @@ mod pci;
 #[cfg(test)]
 #[path = "../tests/common/ram.rs"]
 mod ram;
+mod slots;
 mod virtio;
 
 pub use error::Error;

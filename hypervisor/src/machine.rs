@@ -13,14 +13,13 @@ use crate::boot::{Boot, Platform};
 use crate::bus::{Bus, Devices};
 use crate::cpu::{Processors, Vcpu};
 use crate::error::host;
-use crate::kvm::{IOAPIC_LINES, Vm};
+use crate::kvm::Vm;
 use crate::legacy::{COM1_IRQ, Com1, PanicWatch};
 use crate::mem::{self, MAX_MEMORY, MEMORY_UNIT, MIN_MEMORY};
-use crate::pci::{Msix, PciHost, Vector, WINDOW, Wires};
+use crate::slots::Slots;
 use crate::virtio::Interrupt;
 use crate::virtio::block::Block;
 use crate::virtio::mmio::{DOORBELL, MmioTransport};
-use crate::virtio::pci::{PciTransport, VECTORS, WINDOW_SIZE};
 use crate::{Error, MAX_CPUS, MAX_DISKS, MachineType};
 
 /// The interrupts of disks, in turn: those of the ISA bus that nothing else has.
@@ -80,10 +79,12 @@ pub enum End {
 
 /// A machine that is ready to run.
 pub struct Machine {
-    vm: Vm,
+    vm: Arc<Vm>,
     vcpus: Vec<Vcpu>,
     bus: Bus,
     com1: Arc<Mutex<Com1>>,
+    slots: Option<Arc<Slots>>,
+    /// Those that are in no slot.
     disks: Vec<Disk>,
     panic: PanicWatch,
     report: Sender<Result<End, Error>>,
@@ -94,6 +95,7 @@ pub struct Machine {
 #[derive(Clone)]
 pub struct MachineHandle {
     com1: Arc<Mutex<Com1>>,
+    slots: Option<Arc<Slots>>,
     report: Sender<Result<End, Error>>,
 }
 
@@ -108,6 +110,25 @@ impl MachineHandle {
         // A machine that has ended already needs no stop.
         let _ = self.report.send(Ok(End::Stopped));
     }
+
+    /// Gives the guest another disk while it runs, and says so to it; returns the slot, by which it is removed. A guest that
+    /// has no driver for hot-plug does not look.
+    ///
+    /// # Errors
+    /// [`Error::NoHotPlug`] for a machine of another type than [`MachineType::Vhd1`], [`Error::Disks`] where it has as
+    /// many as it can have, [`Error::Ended`], and what KVM or the host cannot do.
+    pub fn add_disk(&self, disk: MachineDisk) -> Result<usize, Error> {
+        self.slots.as_ref().ok_or(Error::NoHotPlug)?.add(disk)
+    }
+
+    /// Asks the guest to let go of the disk in a slot: it takes as long as it wants. Returns whether it has, and then the
+    /// disk is flushed and its slot free. Call it until then; the guest is asked again every five seconds.
+    ///
+    /// # Errors
+    /// [`Error::NoHotPlug`], [`Error::NoDisk`], [`Error::Ended`], and [`Error::Disk`] where the disk cannot be flushed.
+    pub fn remove_disk(&self, slot: usize) -> Result<bool, Error> {
+        self.slots.as_ref().ok_or(Error::NoHotPlug)?.remove(slot)
+    }
 }
 
 impl Machine {
@@ -117,7 +138,7 @@ impl Machine {
     /// Each reason why there can be no such machine is a variant of [`Error`].
     pub fn new(mut config: MachineConfig) -> Result<Self, Error> {
         check(&config)?;
-        let vm = Vm::new(mem::allocate(config.memory)?)?;
+        let vm = Arc::new(Vm::new(mem::allocate(config.memory)?)?);
         let announced: Vec<(u64, u32)> = (0..)
             .map(Bus::address)
             .zip(DISK_IRQS)
@@ -139,10 +160,23 @@ impl Machine {
         let panic = PanicWatch::default();
         let com1 = Com1::new(config.console, panic.clone()).map_err(host("make an event counter"))?;
         vm.connect_interrupt(com1.event(), COM1_IRQ)?;
-        let disks = config.disks.iter().map(|disk| disk.disk.clone()).collect();
-        let devices = match config.machine_type {
-            MachineType::Vhd1 => Devices::Pci(Arc::new(on_pci(&vm, config.disks)?)),
-            MachineType::Mmio => Devices::Mmio(on_mmio(&vm, config.disks, &announced)?),
+        let (devices, disks) = match config.machine_type {
+            MachineType::Vhd1 => {
+                let slots = Slots::new(Arc::clone(&vm))?;
+                for disk in config.disks {
+                    slots.equip(disk)?;
+                }
+                (Devices::Pci(Arc::new(slots)), Vec::new())
+            }
+            MachineType::Mmio => {
+                let disks = config.disks.iter().map(|disk| disk.disk.clone()).collect();
+                let devices = on_mmio(&vm, config.disks, &announced)?;
+                (Devices::Mmio(devices), disks)
+            }
+        };
+        let slots = match &devices {
+            Devices::Pci(slots) => Some(Arc::clone(slots)),
+            Devices::Mmio(_) => None,
         };
         let vcpus = vm.make_vcpus(config.cpus, entry)?;
         let com1 = Arc::new(Mutex::new(com1));
@@ -152,6 +186,7 @@ impl Machine {
             vcpus,
             bus: Bus::new(Arc::clone(&com1), devices),
             com1,
+            slots,
             disks,
             panic,
             report,
@@ -164,6 +199,7 @@ impl Machine {
     pub fn handle(&self) -> MachineHandle {
         MachineHandle {
             com1: Arc::clone(&self.com1),
+            slots: self.slots.clone(),
             report: self.report.clone(),
         }
     }
@@ -175,12 +211,13 @@ impl Machine {
     pub fn run(self) -> Result<End, Error> {
         let bus = Arc::new(self.bus);
         let processors = Processors::start(self.vcpus, &bus, &self.report)?;
-        let ended = wait(&self.reports, &processors);
+        let ended = wait(&self.reports, &processors, self.slots.as_deref());
         // In this order: nobody rings any more, then the threads of the disks end, then what they wrote is flushed.
         drop(processors);
         drop(bus);
+        let in_slots = self.slots.map(|slots| slots.close()).unwrap_or_default();
         drop(self.vm);
-        let flushed = self.disks.iter().try_for_each(Disk::flush);
+        let flushed = self.disks.iter().chain(&in_slots).try_for_each(Disk::flush);
         let end = ended?;
         flushed?;
         // After a panic the kernel resets or halts.
@@ -192,13 +229,16 @@ impl Machine {
 }
 
 /// Waits for the first report of an end, or until all processors have halted for good.
-fn wait(reports: &Receiver<Result<End, Error>>, processors: &Processors) -> Result<End, Error> {
+fn wait(reports: &Receiver<Result<End, Error>>, processors: &Processors, slots: Option<&Slots>) -> Result<End, Error> {
     let mut halted = 0;
     loop {
         match reports.recv_timeout(HALT_CHECK) {
             Ok(ended) => return ended,
             Err(RecvTimeoutError::Disconnected) => return Ok(End::Stopped),
             Err(RecvTimeoutError::Timeout) => {}
+        }
+        if let Some(slots) = slots {
+            slots.hotplug.remind();
         }
         halted = if processors.all_halted() { halted + 1 } else { 0 };
         if halted == HALT_CHECKS {
@@ -224,12 +264,14 @@ fn check(config: &MachineConfig) -> Result<(), Error> {
     Ok(())
 }
 
-fn block(disk: MachineDisk) -> Result<Box<Block>, Error> {
+/// A disk as a device.
+pub(crate) fn block(disk: MachineDisk) -> Result<Box<Block>, Error> {
     let device = Block::new(disk.disk, &disk.name, disk.read_only);
     device.map(Box::new).map_err(host("start the thread of a disk"))
 }
 
-fn event() -> Result<EventFd, Error> {
+/// An event counter that KVM reads.
+pub(crate) fn event() -> Result<EventFd, Error> {
     EventFd::new(EFD_NONBLOCK).map_err(host("make an event counter"))
 }
 
@@ -244,34 +286,4 @@ fn on_mmio(vm: &Vm, disks: Vec<MachineDisk>, places: &[(u64, u32)]) -> Result<Ve
         Ok(Mutex::new(transport))
     };
     disks.into_iter().zip(places).map(connect).collect()
-}
-
-/// Puts disks into the slots of a bus, each with lines for its messages.
-fn on_pci(vm: &Vm, disks: Vec<MachineDisk>) -> Result<PciHost, Error> {
-    let wires = vm.wires();
-    let functions = disks
-        .into_iter()
-        .zip(0..)
-        .map(|(disk, number)| function(vm, disk, number, &wires));
-    Ok(PciHost::new(functions.collect::<Result<_, _>>()?))
-}
-
-/// A disk as a function of PCI, `number` behind the first.
-fn function(vm: &Vm, disk: MachineDisk, number: u32, wires: &Arc<dyn Wires>) -> Result<PciTransport, Error> {
-    let vectors = (0..VECTORS).map(|vector| {
-        let (event, line) = (event()?, IOAPIC_LINES + number * VECTORS + vector);
-        vm.connect_interrupt(&event, line)?;
-        Ok(Vector { event, line })
-    });
-    let msix = Msix::new(vectors.collect::<Result<_, Error>>()?, Arc::clone(wires));
-    let (first, _) = WINDOW;
-    let address = u32::try_from(first).unwrap_or(0) + number * WINDOW_SIZE;
-    let device = block(disk)?;
-    Ok(PciTransport::new(
-        device,
-        vm.memory().clone(),
-        msix,
-        Arc::clone(wires),
-        address,
-    ))
 }

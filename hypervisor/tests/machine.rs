@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use hypervisor::{End, Error, MAX_MEMORY, MIN_MEMORY, Machine, MachineConfig, MachineDisk, MachineType};
+use hypervisor::{End, Error, MAX_DISKS, MAX_MEMORY, MIN_MEMORY, Machine, MachineConfig, MachineDisk, MachineType};
 
 #[allow(dead_code, reason = "these tests use a part of it")]
 #[path = "common/payload.rs"]
@@ -216,6 +216,80 @@ fn a_second_processor_is_started_by_the_first() {
     };
     assert_eq!(Machine::new(config).unwrap().run().unwrap(), End::PowerOff);
     assert_eq!(console.text(), "AB");
+}
+
+#[test]
+fn a_disk_is_added_and_removed_while_the_guest_runs() {
+    if !has_kvm("hot-plug") {
+        return;
+    }
+    let (device, ram) = Ram::disk(1 << 20);
+    // Registers of hot-plug: what is new, what is to be released, what is released.
+    let (added, leaving, eject) = (0x620, 0x624, 0x628);
+    let guest = Payload::on_pci()
+        .wait_for_port(added)
+        .place_disk(0)
+        .start_disk(0)
+        .store(data(0), u32::from_le_bytes(*b"disk"))
+        .request(0, STORE, 7, 512)
+        .print_status(0)
+        .wait_for_port(leaving)
+        .out32(eject, 1 << 1)
+        .print("released")
+        .echo()
+        .power_off();
+    let console = Console::default();
+    let config = MachineConfig {
+        machine_type: MachineType::Vhd1,
+        ..config(&guest.elf(), &console)
+    };
+    let machine = Machine::new(config).unwrap();
+    let handle = machine.handle();
+    let running = thread::spawn(move || machine.run());
+    assert!(matches!(handle.remove_disk(1), Err(Error::NoDisk { slot: 1 })));
+    let slot = handle.add_disk(disk(&device, false)).unwrap();
+    assert_eq!(slot, 1);
+    while console.text() != "0" {
+        thread::sleep(Duration::from_millis(1));
+    }
+    let mut stored = [0; 4];
+    device.read_at(&mut stored, 7 * 512).unwrap();
+    assert_eq!(&stored, b"disk");
+    // One that cannot be flushed stays, to be tried again.
+    ram.fails.store(true, Ordering::Relaxed);
+    while !matches!(handle.remove_disk(slot), Err(Error::Disk(_))) {
+        thread::sleep(Duration::from_millis(1));
+    }
+    ram.fails.store(false, Ordering::Relaxed);
+    assert!(handle.remove_disk(slot).unwrap());
+    assert!(handle.remove_disk(slot).is_err());
+    // The slot that was emptied is the last to be filled again; more disks than a machine has are refused.
+    for number in 0..MAX_DISKS {
+        assert_eq!(handle.add_disk(disk(&device, true)).unwrap(), number + 2);
+    }
+    let refused = handle.add_disk(disk(&device, true));
+    assert!(
+        matches!(refused, Err(Error::Disks { count }) if count == MAX_DISKS + 1),
+        "{refused:?}"
+    );
+    handle.input(b"x");
+    assert_eq!(running.join().unwrap().unwrap(), End::PowerOff);
+    assert_eq!(console.text(), "0releasedx");
+    assert!(matches!(handle.add_disk(disk(&device, false)), Err(Error::Ended)));
+}
+
+#[test]
+fn a_machine_without_pci_has_no_hot_plug() {
+    if !has_kvm("hot-plug without PCI") {
+        return;
+    }
+    let machine = Machine::new(config(&Payload::new().power_off().elf(), &Console::default())).unwrap();
+    let (device, _) = Ram::disk(4096);
+    assert!(matches!(
+        machine.handle().add_disk(disk(&device, false)),
+        Err(Error::NoHotPlug)
+    ));
+    assert!(matches!(machine.handle().remove_disk(1), Err(Error::NoHotPlug)));
 }
 
 #[test]

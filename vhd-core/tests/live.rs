@@ -4,6 +4,8 @@
 //! VHD_LIVE_ROUNDS says how many random histories lose power (default 6).
 
 mod common;
+#[path = "live/delete.rs"]
+mod delete;
 mod support;
 
 use std::io::IoSlice;

@@ -39,17 +39,27 @@ pub(crate) struct PciHost {
 }
 
 impl PciHost {
-    /// A bus with these functions, in the slots behind the bridge.
-    pub(crate) fn new(functions: Vec<PciTransport>) -> Self {
-        let functions = functions.into_iter().map(Some);
-        let slots = std::iter::once(None)
-            .chain(functions)
-            .chain(std::iter::repeat_with(|| None));
+    /// A bus with the bridge alone.
+    pub(crate) fn new() -> Self {
         Self {
             bridge: ConfigSpace::new(BRIDGE),
             address: Mutex::new(0),
-            slots: slots.take(SLOTS).map(Mutex::new).collect(),
+            slots: std::iter::repeat_with(Mutex::default).take(SLOTS).collect(),
         }
+    }
+
+    /// Puts a function into a slot.
+    pub(crate) fn insert(&self, slot: usize, function: PciTransport) {
+        *locked(&self.slots[slot]) = Some(function);
+    }
+
+    /// Takes what is in a slot. The device ends when that is dropped.
+    pub(crate) fn remove(&self, slot: usize) -> Option<PciTransport> {
+        locked(self.slots.get(slot)?).take()
+    }
+
+    pub(crate) fn is_occupied(&self, slot: usize) -> bool {
+        self.slots.get(slot).is_some_and(|slot| locked(slot).is_some())
     }
 
     /// A read of memory, if there is something of the bus.
@@ -165,7 +175,7 @@ mod tests {
 
     #[test]
     fn the_bridge_is_found_both_ways_and_nothing_else() {
-        let host = PciHost::new(Vec::new());
+        let host = PciHost::new();
         assert_eq!(dword(&host, 0), 0x0008_1b36);
         assert_eq!(dword(&host, 8), 0x0600_0000);
         assert_eq!(dword(&host, 0x100), 0);

@@ -3,17 +3,20 @@
 //! ```text
 //!   host.rs     which function answers a configuration access or owns an address
 //!   config.rs   the configuration space of a function: identity, windows, capabilities
+//!   hotplug.rs  how the guest learns that slots change
 //!   msix.rs     interrupts as messages, each of which can be masked
 //!   wires.rs    what KVM has to do for a function: messages, doorbells
 //! ```
 
 mod config;
 mod host;
+mod hotplug;
 mod msix;
 mod wires;
 
 pub(crate) use config::{ConfigSpace, Identity};
 pub(crate) use host::{CONFIG_PORTS, PciHost};
+pub(crate) use hotplug::{HOTPLUG_LINE, HOTPLUG_PORTS, HotPlug, bit};
 pub(crate) use msix::{Msix, Vector};
 pub(crate) use wires::{Message, Wires};
 

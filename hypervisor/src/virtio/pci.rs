@@ -306,6 +306,15 @@ impl PciTransport {
     }
 }
 
+impl Drop for PciTransport {
+    fn drop(&mut self) {
+        if let Some(address) = self.connected.take() {
+            let bell = self.session.device().doorbell();
+            self.wires.disconnect_doorbell(bell, address + u64::from(DOORBELL));
+        }
+    }
+}
+
 /// What is behind number and link of a capability of virtio: its length, kind, window, and the part of it.
 fn capability(kind: u8, offset: u32, len: u32, more: &[u8]) -> Vec<u8> {
     const LEN: u8 = 16;

@@ -64,6 +64,26 @@ impl Payload {
         self.emit_with(&[0xba], &[port.into()]).emit(&[0xb0, value, 0xee])
     }
 
+    /// `mov edx, port; mov eax, value; out dx, eax`
+    pub(crate) fn out32(self, port: u16, value: u32) -> Self {
+        self.emit_with(&[0xba], &[port.into()])
+            .emit_with(&[0xb8], &[value])
+            .emit(&[0xef])
+    }
+
+    /// Waits until a port of four bytes reads something else than zero.
+    pub(crate) fn wait_for_port(self, port: u16) -> Self {
+        // mov edx, port; in eax, dx; test eax, eax; jz back
+        self.emit_with(&[0xba], &[port.into()])
+            .emit(&[0xed, 0x85, 0xc0, 0x74, 0xfb])
+    }
+
+    /// Gives the registers of a disk on PCI a place, as firmware or a kernel does.
+    pub(crate) fn place_disk(self, disk: u32) -> Self {
+        let (config, at) = (CONFIG + u64::from(disk) * CONFIG_STEP, self.registers_of(disk));
+        self.device(config, &[(0x10, u32::try_from(at).unwrap_or(0))])
+    }
+
     /// Writes a text to the console.
     pub(crate) fn print(self, text: &str) -> Self {
         text.bytes().fold(self, |guest, byte| guest.out(COM1, byte))

@@ -30,6 +30,8 @@ pub(super) struct Request {
 pub(super) enum Job {
     /// Keep the present state of the disk under a name.
     SnapshotCreate { name: String },
+    /// Delete a snapshot, or with `subtree` all that descend from it too.
+    SnapshotDelete { name: String, subtree: bool },
 }
 
 /// What the server answers.
@@ -37,6 +39,7 @@ pub(super) enum Job {
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Answer {
     Taken(Taken),
+    Deleted(Deleted),
     /// Why not, as a code of the command and a message for people.
     Failed {
         code: String,
@@ -53,6 +56,33 @@ pub(crate) struct Taken {
     pub(crate) active: String,
     /// Microseconds that requests had to wait at most.
     pub(crate) paused_us: u64,
+}
+
+/// A snapshot that was deleted of the disk in use. Files are names beside the base.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Deleted {
+    /// What is written to from here on.
+    pub(crate) active: String,
+    pub(crate) removed: Vec<String>,
+    pub(crate) merged: Vec<String>,
+    pub(crate) waiting: Vec<WaitingFile>,
+}
+
+/// The file of a deleted snapshot that stays for now.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct WaitingFile {
+    pub(crate) name: String,
+    pub(crate) file: String,
+    pub(crate) dependants: u64,
+    pub(crate) reason: Option<String>,
+}
+
+impl Deleted {
+    pub(super) fn files(&self) -> impl Iterator<Item = &String> {
+        let waiting = self.waiting.iter().map(|waiting| &waiting.file);
+        let gone = self.removed.iter().chain(&self.merged);
+        gone.chain(waiting).chain([&self.active])
+    }
 }
 
 /// Sends a message as one line.

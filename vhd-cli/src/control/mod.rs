@@ -10,6 +10,6 @@ mod message;
 mod place;
 mod server;
 
-pub(crate) use client::create_snapshot;
-pub(crate) use message::Taken;
-pub(crate) use server::Control;
+pub(crate) use client::{create_snapshot, delete_snapshot};
+pub(crate) use message::{Deleted, Taken, WaitingFile};
+pub(crate) use server::{Control, Jobs};

@@ -10,10 +10,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use super::message::{Answer, Job, PATIENCE, Request, Taken, VERSION, receive, send};
+use super::message::{Answer, Deleted, Job, PATIENCE, Request, Taken, VERSION, receive, send};
 use super::place::{prepare, socket_of, trusts};
 use crate::failure::Failure;
 use crate::output;
+
+/// What is done for commands.
+pub(crate) trait Jobs: Send {
+    /// Keeps the present state under a name.
+    fn take(&self, name: &str) -> Result<Taken, Failure>;
+    /// Deletes a snapshot. `cancel` is set when the server is about to stop: what is done is kept.
+    fn delete(&self, name: &str, subtree: bool, cancel: &AtomicBool) -> Result<Deleted, Failure>;
+}
 
 /// A control socket. It goes when this is dropped.
 pub(crate) struct Control {
@@ -24,11 +32,8 @@ pub(crate) struct Control {
 
 impl Control {
     /// Listens for what is asked of the disk that `file` belongs to, which the caller has locked for writing. One request
-    /// at a time; `take` is to keep the present state under a name.
-    pub(crate) fn listen(
-        file: &Path,
-        take: impl Fn(&str) -> Result<Taken, Failure> + Send + 'static,
-    ) -> io::Result<Self> {
+    /// at a time.
+    pub(crate) fn listen(file: &Path, jobs: impl Jobs + 'static) -> io::Result<Self> {
         let (_, socket) = socket_of(file).ok_or(io::ErrorKind::Unsupported)?;
         prepare(&socket)?;
         // Who has the lock may: what is there is of a server that is gone.
@@ -46,7 +51,7 @@ impl Control {
                     return;
                 }
                 // Whoever goes away in the middle gets no answer; the disk is as the job left it.
-                let answered = stream.and_then(|stream| serve(&stream, &take));
+                let answered = stream.and_then(|stream| serve(&stream, &jobs, &stop));
                 if let Err(error) = answered {
                     output::warning(format_args!(
                         "a request on the control socket was not answered: {error}"
@@ -74,7 +79,7 @@ impl Drop for Control {
     }
 }
 
-fn serve(stream: &UnixStream, take: &impl Fn(&str) -> Result<Taken, Failure>) -> io::Result<()> {
+fn serve(stream: &UnixStream, jobs: &impl Jobs, stop: &AtomicBool) -> io::Result<()> {
     if !trusts(stream) {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
@@ -84,20 +89,21 @@ fn serve(stream: &UnixStream, take: &impl Fn(&str) -> Result<Taken, Failure>) ->
             "the server speaks version {VERSION} on its control socket, and was asked in version {}",
             request.version
         )),
-        Ok(Request {
-            job: Job::SnapshotCreate { name },
-            ..
-        }) => match take(&name) {
-            Ok(taken) => Answer::Taken(taken),
-            Err(failure) => Answer::Failed {
-                code: failure.code().to_owned(),
-                message: failure.message().to_owned(),
-            },
-        },
+        Ok(Request { job, .. }) => run(job, jobs, stop).unwrap_or_else(|failure| Answer::Failed {
+            code: failure.code().to_owned(),
+            message: failure.message().to_owned(),
+        }),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
         Err(error) => refuse(format!("that is no request: {error}")),
     };
     send(stream, &answer)
+}
+
+fn run(job: Job, jobs: &impl Jobs, stop: &AtomicBool) -> Result<Answer, Failure> {
+    match job {
+        Job::SnapshotCreate { name } => jobs.take(&name).map(Answer::Taken),
+        Job::SnapshotDelete { name, subtree } => jobs.delete(&name, subtree, stop).map(Answer::Deleted),
+    }
 }
 
 fn refuse(message: String) -> Answer {

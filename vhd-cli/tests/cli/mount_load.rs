@@ -260,6 +260,39 @@ fn the_largest_disk_with_fifty_snapshots_is_mounted() {
     mounted.unmount();
 }
 
+/// The kernel does not ask for extended attributes before each write: one request, one write to the image, one reply.
+#[test]
+fn a_small_write_is_one_request() {
+    const WRITES: u64 = 400;
+    let lab = Lab::new();
+    if !fuse() {
+        return;
+    }
+    lab.dynamic("disk.vhd", 8 * MIB);
+    lab.write("disk.vhd", 0, &[1; 8 << 20]);
+    let mounted = Mounted::new(&lab, &["--rw", "disk.vhd"]);
+    let file = open(&mounted.path("disk.raw"), false);
+    file.write_all_at(&[2; 4096], 0).unwrap();
+    let before = system_writes(mounted.process.id());
+    for number in 0..WRITES {
+        file.write_all_at(&[3; 4096], number * 8192).unwrap();
+    }
+    let calls = system_writes(mounted.process.id()) - before;
+    assert!(
+        calls < WRITES * 5 / 2,
+        "{calls} system calls that write for {WRITES} writes"
+    );
+    drop(file);
+    mounted.unmount();
+}
+
+/// System calls of a process that write, so far.
+fn system_writes(process: u32) -> u64 {
+    let counts = fs::read_to_string(format!("/proc/{process}/io")).unwrap();
+    let line = counts.lines().find_map(|line| line.strip_prefix("syscw: "));
+    line.unwrap().parse().unwrap()
+}
+
 fn descriptors(mounted: &Mounted<'_>) -> u64 {
     let count = fs::read_dir(format!("/proc/{}/fd", mounted.process.id()))
         .unwrap()

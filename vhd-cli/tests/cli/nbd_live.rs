@@ -115,6 +115,58 @@ fn a_name_that_is_given_again_means_the_new_snapshot() {
     assert!(!lab.path("vm.vhd.snapshots").exists());
 }
 
+/// A client that reads a deleted snapshot goes on with it, and others do not find it any more. Its file waits until the
+/// client has gone.
+#[test]
+fn a_deleted_snapshot_is_read_to_its_end() {
+    let lab = Lab::new();
+    lab.dynamic("vm.vhd", 8 * MIB);
+    lab.write("vm.vhd", 0, &[1; 4096]);
+    let server = Serving::start(&lab, &["--unix", "s.sock", "vm.vhd"]);
+    let uri = |export: &str| format!("nbd+unix:///{export}?socket={}", lab.path("s.sock").display());
+    let delete = |name: &str| -> serde_json::Value {
+        let deleted = lab.run(&["snapshot", "delete", "vm.vhd", name, "--json"], 0);
+        serde_json::from_slice(&deleted.get_output().stdout).unwrap()
+    };
+    lab.run(&["snapshot", "create", "vm.vhd", "--name", "one"], 0);
+    let reader = NbdDevice::open(&uri("vm@one").parse().unwrap(), ClientOptions::default()).unwrap();
+    write(&uri(""), &[2; 4096], 0);
+    let report = delete("one");
+    assert_eq!(report["merged"], serde_json::json!([]), "{report}");
+    let reason = report["waiting"][0]["reason"].as_str().unwrap();
+    assert!(reason.contains("still being read by a client"), "{reason}");
+    let mut found = [0; 4096];
+    reader.read_at(&mut found, 0).unwrap();
+    assert_eq!(found, [1; 4096]);
+    let gone = NbdDevice::open(&uri("vm@one").parse().unwrap(), ClientOptions::default());
+    assert!(gone.is_err(), "it does not mean the disk itself");
+    drop(reader);
+    // Both files wait no longer. A reader in another process is in the way as well.
+    lab.run(&["snapshot", "create", "vm.vhd", "--name", "two"], 0);
+    let other = vhd_core::chain::OpenOptions::new().open(&lab.path("vm.vhd")).unwrap();
+    let report = delete("two");
+    assert_eq!(report["merged"].as_array().unwrap().len(), 1, "{report}");
+    assert!(
+        report["waiting"][0]["reason"].as_str().unwrap().contains("uses it"),
+        "{report}"
+    );
+    drop(other);
+    lab.run(&["snapshot", "create", "vm.vhd", "--name", "three"], 0);
+    let report = delete("three");
+    assert_eq!(report["merged"].as_array().unwrap().len(), 2, "{report}");
+    assert_eq!(report["active"], "vm.vhd");
+    assert!(!lab.path("vm.vhd.snapshots").exists());
+    lab.run(&["snapshot", "delete", "vm.vhd", "three"], 8);
+    write(&uri(""), &[3; 4096], 4096);
+    let (code, said) = server.stop(Signal::TERM);
+    assert_eq!(code, Some(0), "{said}");
+    let opened = vhd_core::chain::OpenOptions::new().open(&lab.path("vm.vhd")).unwrap();
+    let mut found = [0; 8192];
+    opened.disk().read_at(&mut found, 0).unwrap();
+    assert_eq!((found[0], found[8191]), (2, 3));
+    lab.run(&["check", "vm.vhd"], 0);
+}
+
 /// Bytes of the export that changed since a snapshot, as qemu sees it; `None` without qemu.
 fn changed(lab: &Lab, snapshot: &str) -> Option<u64> {
     let options = format!(

@@ -1,7 +1,7 @@
 //! Snapshots of a served disk that clients write to all the time: what is backed up from the server is what an independent
 //! reader finds in the frozen file and what the disk was at one moment; and nothing is lost when the server is killed.
 //!
-//! VHD_LIVE_CYCLES says how many snapshots are backed up and deleted (default 3), VHD_KILL_ROUNDS how often the server is
+//! VHD_LIVE_CYCLES says how many snapshots are backed up and deleted (default 4), VHD_KILL_ROUNDS how often the server is
 //! killed (default 12):
 //! `VHD_LIVE_CYCLES=200 VHD_KILL_ROUNDS=200 cargo test --release -p vhd-cli --test cli nbd_live_writers -- --nocapture`
 
@@ -126,19 +126,24 @@ fn backups_of_a_disk_that_is_written_to() {
     if !have(&["nbdcopy", "python3"], "backups of a served disk") {
         return;
     }
-    let cycles = std::env::var("VHD_LIVE_CYCLES").map_or(3, |cycles| cycles.parse().expect("a number of cycles"));
+    let cycles = std::env::var("VHD_LIVE_CYCLES").map_or(4, |cycles| cycles.parse().expect("a number of cycles"));
     let lab = Lab::new();
     create_dynamic(&lab, DISK);
     let cells = Cells::new(0);
     let mut rng = vhd_testkit::rng::rng(vhd_testkit::rng::seed(0xBACC));
     let mut server = serve(&lab);
     let uri = format!("nbd+unix:///disk@backup?socket={}", lab.path("s.sock").display());
-    let (copy, mut newest) = (lab.path("copy.raw"), 0);
+    let (copy, mut newest, mut kept) = (lab.path("copy.raw"), 0, None);
     thread::scope(|scope| {
         // Whatever happens here, the writers end.
         let server = KillOnDrop(&mut server);
         write_in_scope(scope, &lab, &cells, &mut rng);
         for cycle in 0..cycles {
+            if cycle == cycles / 2 {
+                // From here on the disk has a snapshot that stays.
+                lab.run(&["snapshot", "create", DISK, "--name", "kept"], 0);
+                kept = Some(numbers_of_image(&file_of(&lab, "kept")));
+            }
             let before = cells.answered();
             lab.run(&["snapshot", "create", DISK, "--name", "backup"], 0);
             let taken = Taken {
@@ -151,6 +156,7 @@ fn backups_of_a_disk_that_is_written_to() {
             compare_independently(&file_of(&lab, "backup"), &copy);
             newest = found.iter().sum();
             lab.run(&["snapshot", "delete", DISK, "backup"], 0);
+            assert_depth(&lab, usize::from(kept.is_some()));
         }
         server.0.signal(Signal::TERM);
         assert_eq!(server.0.child.wait().unwrap().code(), Some(0));
@@ -162,13 +168,24 @@ fn backups_of_a_disk_that_is_written_to() {
     }
     .check("the present state", &last);
     check_files(&lab);
-    // The files of the deleted snapshots are merged, all of them, now that nobody uses the disk.
-    lab.run(&["snapshot", "create", DISK, "--name", "last"], 0);
-    lab.run(&["snapshot", "delete", DISK, "last"], 0);
-    assert!(!lab.exists("disk.vhd.snapshots"));
+    assert_eq!(Some(numbers_of_image(&file_of(&lab, "kept"))), kept);
+    lab.run(&["snapshot", "delete", DISK, "kept"], 0);
+    assert_depth(&lab, 0);
     assert_eq!(numbers_of_image(&lab.path(DISK)), last);
     lab.run(&["check", DISK], 0);
     announce(&format!("{cycles} backups of a disk under {CLIENTS} writers"));
+}
+
+/// The disk has so many snapshots, and no other file.
+fn assert_depth(lab: &Lab, snapshots: usize) {
+    let entries = std::fs::read_dir(lab.path("")).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut leaves: Vec<String> = names
+        .filter(|name| name.starts_with("disk") && name != DISK && name != "disk.vhd.snapshots")
+        .collect();
+    leaves.sort();
+    assert_eq!(leaves.len(), snapshots, "{leaves:?}");
+    assert_eq!(lab.exists("disk.vhd.snapshots"), snapshots > 0);
 }
 
 /// A server that ends with the test, however that ends: so do the clients that write to it.
@@ -268,4 +285,86 @@ fn a_killed_server_whose_disk_gets_snapshots() {
         kill_rounds()
     ));
     assert!(count > 0, "no snapshot was taken: the test tested nothing");
+}
+
+/// Takes and deletes snapshots until the server is gone; how many were deleted.
+fn cycle_on(lab: &Lab, over: &AtomicBool, first: &AtomicBool, round: u32) -> u32 {
+    let (mut deleted, mut at) = (0, 0);
+    while !over.load(Ordering::SeqCst) {
+        let name = format!("b{round}.{at}");
+        at += 1;
+        let done = |args: &[&str]| {
+            let command = lab.vhd(args).assert();
+            let said = stderr(&command);
+            let done = command.get_output().status.code() == Some(0);
+            // The server went in the middle, or is about to.
+            assert!(
+                done || said.contains("VHD-E0325") || said.contains("VHD-E0304"),
+                "{said}"
+            );
+            done
+        };
+        if done(&["snapshot", "create", DISK, "--name", &name]) {
+            first.store(true, Ordering::SeqCst);
+            deleted += u32::from(done(&["snapshot", "delete", DISK, &name]));
+        }
+    }
+    deleted
+}
+
+/// INV-54 to INV-57, and the same with a snapshot below that stays.
+#[test]
+fn a_killed_server_whose_snapshots_are_deleted() {
+    let mut rng = vhd_testkit::rng::rng(vhd_testkit::rng::seed(0xDE1E));
+    let (mut lab, mut cells, mut kept) = (Lab::new(), Cells::new(0), None);
+    let (mut count, mut recovered) = (0, 0);
+    for round in 0..kill_rounds() {
+        if round % ROUNDS_OF_A_DISK == 0 {
+            (lab, cells, kept) = (Lab::new(), Cells::new(0), None);
+            create_dynamic(&lab, DISK);
+        }
+        if round % ROUNDS_OF_A_DISK == ROUNDS_OF_A_DISK / 2 {
+            lab.run(&["snapshot", "create", DISK, "--name", "kept"], 0);
+            kept = Some(numbers_of_image(&file_of(&lab, "kept")));
+        }
+        let mut server = serve(&lab);
+        let (over, first) = (AtomicBool::new(false), AtomicBool::new(false));
+        count += thread::scope(|scope| {
+            let stop = StopOnDrop(&over);
+            let server = KillOnDrop(&mut server);
+            write_in_scope(scope, &lab, &cells, &mut rng);
+            let cycler = scope.spawn(|| cycle_on(&lab, &over, &first, round));
+            while !first.load(Ordering::SeqCst) && !cycler.is_finished() {
+                thread::sleep(Duration::from_millis(1));
+            }
+            thread::sleep(Duration::from_millis(rng.u64(1..700)));
+            drop(stop);
+            if rng.u8(..4) == 0 {
+                server.0.signal(Signal::TERM);
+                thread::sleep(Duration::from_micros(rng.u64(..8000)));
+            }
+            drop(server);
+            cycler.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        server.kill();
+        // The next command finishes what was open, or undoes it.
+        let after = lab.run(&["snapshot", "create", DISK, "--name", "after"], 0);
+        recovered += u32::from(stderr(&after).contains("an interrupted command was found"));
+        verify(&lab, file_of(&lab, "now").to_str().unwrap(), &cells);
+        check_files(&lab);
+        let listed = survey(&lab.path(DISK)).unwrap().manifest;
+        for snapshot in listed.listed().filter(|snapshot| snapshot.name != "kept") {
+            lab.run(&["snapshot", "delete", DISK, &snapshot.name], 0);
+        }
+        assert_depth(&lab, usize::from(kept.is_some()));
+        verify(&lab, file_of(&lab, "now").to_str().unwrap(), &cells);
+        if let Some(kept) = &kept {
+            assert_eq!(&numbers_of_image(&file_of(&lab, "kept")), kept);
+        }
+    }
+    announce(&format!(
+        "{} kills of a server: {count} snapshots deleted, {recovered} commands that had to be brought to their end",
+        kill_rounds()
+    ));
+    assert!(count > 0, "no snapshot was deleted: the test tested nothing");
 }

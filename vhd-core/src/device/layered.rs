@@ -9,6 +9,7 @@ use vhd_block::{
     ExtentVisitor, LOGICAL_BLOCK, ZeroOptions, check_range, scatter,
 };
 
+use super::merging::{Commit, Merging, Owed};
 use super::places::{Located, Place, PlaceIndex};
 use super::stretches::{Stretches, push_stored};
 use crate::format::UniqueId;
@@ -107,6 +108,9 @@ pub struct LayeredDevice {
     parents: Option<PlaceIndex>,
     /// Layers that were frozen while they were written to, and may not be durable, the lowest first.
     unclean: Vec<Arc<Image>>,
+    /// Told of what is written to the leaf, which is being merged into its parent.
+    merging: Option<Arc<Merging>>,
+    owed: Option<Owed>,
     info: DeviceInfo,
     size: u64,
 }
@@ -141,10 +145,60 @@ impl LayeredDevice {
     /// The disk below the leaf, for reading only, in the same open files; `None` if there is no VHD below.
     #[must_use]
     pub fn below(&self) -> Option<Self> {
-        let (parent, ancestors) = self.layers.get(1..)?.split_first()?;
-        match parent {
+        self.from_layer(1)
+    }
+
+    /// The disk of the layer so far below the leaf, in the same open files; `None` if that is no VHD. Below the leaf it is
+    /// for reading only.
+    #[must_use]
+    pub fn from_layer(&self, depth: usize) -> Option<Self> {
+        let (first, ancestors) = self.layers.get(depth..)?.split_first()?;
+        match first {
             Layer::Vhd(image) => Some(Self::of(Arc::clone(image), ancestors.to_vec(), Vec::new())),
             Layer::Raw(_) => None,
+        }
+    }
+
+    /// The same disk, whose writes `merging` is told of.
+    pub(crate) fn followed_by(&self, merging: Option<Arc<Merging>>) -> Self {
+        let leaf = Arc::clone(self.leaf_image());
+        Self {
+            merging,
+            ..Self::of(leaf, self.layers[1..].to_vec(), self.unclean.clone())
+        }
+    }
+
+    /// The disk of the image below the leaf, opened anew for writing, in place of that and the leaf.
+    pub(crate) fn with_parent_as_leaf(&self, parent: Arc<Image>) -> Self {
+        Self::of(parent, self.layers[2..].to_vec(), Vec::new())
+    }
+
+    /// The same disk, which has taken the place of the leaf `former`, and whose first flush `commit`s.
+    pub(crate) fn owing(self, former: Arc<Image>, commit: Commit) -> Self {
+        Self {
+            owed: Some(Owed::new(former, commit)),
+            ..self
+        }
+    }
+
+    /// Whether another disk has the image below the leaf, too.
+    pub(crate) fn shares_parent(&self) -> bool {
+        let Some(Layer::Vhd(parent)) = self.layers.get(1) else {
+            return true;
+        };
+        let unclean = self.unclean.iter().filter(|image| Arc::ptr_eq(image, parent));
+        Arc::strong_count(parent) > 1 + unclean.count()
+    }
+
+    /// Whether somebody is told of what is written.
+    pub(super) fn is_followed(&self) -> bool {
+        self.merging.is_some()
+    }
+
+    /// Something in the range was written to, or may have been: for the device that a request has used, before it returns.
+    pub(super) fn written(&self, range: ByteRange) {
+        if let Some(merging) = &self.merging {
+            merging.written(range);
         }
     }
 
@@ -185,6 +239,8 @@ impl LayeredDevice {
             layers,
             parents,
             unclean,
+            merging: None,
+            owed: None,
             info,
             size,
         }
@@ -194,6 +250,15 @@ impl LayeredDevice {
     #[must_use]
     pub fn layers(&self) -> &[Layer] {
         &self.layers
+    }
+
+    /// The image of a layer, which is the same object as long as nothing else has come in its place; `None` for a raw file.
+    #[must_use]
+    pub fn shared_image(&self, depth: usize) -> Option<&Arc<Image>> {
+        match self.layers.get(depth)? {
+            Layer::Vhd(image) => Some(image),
+            Layer::Raw(_) => None,
+        }
     }
 
     /// The image that is written.
@@ -258,7 +323,7 @@ impl LayeredDevice {
 
     /// Flushes and closes the leaf: what only a close can say about the file is said here.
     pub fn close(self) -> Result<(), DeviceError> {
-        self.flush_unclean()?;
+        self.flush()?;
         match self.into_leaf() {
             Some(leaf) => leaf.close(),
             // Frozen by now, and somebody reads it.
@@ -268,17 +333,18 @@ impl LayeredDevice {
 
     /// INV-51: what the leaf is based on is durable before it.
     fn flush_unclean(&self) -> Result<(), DeviceError> {
-        for image in &self.unclean {
-            let flushed = image.flush();
-            if image.poison().is_some_and(|poison| poison.check().is_err())
-                && let Some(poison) = self.leaf().poison()
-            {
-                // INV-05: no flush of this disk can succeed any more.
-                poison.set();
-            }
-            flushed?;
+        self.unclean.iter().try_for_each(|image| self.flush_frozen(image))
+    }
+
+    fn flush_frozen(&self, image: &Image) -> Result<(), DeviceError> {
+        let flushed = image.flush();
+        if image.poison().is_some_and(|poison| poison.check().is_err())
+            && let Some(poison) = self.leaf().poison()
+        {
+            // INV-05: no flush of this disk can succeed any more.
+            poison.set();
         }
-        Ok(())
+        flushed
     }
 
     fn locate(&self, offset: u64, len: u64) -> Result<Located, DeviceError> {
@@ -450,8 +516,14 @@ impl BlockDevice for LayeredDevice {
     }
 
     fn flush(&self) -> Result<(), DeviceError> {
-        self.flush_unclean()?;
-        self.leaf().flush()
+        let flush = || {
+            self.flush_unclean()?;
+            self.leaf().flush()
+        };
+        match &self.owed {
+            Some(owed) => owed.pay(|former| self.flush_frozen(former), flush),
+            None => flush(),
+        }
     }
 
     fn write_zeroes(&self, range: ByteRange, options: ZeroOptions) -> Result<(), DeviceError> {

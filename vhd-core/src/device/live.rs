@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vhd_block::switch::Held;
-use vhd_block::{BlockDevice, ByteRange, DeviceError, DeviceInfo, ExtentVisitor, Switch, ZeroOptions};
+use vhd_block::{BlockDevice, ByteRange, DeviceError, DeviceInfo, ExtentVisitor, Switch, ZeroOptions, scatter};
 
 use super::LayeredDevice;
 use crate::image::Image;
@@ -21,6 +21,15 @@ pub struct LiveDevice {
     info: DeviceInfo,
     /// Bytes. A child has the size of its parent.
     size: u64,
+}
+
+/// What became of the exchange of a leaf.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LeafExchange {
+    Done,
+    NotReady,
+    /// The disk has gone on in another file meanwhile.
+    OtherLeaf,
 }
 
 /// A disk that is ready to take the place of another: the same chain with an empty child on it.
@@ -92,6 +101,39 @@ impl LiveDevice {
         Some(paused)
     }
 
+    /// Puts another device over the same leaf in the present one's place; `false` if the disk has another leaf by now.
+    pub(super) fn exchange(&self, leaf: &Arc<Image>, next: &Arc<LayeredDevice>) -> bool {
+        let mut held = self.present.hold();
+        let is_leaf = Arc::ptr_eq(held.value().leaf_image(), leaf);
+        if is_leaf {
+            held.replace(next);
+        }
+        is_leaf
+    }
+
+    /// Puts the device of another leaf in the place of the one over `leaf`, which is frozen, if that is `ready` while no
+    /// request runs.
+    pub(super) fn exchange_leaf(
+        &self,
+        leaf: &Arc<Image>,
+        next: &Arc<LayeredDevice>,
+        ready: impl FnOnce() -> bool,
+    ) -> LeafExchange {
+        // INV-50: no request runs while leaves change.
+        let mut held = self.present.hold();
+        if !Arc::ptr_eq(held.value().leaf_image(), leaf) {
+            return LeafExchange::OtherLeaf;
+        }
+        if !ready() {
+            return LeafExchange::NotReady;
+        }
+        leaf.freeze();
+        // What it holds is in the other one.
+        leaf.abandon();
+        held.replace(next);
+        LeafExchange::Done
+    }
+
     /// Flushes and closes the disk, as [`LayeredDevice::close`] does. While somebody keeps the present chain it is only
     /// flushed.
     ///
@@ -115,7 +157,11 @@ impl LiveDevice {
         let mut at = range.start;
         loop {
             let part = ByteRange::new(at, (range.end() - at).min(LONGEST_PART));
-            act(&self.present.pass(), part)?;
+            let device = self.present.pass();
+            let done = act(&device, part);
+            device.written(part);
+            drop(device);
+            done?;
             at = part.end();
             if at >= range.end() {
                 return Ok(());
@@ -154,7 +200,14 @@ impl BlockDevice for LiveDevice {
     }
 
     fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64, fua: bool) -> Result<(), DeviceError> {
-        self.present.pass().write_vectored_at(bufs, offset, false)?;
+        let device = self.present.pass();
+        let written = device.write_vectored_at(bufs, offset, false);
+        if device.is_followed() {
+            let len = scatter::total_len(bufs.iter().map(|buf| &**buf));
+            device.written(ByteRange::new(offset, len));
+        }
+        drop(device);
+        written?;
         self.flush_if(fua)
     }
 

@@ -5,12 +5,14 @@
 
 mod layered;
 mod live;
+mod merging;
 mod places;
 mod raw;
 mod stretches;
 
 pub use layered::{Layer, LayeredDevice};
 pub use live::{LiveDevice, Successor};
+pub use merging::{Commit, LeafMerge, LeafMerged};
 pub(crate) use places::{Held, held};
 pub use raw::RawDevice;
 pub use vhd_block::{

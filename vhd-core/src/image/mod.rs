@@ -115,7 +115,8 @@ pub struct Image {
     /// It is frozen, and all of it is durable.
     clean: AtomicBool,
     least_len: LeastLen,
-    closed: bool,
+    /// Nothing is left to be done when it is dropped.
+    closed: AtomicBool,
 }
 
 enum Body {
@@ -188,7 +189,8 @@ impl Image {
         !self.writable || self.clean.load(Ordering::Acquire)
     }
 
-    /// Flushes a frozen image, and gives unused space at the end of the file back.
+    /// Flushes a frozen image, and gives unused space at the end of the file back. INV-57: after that this handle writes
+    /// nothing to the file any more, not even when it is dropped, for the file may be opened for writing again.
     pub(crate) fn settle(&self) -> Result<(), DeviceError> {
         debug_assert!(self.frozen.load(Ordering::Acquire), "it may be written to");
         self.flush()?;
@@ -197,7 +199,14 @@ impl Image {
             let trimmed = self.trim();
             self.least_len.forget();
             trimmed
-        })
+        })?;
+        self.abandon();
+        Ok(())
+    }
+
+    /// Nothing is written to the file any more when the image is dropped.
+    pub(crate) fn abandon(&self) {
+        self.closed.store(true, Ordering::Release);
     }
 
     /// What a failed sync does to the image; `None` for one that was opened for reading.
@@ -321,7 +330,7 @@ impl Image {
     }
 
     fn close_once(&mut self) -> Result<(), DeviceError> {
-        if std::mem::replace(&mut self.closed, true) || !self.writable {
+        if self.closed.swap(true, Ordering::AcqRel) || !self.writable {
             return Ok(());
         }
         self.flush()?;

@@ -119,7 +119,7 @@ impl Image {
             frozen: AtomicBool::new(false),
             clean: AtomicBool::new(false),
             least_len: LeastLen::new(file_len),
-            closed: false,
+            closed: AtomicBool::new(false),
         })
     }
 }

@@ -166,7 +166,9 @@ impl Image {
 
     /// INV-05: after a failure nothing more is written, not even when the image is closed.
     pub(super) fn poison_on_error<T>(&mut self, result: Result<T, DeviceError>) -> Result<T, DeviceError> {
-        self.closed |= result.is_err();
+        if result.is_err() {
+            self.abandon();
+        }
         result
     }
 }

@@ -42,6 +42,16 @@ impl SnapshotTree<'_> {
     /// `Missing`, and those of [`settle`](SnapshotTree::settle). The deletion itself is durable before any file is
     /// touched.
     pub fn delete(&mut self, name: &str, subtree: bool) -> Result<Settled, SnapshotError> {
+        self.give_up(name, subtree)?;
+        self.settle()
+    }
+
+    /// Takes the name of a snapshot, or with `subtree` those of all that descend from it too, durably. What becomes of the
+    /// files is for [`settle`](Self::settle) or [`settle_in_use`](Self::settle_in_use) to say.
+    ///
+    /// # Errors
+    /// `Missing`, `Record`.
+    pub fn give_up(&mut self, name: &str, subtree: bool) -> Result<(), SnapshotError> {
         let id = self.named(name)?.id;
         let ids = if subtree {
             self.manifest.descendants(id)
@@ -52,8 +62,7 @@ impl SnapshotTree<'_> {
         for snapshot in next.snapshots.iter_mut().filter(|snapshot| ids.contains(&snapshot.id)) {
             snapshot.deleted = true;
         }
-        self.write(next, "snapshots marked as deleted")?;
-        self.settle()
+        self.write(next, "snapshots marked as deleted")
     }
 
     /// Does what can be done about the files of deleted snapshots: those that nothing depends on go, those that one

@@ -121,6 +121,12 @@ pub enum SnapshotError {
     /// A file can't be opened, locked or removed.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// A client of the disk that is in use reads it.
+    #[error("{} is still being read by a client of the server that has the disk in use", path.display())]
+    BeingRead {
+        /// The file.
+        path: PathBuf,
+    },
     /// It was told to stop while a deleted snapshot was merged.
     #[error("interrupted while {} was merged; what was done is kept, and the next command goes on", child.display())]
     Interrupted {
@@ -145,8 +151,8 @@ pub enum SnapshotError {
         #[source]
         source: OpenError,
     },
-    /// An image can't be read.
-    #[error("cannot read {}", path.display())]
+    /// An image can't be read or written.
+    #[error("cannot use {}", path.display())]
     Device {
         /// The file.
         path: PathBuf,
@@ -176,6 +182,7 @@ impl SnapshotError {
             Self::Job(error) => error.kind(),
             Self::Storage(error) => error.kind(),
             Self::Create(error) => error.kind(),
+            Self::BeingRead { .. } => ErrorKind::Locked,
             Self::Interrupted { .. } => ErrorKind::Cancelled,
             Self::Merge(error) => error.kind(),
             Self::Chain(error) => error.kind(),

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::error::SnapshotError;
-use super::manifest::{Manifest, Pending};
+use super::manifest::Pending;
 use super::place::{Place, SUFFIX, is_leaf_name};
 use crate::format::UniqueId;
 use crate::storage::beside;
@@ -26,6 +26,8 @@ pub(crate) struct Members {
     pub(crate) members: Vec<(usize, Member)>,
     /// A leaf that a command was making when it was killed, and that nothing uses.
     pub(crate) unused: Option<PathBuf>,
+    /// A file that the manifest does not refer to any more, and that the next command removes.
+    pub(crate) going: Option<PathBuf>,
 }
 
 /// Whether a file has the name of a manifest.
@@ -85,13 +87,10 @@ pub(crate) fn of(
             },
         ));
     }
-    found.unused = unused_leaf(&manifest).map(|name| place.path(name));
-    Ok(found)
-}
-
-fn unused_leaf(manifest: &Manifest) -> Option<&str> {
     match &manifest.pending {
-        Some(Pending::Leaf { file, .. }) => Some(file),
-        _ => None,
+        Some(Pending::Leaf { file, .. }) => found.unused = Some(place.path(file)),
+        Some(Pending::Remove { file }) => found.going = Some(place.path(&file.name)),
+        _ => {}
     }
+    Ok(found)
 }

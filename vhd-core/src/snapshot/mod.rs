@@ -28,6 +28,7 @@ mod create;
 mod delete;
 mod error;
 mod live;
+mod live_delete;
 mod locate;
 mod manifest;
 pub(crate) mod membership;

@@ -44,11 +44,23 @@ impl SnapshotTree<'_> {
                 self.finish_removal(&file).map(|()| Some(Recovered::FileRemoved))
             }
             Some(Pending::Switch { from, to, snapshot }) => self.finish_switch(&from, &to, snapshot).map(Some),
+            Some(Pending::Merge { child, into }) if self.leaf_in_use() == Some(child.id) => {
+                self.merge_leaf(&child, &into).map(|()| Some(Recovered::Merged))
+            }
+            // The disk has gone on in the file, and that could not be made durable.
+            Some(Pending::Merge { child, into }) if self.leaf_in_use() == Some(into.id) => {
+                self.finish_leaf(&child).map(|()| Some(Recovered::Merged))
+            }
             Some(Pending::Merge { child, into }) => {
                 let merged = self.finish_merge(&child, &into)?;
                 Ok(merged.then_some(Recovered::Merged))
             }
         }
+    }
+
+    /// The leaf of the disk in use.
+    fn leaf_in_use(&self) -> Option<UniqueId> {
+        self.in_use.map(|device| device.present().leaf().unique_id())
     }
 
     /// INV-53: a new leaf that holds data is in use since, and an empty one reads as the frozen one, which stays.

@@ -1,6 +1,7 @@
 //! The snapshots of a disk, for one command at a time.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -48,7 +49,7 @@ pub struct SnapshotTree<'w> {
     /// The disk, for a tree that belongs to one in use.
     pub(super) in_use: Option<&'w LiveDevice>,
     recovered: Option<Recovered>,
-    _lock: TreeLock,
+    pub(super) lock: Arc<TreeLock>,
 }
 
 impl<'w> SnapshotTree<'w> {
@@ -93,7 +94,7 @@ impl<'w> SnapshotTree<'w> {
             work,
             in_use,
             recovered: None,
-            _lock: lock,
+            lock: Arc::new(lock),
         };
         tree.recovered = tree.recover()?;
         tree.verify_files()?;
@@ -113,7 +114,7 @@ impl<'w> SnapshotTree<'w> {
             work,
             in_use: None,
             recovered: None,
-            _lock: lock,
+            lock: Arc::new(lock),
         };
         tree.write(manifest, "manifest made anew")?;
         tree.verify_files()?;

@@ -125,6 +125,30 @@ impl HostFile {
         })
     }
 
+    /// Opens for writing, with the image's lock, a file that this process has open for reading as `reader`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open`](Self::open); `Locked` when others read the file.
+    pub(crate) fn open_beside(path: &Path, reader: &File) -> Result<Self, StorageError> {
+        let query = |source| StorageError::at(path, "query", source);
+        let file = Arc::new(open_existing(path, Access::ReadWrite)?);
+        let metadata = file.metadata().map_err(query)?;
+        if FileIdentity::of(&metadata) != FileIdentity::of(&reader.metadata().map_err(query)?) {
+            return Err(StorageError::Replaced {
+                path: path.to_path_buf(),
+            });
+        }
+        let lock = ImageLock::acquire_beside(Arc::clone(&file), path, reader)?;
+        Ok(Self {
+            file,
+            path: Some(path.to_path_buf()),
+            is_block_device: metadata.file_type().is_block_device(),
+            system: OnceLock::new(),
+            _lock: Some(lock),
+        })
+    }
+
     /// Wraps a file that is open already. No lock is taken.
     ///
     /// # Errors

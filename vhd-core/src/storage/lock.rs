@@ -86,6 +86,46 @@ impl ImageLock {
         Ok(lock)
     }
 
+    /// Takes a writer's lock beside a reader's that this process has on another open file. Others are kept away at every
+    /// moment. Whoever comes later sees both locks; the reader's ends when its file is closed.
+    ///
+    /// # Errors
+    /// Those of [`acquire`](Self::acquire): then the reader's lock is as it was.
+    pub(super) fn acquire_beside(file: Arc<File>, path: &Path, reader: &File) -> Result<Self, StorageError> {
+        let access = Access::ReadWrite;
+        let claim = Claim::of(access);
+        let lock = Self {
+            bytes: ByteLock::new(file, USED, PROTOCOL_BYTES),
+        };
+        for byte in claim.bytes() {
+            match lock.bytes.take(byte) {
+                Ok(()) => {}
+                Err(Errno::EAGAIN | Errno::EACCES) => return Err(lock.conflict(path, access, byte)),
+                Err(errno) => return lock.without_locks(path, access, errno),
+            }
+        }
+        // Those who are asked for are others. The bytes that were taken keep them away meanwhile.
+        let unlock = record(libc::F_UNLCK, USED, PROTOCOL_BYTES);
+        let asked = fcntl(reader, FcntlArg::F_OFD_SETLK(&unlock)).and_then(|_| {
+            for byte in claim.excluding_bytes() {
+                if lock.bytes.is_held_by_another(byte)? {
+                    return Ok(Some(byte));
+                }
+            }
+            Ok(None)
+        });
+        for byte in Claim::of(Access::ReadOnly).bytes() {
+            if let Err(errno) = fcntl(reader, FcntlArg::F_OFD_SETLK(&record(libc::F_RDLCK, byte, 1))) {
+                return lock.without_locks(path, access, errno);
+            }
+        }
+        match asked {
+            Ok(None) => Ok(lock),
+            Ok(Some(byte)) => Err(lock.conflict(path, access, byte)),
+            Err(errno) => lock.without_locks(path, access, errno),
+        }
+    }
+
     /// The error of a conflict at `byte`. Gives the lock up first: neither should it keep others away
     /// during the search for the holder, nor be found by it.
     fn conflict(self, path: &Path, access: Access, byte: u16) -> StorageError {
@@ -238,6 +278,30 @@ mod tests {
         assert_eq!(lock(&file, Access::ReadOnly).unwrap_err().kind(), ErrorKind::Locked);
         drop(writer);
         lock(&file, Access::ReadOnly).unwrap();
+    }
+
+    #[test]
+    fn a_writer_beside_its_own_reader_is_alone_but_for_that() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let own = Arc::new(file.reopen().unwrap());
+        let _own_lock = ImageLock::acquire(Arc::clone(&own), file.path(), Access::ReadOnly).unwrap();
+        let beside = || {
+            let handle = File::options().read(true).write(true).open(file.path()).unwrap();
+            ImageLock::acquire_beside(Arc::new(handle), file.path(), &own)
+        };
+        let other = lock(&file, Access::ReadOnly).unwrap();
+        assert_eq!(beside().unwrap_err().kind(), ErrorKind::Locked);
+        drop(other);
+        // The reader's lock is as it was.
+        assert_eq!(lock(&file, Access::ReadWrite).unwrap_err().kind(), ErrorKind::Locked);
+        lock(&file, Access::ReadOnly).unwrap();
+        let writer = beside().unwrap();
+        for access in [Access::ReadOnly, Access::ReadWrite] {
+            assert_eq!(lock(&file, access).unwrap_err().kind(), ErrorKind::Locked);
+        }
+        drop(writer);
+        lock(&file, Access::ReadOnly).unwrap();
+        assert_eq!(lock(&file, Access::ReadWrite).unwrap_err().kind(), ErrorKind::Locked);
     }
 
     #[test]

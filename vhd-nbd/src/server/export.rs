@@ -118,8 +118,19 @@ impl Export {
     /// one of its name.
     #[must_use]
     pub fn and_changes(&self, name: impl Into<String>, changes: Box<dyn ChangedRanges>) -> Self {
-        let (name, changes) = (name.into(), Arc::from(changes));
+        let name = name.into();
         let others = self.changes.iter().filter(|(other, _)| *other != name);
+        self.with_all_changes(others.cloned().chain([(name.clone(), Arc::from(changes))]).collect())
+    }
+
+    /// The same disk under the same name, without the context `qemu:dirty-bitmap:NAME`.
+    #[must_use]
+    pub fn without_changes(&self, name: &str) -> Self {
+        let others = self.changes.iter().filter(|(other, _)| other != name);
+        self.with_all_changes(others.cloned().collect())
+    }
+
+    fn with_all_changes(&self, changes: Vec<(String, Arc<dyn ChangedRanges>)>) -> Self {
         Self {
             name: self.name.clone(),
             description: self.description.clone(),
@@ -127,7 +138,7 @@ impl Export {
             read_only: self.read_only,
             resizable: self.resizable,
             former_size: AtomicU64::new(self.former_size.load(Ordering::Relaxed)),
-            changes: others.cloned().chain([(name.clone(), changes)]).collect(),
+            changes,
         }
     }
 

@@ -1,5 +1,6 @@
 //! The exports of a server.
 
+use std::collections::HashSet;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::Export;
@@ -50,6 +51,8 @@ struct Exports {
     listed: Vec<Arc<Export>>,
     /// How many of them were there before the server was.
     first: usize,
+    /// Names of exports that were removed: they do not mean the default.
+    removed: HashSet<String>,
 }
 
 impl ExportSet {
@@ -98,6 +101,15 @@ impl ExportSet {
         Ok(())
     }
 
+    /// Takes an export out of a set that is being served: nobody who connects from now on finds it, and whoever has it keeps
+    /// it.
+    pub fn remove(&self, name: &str) {
+        self.change(|exports| {
+            exports.listed.retain(|export| export.name() != name);
+            exports.removed.insert(name.to_owned());
+        });
+    }
+
     /// Puts what `change` makes of an export in its place, for clients that connect from now on.
     pub fn replace(&self, name: &str, change: impl FnOnce(&Export) -> Export) {
         self.change(|exports| {
@@ -113,7 +125,7 @@ impl ExportSet {
         let exports = self.exports.read().unwrap_or_else(PoisonError::into_inner);
         let first = exports.listed.first();
         let nameless = exports.first == 1 && first.is_some_and(|only| only.name().is_empty());
-        let default = first.filter(|_| name.is_empty() || nameless);
+        let default = first.filter(|_| name.is_empty() || (nameless && !exports.removed.contains(name)));
         exports.named(name).or(default).cloned()
     }
 
@@ -184,5 +196,10 @@ mod tests {
         exports.put(export("a\nb", &disks[2])).unwrap_err();
         assert_eq!((size("vm@one"), former.disk().size()), (Some(1536), 1024));
         assert_eq!(served.iter().count(), 2);
+        let kept = served.find("vm@one").unwrap();
+        exports.remove("vm@one");
+        assert_eq!((size("vm@one"), kept.disk().size()), (None, 1536));
+        exports.add_later(export("vm@one", &disks[1])).unwrap();
+        assert_eq!((size("vm@one"), size("any")), (Some(1024), Some(512)));
     }
 }

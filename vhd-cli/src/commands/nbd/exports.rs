@@ -1,24 +1,21 @@
 //! The disks that are served.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 
 use vhd_core::chain::{OpenOptions, OpenedDisk};
-use vhd_core::device::{BlockDevice as _, ByteRange, DeviceError, Disk, LiveDevice};
+use vhd_core::device::{BlockDevice as _, DeviceError, Disk, LiveDevice};
 use vhd_core::error::with_causes;
-use vhd_core::format::UniqueId;
 use vhd_core::ops::resize::{Opening, ResizableDisk};
-use vhd_core::snapshot::{self, CreatedInUse, SnapshotTree, Work};
-use vhd_nbd::server::{ChangeVisitor, ChangedAboveLayer, ChangedRanges, Export, ExportNameError, ExportSet};
+use vhd_core::snapshot;
+use vhd_nbd::server::{ChangedAboveLayer, Export, ExportNameError, ExportSet};
 
-use super::NbdArgs;
+use super::{NbdArgs, live};
 use crate::children;
-use crate::codes::Kind;
-use crate::control::{Control, Taken};
+use crate::control::Control;
 use crate::failure::Failure;
 use crate::format_arg::TypedPath;
 use crate::input::{Source, SourceArgs};
@@ -107,30 +104,24 @@ impl Served {
         let opened = open(args, &input, &source)?;
         let snapshots = Snapshots::of(&source);
         let name = if name.is_empty() { snapshots.name.clone() } else { name };
-        let (opened, live) = match opened {
-            Open::Plain(opened) if is_live(args, &opened) => go_live(opened),
-            other => (other, None),
+        let opened = match opened {
+            Open::Plain(opened) if is_live(args, &opened) => {
+                return self.add_live(args, &source, opened, &name, &snapshots, exports);
+            }
+            other => other,
         };
         let present = match &opened {
             Open::Plain(opened) => export(&name, opened, &snapshots, args.snapshot),
-            Open::Live(device) => live_export(&name, device, live.as_deref().unwrap_or_default(), &snapshots),
+            Open::Live(_) => unreachable!("it is served already"),
             Open::Resizable(disk) => Export::new(name.as_str(), Disk::new(Arc::clone(disk) as _))
                 .with_description(file_name(&source.path))
                 .resizable(),
-        };
-        let device = match &opened {
-            Open::Live(device) => Some(Arc::clone(device)),
-            Open::Plain(_) | Open::Resizable(_) => None,
         };
         self.serve(present, source.name.clone(), opened, exports)?;
         for (snapshot, path) in &snapshots.files {
             let opened = open_frozen(args, path)?;
             let frozen = export(&format!("{name}@{snapshot}"), &opened, &snapshots, false);
             self.serve(frozen, output::path_text(path), Open::Plain(opened), exports)?;
-        }
-        // The last: a snapshot is added to exports that are there.
-        if let Some(device) = device {
-            self.control(&source, &snapshots, &name, &device, exports);
         }
         Ok(())
     }
@@ -141,35 +132,56 @@ impl Served {
         Ok(())
     }
 
-    /// Listens for commands that want something of a disk in use. Without it the disk is served all the same.
-    fn control(
+    /// The same for a disk whose snapshots come and go while it is served.
+    fn add_live(
         &mut self,
+        args: &NbdArgs,
         source: &Source,
-        snapshots: &Snapshots,
+        opened: OpenedDisk,
         name: &str,
-        device: &Arc<LiveDevice>,
-        exports: &ExportSet,
-    ) {
-        let taker = Taker {
-            snapshots: Mutex::new(
-                snapshots
-                    .files
-                    .iter()
-                    .map(|(snapshot, _)| format!("{name}@{snapshot}"))
-                    .collect(),
-            ),
-            disk: source.path.clone(),
-            export: name.to_owned(),
-            device: Arc::downgrade(device),
-            exports: exports.clone(),
-        };
-        match Control::listen(&source.path, move |name| taker.take(name)) {
+        snapshots: &Snapshots,
+        exports: &mut ExportSet,
+    ) -> Result<(), Failure> {
+        let paths = opened.paths().to_vec();
+        let device = opened
+            .into_live()
+            .expect("it is a chain that is written to, and nobody else has it");
+        let device = Arc::new(device);
+        let present = live::present(name, &device, &paths, contexts(&paths, snapshots));
+        self.serve(present, source.name.clone(), Open::Live(Arc::clone(&device)), exports)?;
+        let mut served = HashMap::new();
+        for (snapshot, path) in &snapshots.files {
+            let export_name = format!("{name}@{snapshot}");
+            let depth = paths.iter().position(|layer| is_same(layer, path));
+            let shared = depth.and_then(|depth| Some((depth, device.present().from_layer(depth)?)));
+            let (frozen, image) = match shared {
+                // In the disk's own open files.
+                Some((depth, frozen)) => {
+                    let contexts = contexts(&paths[depth..], snapshots);
+                    live::frozen(&export_name, Arc::new(frozen), path, contexts)
+                }
+                None => {
+                    let opened = open_frozen(args, path)?;
+                    let image = opened.chain().map(|chain| chain.leaf().unique_id());
+                    (
+                        export(&export_name, &opened, snapshots, false),
+                        image.unwrap_or_default(),
+                    )
+                }
+            };
+            exports.add(frozen).map_err(|error| Failure::usage(error.to_string()))?;
+            served.insert(export_name, live::ServedSnapshot::new(snapshot, image));
+        }
+        // The last: a snapshot is added to exports that are there.
+        let keeper = live::Keeper::new(&source.path, name, &device, exports, served);
+        match Control::listen(&source.path, keeper) {
             Ok(control) => self.controls.push(control),
             Err(error) => output::warning(format_args!(
                 "snapshots of {} can't be taken while it is served: no control socket: {error}",
                 source.name
             )),
         }
+        Ok(())
     }
 
     /// Closes all images; the first failure is told.
@@ -213,11 +225,7 @@ impl Snapshots {
 
     /// The snapshot that a file is.
     fn name_of(&self, path: &Path) -> Option<&str> {
-        let real = |path: &Path| path.canonicalize().ok();
-        let found = self
-            .files
-            .iter()
-            .find(|(_, file)| real(file).is_some_and(|file| Some(file) == real(path)));
+        let found = self.files.iter().find(|(_, file)| is_same(file, path));
         found.map(|(name, _)| name.as_str())
     }
 }
@@ -296,122 +304,13 @@ fn is_live(args: &NbdArgs, opened: &OpenedDisk) -> bool {
     !args.no_control && !args.snapshot && writes && opened.chain().is_some()
 }
 
-/// The disk, and the files of its layers.
-fn go_live(opened: OpenedDisk) -> (Open, Option<Vec<PathBuf>>) {
-    let paths = opened.paths().to_vec();
-    let device = opened
-        .into_live()
-        .expect("it is a chain that is written to, and nobody else has it");
-    (Open::Live(Arc::new(device)), Some(paths))
+/// Whether two paths lead to one file.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let real = |path: &Path| path.canonicalize().ok();
+    real(one).is_some_and(|one| Some(one) == real(other))
 }
 
-/// The export of a disk that gets snapshots while it is served.
-fn live_export(name: &str, device: &Arc<LiveDevice>, paths: &[PathBuf], snapshots: &Snapshots) -> Export {
-    let mut export = Export::new(name, Disk::new(Arc::clone(device) as _));
-    if let Some(image) = paths.first() {
-        export = export.with_description(file_name(image));
-    }
-    let present = device.present();
-    for (context, depth) in contexts(paths, snapshots) {
-        let layer = usize::try_from(depth)
-            .ok()
-            .and_then(|depth| present.layers().get(depth));
-        if let Some(layer) = layer {
-            let changes = ChangedAboveImage {
-                device: Arc::downgrade(device),
-                image: layer.unique_id(),
-            };
-            export = export.with_changes(context, Box::new(changes));
-        }
-    }
-    export
-}
-
-/// What changed since an image of the chain was frozen, wherever in the chain it is by now.
-struct ChangedAboveImage {
-    device: Weak<LiveDevice>,
-    image: UniqueId,
-}
-
-impl ChangedRanges for ChangedAboveImage {
-    fn visit(&self, disk: &Disk, range: ByteRange, visitor: ChangeVisitor<'_>) -> Result<(), DeviceError> {
-        let Some(device) = self.device.upgrade() else {
-            return ChangedAboveLayer { depth: u32::MAX }.visit(disk, range, visitor);
-        };
-        let present = device.present();
-        let depth = present
-            .layers()
-            .iter()
-            .position(|layer| layer.unique_id() == self.image);
-        let depth = depth.and_then(|depth| u32::try_from(depth).ok()).unwrap_or(u32::MAX);
-        // Depth and extents of one moment.
-        ChangedAboveLayer { depth }.visit(&Disk::new(present), range, visitor)
-    }
-}
-
-/// Takes snapshots of a disk that is served.
-struct Taker {
-    /// A file of the disk.
-    disk: PathBuf,
-    export: String,
-    /// Not the device itself: whoever closes the disk wants it alone.
-    device: Weak<LiveDevice>,
-    exports: ExportSet,
-    /// The exports that are snapshots of this disk: a name that was deleted may be given again.
-    snapshots: Mutex<HashSet<String>>,
-}
-
-impl Taker {
-    fn take(&self, name: &str) -> Result<Taken, Failure> {
-        let gone = || Failure::new(Kind::Control, "the server is about to stop");
-        let device = self.device.upgrade().ok_or_else(gone)?;
-        let never = AtomicBool::new(false);
-        let work = Work {
-            steps: &(),
-            progress: &(),
-            cancel: &never,
-        };
-        let base = snapshot::base_of(&self.disk)?;
-        let mut tree = SnapshotTree::open_in_use(&base, &device, work)?;
-        let taken = tree.create_in_use(name)?;
-        self.serve(name, &base, &taken, &device);
-        Ok(Taken {
-            active: file_name(&taken.created.active),
-            snapshot: taken.created.snapshot,
-            paused_us: u64::try_from(taken.paused.as_micros()).unwrap_or(u64::MAX),
-        })
-    }
-
-    /// Serves the snapshot, and tells clients of the disk that connect from now on what has changed since.
-    fn serve(&self, name: &str, base: &Path, taken: &CreatedInUse, device: &Arc<LiveDevice>) {
-        let image = taken.frozen.leaf().unique_id();
-        self.exports.replace(&self.export, |export| {
-            let changes = ChangedAboveImage {
-                device: Arc::downgrade(device),
-                image,
-            };
-            export.and_changes(name, Box::new(changes))
-        });
-        let label = match self.export.as_str() {
-            "" => file_name(base.file_stem().map_or(base, Path::new)),
-            label => label.to_owned(),
-        };
-        let export = format!("{label}@{name}");
-        let frozen = Export::new(export.as_str(), Disk::new(Arc::clone(&taken.frozen) as _))
-            .with_description(taken.created.snapshot.file.name.clone());
-        let mut known = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
-        let served = match known.contains(frozen.name()) {
-            true => self.exports.put(frozen),
-            false => self.exports.add_later(frozen),
-        };
-        match served {
-            Ok(()) => drop(known.insert(export)),
-            Err(error) => output::warning(format_args!("the snapshot is not served: {error}")),
-        }
-    }
-}
-
-fn file_name(path: &Path) -> String {
+pub(super) fn file_name(path: &Path) -> String {
     let name = path.file_name().unwrap_or(path.as_os_str());
     name.to_string_lossy().into_owned()
 }

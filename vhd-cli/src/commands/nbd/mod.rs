@@ -3,6 +3,7 @@
 mod background;
 mod exports;
 mod listen;
+mod live;
 
 use std::io;
 use std::path::PathBuf;

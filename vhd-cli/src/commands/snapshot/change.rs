@@ -105,12 +105,24 @@ pub(super) fn rename(args: &RenameArgs) -> Result<Exit, Failure> {
 }
 
 pub(super) fn delete(args: &DeleteArgs) -> Result<Exit, Failure> {
-    let report = with_tree(&args.disk, |tree| {
-        let settled = tree.delete(&args.name, args.subtree)?;
-        Ok(DeletedReport::of(tree, &args.name, &settled))
-    })?;
+    let report = match delete_in_use(args)? {
+        Some(report) => report,
+        None => with_tree(&args.disk, |tree| {
+            let settled = tree.delete(&args.name, args.subtree)?;
+            Ok(DeletedReport::of(tree, &args.name, &settled))
+        })?,
+    };
     output::report(args.disk.report, DELETE, &report)?;
     Ok(Exit::Ok)
+}
+
+/// Has the server delete the snapshot that has the disk in use, if there is one.
+fn delete_in_use(args: &DeleteArgs) -> Result<Option<DeletedReport>, Failure> {
+    if args.offline {
+        return Ok(None);
+    }
+    let deleted = control::delete_snapshot(&args.disk.disk, &args.name, args.subtree)?;
+    Ok(deleted.map(|(base, deleted)| DeletedReport::in_use(&base, &args.name, deleted)))
 }
 
 pub(super) fn rescan(args: &RescanArgs) -> Result<Exit, Failure> {

@@ -26,8 +26,8 @@ Examples:
 DISK is the base image or any other file of the disk. A snapshot freezes the file that was written to and makes a child \
 of it, which is written to from then on: `vhd snapshot list` says which file a guest must use, and DISK@now reads it. \
 Names and the file that is written to are in a small document beside the base, DISK.snapshots; `rescan` makes it anew \
-from the images. `create` works on a disk that `vhd nbd` serves, too: the server goes on in the new file, and serves \
-the snapshot. Each command first brings an interrupted one to its end. A deleted snapshot's file stays until nothing \
+from the images. `create` and `delete` work on a disk that `vhd nbd` serves, too: the server goes on in the new file and \
+serves the snapshot, and merges the file that it writes to into that of a deleted snapshot directly below. Each command first brings an interrupted one to its end. A deleted snapshot's file stays until nothing \
 needs it: see docs/snapshots.md for what happens when.";
 
 /// Arguments of `vhd snapshot`.
@@ -134,6 +134,9 @@ struct DeleteArgs {
     /// Delete all snapshots made from it too
     #[arg(long)]
     subtree: bool,
+    /// Do not ask a server that has the disk in use: what can't be done beside it then waits
+    #[arg(long)]
+    offline: bool,
 }
 
 #[derive(Args, Debug)]

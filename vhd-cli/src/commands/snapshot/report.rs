@@ -7,6 +7,7 @@ use serde::Serialize;
 use vhd_core::snapshot::{Applied, Created, Rescanned, Settled, SnapshotTree, Waiting};
 use vhd_core::units::u64_from;
 
+use crate::control::Deleted;
 use crate::human;
 use crate::output::path_text;
 
@@ -115,6 +116,29 @@ impl DeletedReport {
             name: name.to_owned(),
             active: path_text(&tree.path(&tree.manifest().active.file)),
             settled: SettledReport::of(settled),
+        }
+    }
+}
+
+impl DeletedReport {
+    /// What the server of the disk with this base has done.
+    pub(super) fn in_use(base: &Path, name: &str, deleted: Deleted) -> Self {
+        let text = |file: &String| path_text(&base.with_file_name(file));
+        let waiting = deleted.waiting.iter().map(|waiting| WaitingReport {
+            name: waiting.name.clone(),
+            file: text(&waiting.file),
+            dependants: waiting.dependants,
+            reason: waiting.reason.clone(),
+        });
+        Self {
+            disk: path_text(base),
+            name: name.to_owned(),
+            active: text(&deleted.active),
+            settled: SettledReport {
+                removed: deleted.removed.iter().map(text).collect(),
+                merged: deleted.merged.iter().map(text).collect(),
+                waiting: waiting.collect(),
+            },
         }
     }
 }

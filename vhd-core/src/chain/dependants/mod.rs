@@ -173,6 +173,8 @@ struct Finding<'a> {
     listed: Vec<Listed>,
     /// Leaves that a command was making when it was killed: nothing uses them.
     unused: Vec<PathBuf>,
+    /// Files that a command was removing when it was killed: nothing refers to them.
+    going: Vec<PathBuf>,
     doubts: Vec<Doubt>,
     /// How many names of each image were seen, and in which directories they are.
     names: Vec<u64>,
@@ -186,6 +188,7 @@ impl<'a> Finding<'a> {
             files: HashSet::new(),
             listed: Vec::new(),
             unused: Vec::new(),
+            going: Vec::new(),
             doubts: Vec::new(),
             names: vec![0; search.subjects.len()],
         }
@@ -260,6 +263,7 @@ impl<'a> Finding<'a> {
         match membership::of(seen.path, &mut matches) {
             Ok(found) => {
                 self.unused.extend(found.unused);
+                self.going.extend(found.going);
                 let listed = found.members.into_iter().map(|(image, member)| Listed {
                     image,
                     manifest: seen.path.to_owned(),
@@ -290,7 +294,8 @@ impl<'a> Finding<'a> {
                     .push(Doubt::names(&subject.path, subject.names, *seen.max(&1)));
             }
         }
-        let unused = self.unused;
+        let (unused, going) = (self.unused, self.going);
+        self.children.retain(|child| !going.contains(&child.path));
         self.children
             .retain(|child| !unused.contains(&child.path) || !claim::is_empty(&child.path));
         self.children.sort_by(|a, b| a.path.cmp(&b.path));

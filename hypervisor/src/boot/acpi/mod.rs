@@ -1,5 +1,7 @@
 //! The tables of ACPI that describe the machine vhd-1: hardware-reduced, as there is no firmware (ACPI 6.5).
 
+mod hotplug;
+
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, PackageBuilder,
     ResourceTemplate,
@@ -111,6 +113,7 @@ fn dsdt() -> impl Aml {
     serial_port(&mut definitions);
     host_bridge(&mut definitions);
     reserved(&mut definitions);
+    hotplug::define(&mut definitions);
     let mut off = PackageBuilder::new();
     off.add_element(&SLEEP_OFF_TYPE);
     Name::new("_S5_".into(), &off).to_aml_bytes(&mut definitions);

@@ -1,0 +1,155 @@
+//! The disks of a machine on PCI: put into slots, also while it runs, and taken out when the guest has let go of them.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use vhd_block::Disk;
+
+use crate::kvm::{IOAPIC_LINES, Vm};
+use crate::machine::{MachineDisk, block, event};
+use crate::pci::{HOTPLUG_LINE, HotPlug, Msix, PciHost, SLOTS, Vector, WINDOW, Wires};
+use crate::virtio::pci::{PciTransport, VECTORS, WINDOW_SIZE};
+use crate::{Error, MAX_DISKS};
+
+/// The slot of the first disk; the bridge is before it.
+const FIRST: usize = 1;
+
+/// How long the guest is given before it is asked once more.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+
+/// What is in the slots of a machine.
+pub(crate) struct Slots {
+    vm: Arc<Vm>,
+    wires: Arc<dyn Wires>,
+    pub(crate) host: PciHost,
+    pub(crate) hotplug: HotPlug,
+    /// Nothing after the end.
+    disks: Mutex<Option<Disks>>,
+}
+
+/// The disks of a machine.
+#[derive(Default)]
+struct Disks {
+    /// By their slots, also those that the guest has let go of, until that is noticed.
+    slots: BTreeMap<usize, Slot>,
+    /// The slot that was filled last.
+    last: usize,
+}
+
+struct Slot {
+    disk: Disk,
+    /// When the guest was asked to let go of it.
+    asked: Option<Instant>,
+}
+
+impl Disks {
+    /// The next slot to fill. One that was emptied waits longest: the guest may still be told of what was in it.
+    fn next(&self) -> Result<usize, Error> {
+        let count = self.slots.len() + 1;
+        let turns = (self.last + 1..SLOTS).chain(FIRST..=self.last);
+        let mut free = turns.filter(|slot| !self.slots.contains_key(slot));
+        free.next().filter(|_| count <= MAX_DISKS).ok_or(Error::Disks { count })
+    }
+}
+
+impl Slots {
+    /// A bus with nothing on it.
+    pub(crate) fn new(vm: Arc<Vm>) -> Result<Self, Error> {
+        let event = event()?;
+        vm.connect_interrupt(&event, HOTPLUG_LINE)?;
+        Ok(Self {
+            wires: vm.wires(),
+            vm,
+            host: PciHost::new(),
+            hotplug: HotPlug::new(event),
+            disks: Mutex::new(Some(Disks::default())),
+        })
+    }
+
+    /// Puts a disk into the next free slot, before the machine runs: the guest finds its registers where they are.
+    pub(crate) fn equip(&self, disk: MachineDisk) -> Result<usize, Error> {
+        let (first, _) = WINDOW;
+        self.put(disk, |slot| {
+            first + (vhd_block::units::u64_from(slot - FIRST)) * u64::from(WINDOW_SIZE)
+        })
+    }
+
+    /// Puts a disk into the next free slot of a machine that runs, and says so to the guest, which gives its registers a
+    /// place.
+    pub(crate) fn add(&self, disk: MachineDisk) -> Result<usize, Error> {
+        let slot = self.put(disk, |_| 0)?;
+        self.hotplug.announce(slot);
+        Ok(slot)
+    }
+
+    fn put(&self, disk: MachineDisk, window: impl Fn(usize) -> u64) -> Result<usize, Error> {
+        let mut disks = self.disks();
+        let disks = disks.as_mut().ok_or(Error::Ended)?;
+        let slot = disks.next()?;
+        let of_machine = disk.disk.clone();
+        let window = u32::try_from(window(slot)).unwrap_or(0);
+        let function = self.function(disk, slot, window)?;
+        self.hotplug.forget(slot);
+        self.host.insert(slot, function);
+        disks.last = slot;
+        let (disk, asked) = (of_machine, None);
+        disks.slots.insert(slot, Slot { disk, asked });
+        Ok(slot)
+    }
+
+    /// A disk as a function, with lines for its messages.
+    fn function(&self, disk: MachineDisk, slot: usize, window: u32) -> Result<PciTransport, Error> {
+        let first = IOAPIC_LINES + u32::try_from(slot - FIRST).unwrap_or(0) * VECTORS;
+        let vectors = (first..first + VECTORS).map(|line| {
+            let event = event()?;
+            self.vm.connect_interrupt(&event, line)?;
+            Ok(Vector { event, line })
+        });
+        let msix = Msix::new(vectors.collect::<Result<_, Error>>()?, Arc::clone(&self.wires));
+        let (device, memory, wires) = (block(disk)?, self.vm.memory().clone(), Arc::clone(&self.wires));
+        Ok(PciTransport::new(device, memory, msix, wires, window))
+    }
+
+    /// Asks the guest to let go of a disk, or again. Once it has, the disk is flushed, and the slot is free: that is `true`.
+    pub(crate) fn remove(&self, slot: usize) -> Result<bool, Error> {
+        let mut disks = self.disks();
+        let disks = disks.as_mut().ok_or(Error::Ended)?;
+        let in_slot = disks.slots.get_mut(&slot).ok_or(Error::NoDisk { slot })?;
+        if self.host.is_occupied(slot) {
+            if in_slot.asked.is_none_or(|asked| asked.elapsed() >= ASK_AGAIN) {
+                in_slot.asked = Some(Instant::now());
+                self.hotplug.request_release(slot);
+            }
+            return Ok(false);
+        }
+        // INV-71, for one disk: its thread has ended. A disk that cannot be flushed stays, so that it can be tried again.
+        in_slot.disk.flush()?;
+        disks.slots.remove(&slot);
+        Ok(true)
+    }
+
+    /// The guest reads a register of hot-plug.
+    pub(crate) fn read_port(&self, port: u16, data: &mut [u8]) {
+        self.hotplug.read(port, data);
+    }
+
+    /// The guest writes to a register of hot-plug: it lets go of slots.
+    pub(crate) fn write_port(&self, port: u16, data: &[u8]) {
+        for slot in HotPlug::released(port, data) {
+            self.hotplug.forget(slot);
+            drop(self.host.remove(slot));
+        }
+    }
+
+    /// The machine has ended: all devices end, and their disks are still to be flushed.
+    pub(crate) fn close(&self) -> Vec<Disk> {
+        let disks = self.disks().take().unwrap_or_default();
+        disks.slots.keys().for_each(|slot| drop(self.host.remove(*slot)));
+        disks.slots.into_values().map(|slot| slot.disk).collect()
+    }
+
+    fn disks(&self) -> MutexGuard<'_, Option<Disks>> {
+        self.disks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,262 @@
+//! Deleting snapshots of a disk that is in use. Where the deleted snapshot is what the leaf is based on, the leaf is merged
+//! into its file while requests go on, and that file is the leaf afterwards.
+//!
+//! ```text
+//!   announce    the manifest names the merge, its record and markers are there       durable
+//!   merge       the leaf is copied; the file below it becomes the leaf               requests go on
+//!   commit      both files durable; the record goes; the manifest names the leaf     a part of the next flush
+//!   remove      the former leaf's file goes
+//! ```
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::delete::{Settled, can_wait};
+use super::error::SnapshotError;
+use super::manifest::{ImageFile, KIND, Manifest, Pending};
+use super::tree::SnapshotTree;
+use crate::device::{BlockDevice as _, Commit, DeviceError, LayeredDevice, LeafMerge, LeafMerged, LiveDevice};
+use crate::image::{Image, OpenMode};
+use crate::job::require_no_job;
+use crate::ops::merge::{MergeError, announce_leaf, close_leaf, is_unfinished};
+use crate::ops::verify::record_path;
+use crate::record::Checked as _;
+use crate::storage::{Access, FileIdentity, HostFile, StorageError, remove_file};
+
+/// How long readers of a snapshot that have just gone may take to be gone.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+impl SnapshotTree<'_> {
+    /// [`settle`](Self::settle) for a disk in use; the tree was opened by [`open_in_use`](Self::open_in_use). The leaf is
+    /// merged into the files of deleted snapshots directly below it; files that other layers of the disk depend on stay
+    /// until the disk is not in use.
+    ///
+    /// # Errors
+    /// Those of [`settle`](Self::settle). What was begun the next command goes on with.
+    pub fn settle_in_use(&mut self) -> Result<Settled, SnapshotError> {
+        let mut merged = Vec::new();
+        let mut refused = None;
+        while let Some((child, into)) = self.leaf_to_merge() {
+            match self.merge_leaf(&child, &into) {
+                Ok(()) => merged.push(self.path(&into)),
+                Err(error) if can_wait(&error) && self.manifest.pending.is_none() => {
+                    refused = Some((self.path(&into), error));
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let mut settled = self.settle()?;
+        merged.append(&mut settled.merged);
+        settled.merged = merged;
+        if let Some((path, error)) = refused
+            && let Some(waiting) = settled.waiting.iter_mut().find(|waiting| waiting.path == path)
+        {
+            // The cause, and not that this very process has the disk.
+            waiting.reason = Some(error);
+        }
+        Ok(settled)
+    }
+
+    /// The leaf, and the file of the deleted snapshot that only the leaf is based on.
+    fn leaf_to_merge(&self) -> Option<(ImageFile, ImageFile)> {
+        let below = self.manifest.snapshot(self.manifest.active.parent?)?;
+        let alone = self.manifest.dependants(below.id).len() == 1;
+        (below.deleted && alone).then(|| (self.manifest.active.file.clone(), below.file.clone()))
+    }
+
+    /// Merges the leaf into the file below it, or goes on with that. All that can be refused is refused before anything is
+    /// written.
+    pub(super) fn merge_leaf(&mut self, child: &ImageFile, into: &ImageFile) -> Result<(), SnapshotError> {
+        let device = self.in_use.expect("the tree is one of a disk in use");
+        let present = device.present();
+        present.settle().map_err(|source| self.device_error(into, source))?;
+        self.check_leaf(&present, child, into)?;
+        self.wait_for_readers(&present, into)?;
+        let below = open_below(self.path(into), &present)?;
+        drop(present);
+        let (path, other) = (self.path(child), self.path(into));
+        // INV-37: under the lock.
+        if !is_unfinished(&path)? {
+            require_no_job([&path, &other])?;
+        }
+        match self.merge_into(device, child, into, &below) {
+            Ok(()) => self.finish_leaf(child),
+            Err(error) => {
+                close_below(below);
+                Err(error)
+            }
+        }
+    }
+
+    fn merge_into(
+        &mut self,
+        device: &LiveDevice,
+        child: &ImageFile,
+        into: &ImageFile,
+        below: &Arc<Image>,
+    ) -> Result<(), SnapshotError> {
+        self.announce_merge(child, into)?;
+        let work = LeafMerge {
+            begin: &|bytes| self.work.progress.begin(bytes),
+            advance: &|bytes| self.work.progress.advance(bytes),
+            cancel: self.work.cancel,
+        };
+        let merged = device.merge_leaf(below, &work, self.commit_of(child, into)?);
+        match merged.map_err(|source| self.device_error(into, source))? {
+            LeafMerged::Done(_) => {
+                self.work.steps.done("switched");
+                Ok(())
+            }
+            LeafMerged::Cancelled => Err(SnapshotError::Interrupted {
+                child: self.path(child),
+            }),
+            LeafMerged::Overtaken => Err(self.stale("the disk has gone on in another file".to_owned())),
+        }
+    }
+
+    fn announce_merge(&mut self, child: &ImageFile, into: &ImageFile) -> Result<(), SnapshotError> {
+        let mut intent = self.manifest.clone();
+        intent.pending = Some(Pending::Merge {
+            child: child.clone(),
+            into: into.clone(),
+        });
+        // INV-25: before the first sector of the file changes.
+        self.write(intent, "merge announced")?;
+        let paths = [child, into].map(|file| self.path(file));
+        let recorded = record_merge((&paths[0], child), (&paths[1], into));
+        if recorded.is_err() && !is_unfinished(&paths[0])? {
+            self.forget_pending()?;
+        }
+        recorded?;
+        self.work.steps.done("merge recorded");
+        Ok(())
+    }
+
+    /// What makes it known that the disk goes on in the file below the former leaf. That one is durable then. Until it is
+    /// done no other command changes the tree.
+    fn commit_of(&self, child: &ImageFile, into: &ImageFile) -> Result<Commit, SnapshotError> {
+        let (manifest, record) = (self.place.manifest(), self.path(child));
+        let next = self.without_leaf(child, into);
+        next.check().map_err(|reason| self.stale(reason))?;
+        let lock = Arc::clone(&self.lock);
+        Ok(Box::new(move || {
+            let _kept = &lock;
+            // INV-55: a record that is there says that the leaf counts; so it goes before the manifest says otherwise.
+            close_leaf(&record).map_err(failed)?;
+            KIND.write(&manifest, &next).map_err(failed)
+        }))
+    }
+
+    /// The manifest when the disk has gone on in the file below the leaf.
+    fn without_leaf(&self, child: &ImageFile, into: &ImageFile) -> Manifest {
+        let mut next = self.manifest.clone();
+        if let Some(deleted) = next.snapshots.iter().position(|snapshot| snapshot.file == *into) {
+            next.active.parent = next.snapshots.remove(deleted).parent;
+        }
+        next.active.file = into.clone();
+        next.pending = Some(Pending::Remove { file: child.clone() });
+        next
+    }
+
+    /// Makes durable that the disk goes on in the file below its former leaf, whose file goes.
+    pub(super) fn finish_leaf(&mut self, child: &ImageFile) -> Result<(), SnapshotError> {
+        let device = self.in_use.expect("the tree is one of a disk in use");
+        device.flush().map_err(|source| self.device_error(child, source))?;
+        let known = self.place.read()?;
+        self.manifest = known.ok_or_else(|| self.stale("it is gone".to_owned()))?;
+        self.work.steps.done("merge finished");
+        self.finish_removal(child)
+    }
+
+    fn check_leaf(&self, present: &LayeredDevice, child: &ImageFile, into: &ImageFile) -> Result<(), SnapshotError> {
+        let (Some(leaf), Some(below)) = (present.shared_image(0), present.shared_image(1)) else {
+            return Err(self.stale(format!("{} is not over {}", child.name, into.name)));
+        };
+        if leaf.unique_id() != child.id || below.unique_id() != into.id {
+            return Err(self.stale(format!("{} is not over {}", child.name, into.name)));
+        }
+        let path = self.path(child);
+        if leaf.disk_size() != below.disk_size() {
+            return Err(MergeError::SizeMismatch {
+                path,
+                size: leaf.disk_size(),
+                other: self.path(into),
+                other_size: below.disk_size(),
+            }
+            .into());
+        }
+        self.place.refuse_children(child)?;
+        let found = self.place.dependants(into);
+        let own = FileIdentity::of_path(&path).ok();
+        let is_other = |path: &PathBuf| FileIdentity::of_path(path).ok() != own;
+        if found.child_paths().iter().any(is_other) {
+            found.refuse_children()?;
+        }
+        Ok(found.refuse_unknown()?)
+    }
+
+    /// Those who read the snapshot in this process have a moment to be gone.
+    fn wait_for_readers(&self, present: &LayeredDevice, into: &ImageFile) -> Result<(), SnapshotError> {
+        let begun = Instant::now();
+        while present.shares_parent() {
+            if begun.elapsed() > PATIENCE {
+                return Err(SnapshotError::BeingRead { path: self.path(into) });
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    fn device_error(&self, file: &ImageFile, source: DeviceError) -> SnapshotError {
+        SnapshotError::Device {
+            path: self.path(file),
+            source,
+        }
+    }
+}
+
+fn record_merge(child: (&Path, &ImageFile), into: (&Path, &ImageFile)) -> Result<(), SnapshotError> {
+    // Digests of what is about to change, and of what is about to go, would raise a false alarm.
+    for path in [child.0, into.0] {
+        remove_file(&record_path(path))?;
+    }
+    Ok(announce_leaf((child.0, child.1.id), (into.0, into.1.id))?)
+}
+
+/// Opens the image below the leaf for writing, beside the one that the disk reads.
+fn open_below(path: PathBuf, present: &LayeredDevice) -> Result<Arc<Image>, SnapshotError> {
+    let reader = present.layers().get(1).and_then(|layer| layer.file().host_file());
+    let Some(reader) = reader else {
+        let wanted = Access::ReadWrite;
+        return Err(StorageError::Locked {
+            path,
+            wanted,
+            holder: None,
+        }
+        .into());
+    };
+    let file = HostFile::open_beside(&path, reader)?;
+    let image = Image::open(Arc::new(file), &OpenMode::read_write());
+    image
+        .map(Arc::new)
+        .map_err(|source| SnapshotError::Image { path, source })
+}
+
+/// The disk goes on as it was; what was copied is kept. The image is closed by whoever drops it last: until then its
+/// lock keeps it from being opened again.
+fn close_below(image: Arc<Image>) {
+    if let Some(Err(error)) = Arc::into_inner(image).map(Image::close) {
+        tracing::warn!(%error, "a file that a leaf was being merged into could not be closed");
+    }
+}
+
+fn failed(error: impl std::error::Error + Send + Sync + 'static) -> DeviceError {
+    DeviceError::Io {
+        operation: "record the merge of the leaf",
+        offset: 0,
+        source: std::io::Error::other(error),
+    }
+}
