@@ -6,11 +6,11 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use rustix::fs::{Stat, fstat};
-use vhd_core::chain::OpenedDisk;
 use vhd_core::chain::dependants::Search;
+use vhd_core::chain::{ChainWarning, OpenedDisk};
 use vhd_core::format::UniqueId;
 use vhd_core::image::Footers;
-use vhd_core::job::require_no_job;
+use vhd_core::job::{JobError, require_no_job};
 use vhd_core::storage::{Access, HostFile, Sharing, StorageError};
 
 use crate::children::{self, ChildrenArgs};
@@ -60,12 +60,11 @@ impl<'a> Destination<'a> {
         })
     }
 
-    /// Refuses to replace a file that one of the sources is read from, and keeps everybody else away from what is
-    /// about to be replaced; while somebody uses it, it is not.
-    pub(super) fn guard<'b>(
-        &self,
-        sources: impl IntoIterator<Item = &'b OpenedDisk>,
-    ) -> Result<Option<HostFile>, Failure> {
+    /// Refuses sources that are half changed, and to replace a file that one of them is read from; keeps everybody else
+    /// away from what is about to be replaced: while somebody uses it, it is not.
+    pub(super) fn guard<'b>(&self, sources: impl AsRef<[&'b OpenedDisk]>) -> Result<Option<HostFile>, Failure> {
+        let sources = sources.as_ref();
+        sources.iter().try_for_each(|source| refuse_half_changed(source))?;
         if !self.exists {
             return Ok(None);
         }
@@ -116,8 +115,9 @@ impl StandardOutput {
         })
     }
 
-    /// Refuses to overwrite what is read.
+    /// Refuses a source that is half changed, and to overwrite what is read.
     pub(super) fn refuse_source(&self, opened: &OpenedDisk) -> Result<(), Failure> {
+        refuse_half_changed(opened)?;
         refuse_source(opened, fstat(&self.file), "standard output")
     }
 
@@ -125,6 +125,23 @@ impl StandardOutput {
     pub(super) fn writer(&mut self) -> &mut dyn Write {
         &mut self.file
     }
+}
+
+/// Refuses to copy an image that an open job changes: by itself the target of an unfinished merge is neither the disk that
+/// it was nor the one that it is going to be, and a copy would look like a sound disk for ever.
+fn refuse_half_changed(source: &OpenedDisk) -> Result<(), Failure> {
+    for warning in source.warnings() {
+        if let ChainWarning::JobOpen { path, kind, record } = warning {
+            let (image, record) = (path.clone(), record.clone());
+            return Err(JobError::Pending {
+                image,
+                kind: *kind,
+                record,
+            }
+            .into());
+        }
+    }
+    Ok(())
 }
 
 /// Refuses a destination that the source is read from, under whatever name.

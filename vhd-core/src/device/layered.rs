@@ -323,7 +323,11 @@ impl LayeredDevice {
 
     /// Flushes and closes the leaf: what only a close can say about the file is said here.
     pub fn close(self) -> Result<(), DeviceError> {
-        self.flush()?;
+        match &self.owed {
+            Some(_) => self.flush()?,
+            // The close of the leaf flushes it.
+            None => self.flush_unclean()?,
+        }
         match self.into_leaf() {
             Some(leaf) => leaf.close(),
             // Frozen by now, and somebody reads it.
