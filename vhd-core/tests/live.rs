@@ -85,12 +85,37 @@ fn write_number(device: &dyn BlockDevice, sector: usize, number: u64) {
     device.write_vectored_at(&[IoSlice::new(&bytes)], at, false).unwrap();
 }
 
+/// Sectors that each thread writes to.
+const SECTORS: usize = 3000;
+
+/// Writes numbers to the sectors of a thread in turn until it is `over`, with a flush now and then; `then` is called after
+/// each write has returned, with its sector and number.
+fn write_numbers(
+    device: &dyn BlockDevice,
+    thread: usize,
+    written: &AtomicU64,
+    over: &AtomicBool,
+    then: impl Fn(usize, u64),
+) {
+    for number in 1.. {
+        if over.load(Ordering::Relaxed) {
+            break;
+        }
+        let sector = thread * SECTORS + usize_from(number) % SECTORS;
+        write_number(device, sector, number);
+        written.store(number, Ordering::SeqCst);
+        then(sector, number);
+        if number % 97 == 0 {
+            device.flush().unwrap();
+        }
+    }
+}
+
 /// INV-50: each thread numbers its writes, to sectors of its own in turn. What was kept has all of them up to some number
 /// and none behind it; what had returned before is kept, and what began afterwards is not.
 #[test]
 fn inv_50_a_snapshot_is_a_cut_through_the_writes_of_all_threads() {
     const THREADS: usize = 3;
-    const SECTORS: usize = 3000;
     const SNAPSHOTS: usize = 12;
     let dir = temp_dir();
     let disk = new_disk(dir.path(), "vm.vhd");
@@ -103,17 +128,7 @@ fn inv_50_a_snapshot_is_a_cut_through_the_writes_of_all_threads() {
         for (thread, written) in written.iter().enumerate() {
             let (device, over) = (&device, &over);
             scope.spawn(move || {
-                for number in 1.. {
-                    if over.load(Ordering::Relaxed) {
-                        break;
-                    }
-                    let sector = thread * SECTORS + usize_from(number) % SECTORS;
-                    write_number(device, sector, number);
-                    written.store(number, Ordering::SeqCst);
-                    if number % 97 == 0 {
-                        device.flush().unwrap();
-                    }
-                }
+                write_numbers(device, thread, written, over, |_, _| ());
             });
         }
         scope.spawn(|| {

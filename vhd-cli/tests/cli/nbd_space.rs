@@ -12,20 +12,23 @@ fn taken(lab: &Lab, name: &str) -> u64 {
     std::fs::metadata(lab.path(name)).unwrap().blocks() * 512
 }
 
+/// Empty disks of 64 MiB: `dynamic.vhd`, `child.avhd` over `base.vhd`, `disk.raw`.
+fn create_disks(lab: &Lab) {
+    lab.dynamic("base.vhd", 64 * MIB);
+    lab.dynamic("dynamic.vhd", 64 * MIB);
+    lab.run(&["create", "child.avhd", "--parent", "base.vhd"], 0);
+    let raw = std::fs::File::create(lab.path("disk.raw")).unwrap();
+    raw.set_len(64 * MIB).unwrap();
+}
+
 #[test]
 fn zeroes_that_keep_their_space_have_it() {
     if !has("qemu-io") {
         return;
     }
     let lab = Lab::new();
-    lab.dynamic("base.vhd", 64 * MIB);
-    lab.dynamic("dynamic.vhd", 64 * MIB);
+    create_disks(&lab);
     lab.fixed("fixed.vhd", 64 * MIB);
-    std::fs::File::create(lab.path("disk.raw"))
-        .unwrap()
-        .set_len(64 * MIB)
-        .unwrap();
-    lab.run(&["create", "child.avhd", "--parent", "base.vhd"], 0);
     for (name, args) in [
         ("dynamic.vhd", &["dynamic.vhd"][..]),
         ("fixed.vhd", &["fixed.vhd"]),
@@ -67,13 +70,7 @@ fn inv_40_the_files_of_a_server_may_not_become_longer() {
         return;
     }
     let lab = Lab::new();
-    lab.dynamic("base.vhd", 64 * MIB);
-    lab.dynamic("dynamic.vhd", 64 * MIB);
-    std::fs::File::create(lab.path("disk.raw"))
-        .unwrap()
-        .set_len(64 * MIB)
-        .unwrap();
-    lab.run(&["create", "child.avhd", "--parent", "base.vhd"], 0);
+    create_disks(&lab);
     for (name, args) in [
         ("dynamic.vhd", &["dynamic.vhd"][..]),
         ("child.avhd", &["child.avhd"]),

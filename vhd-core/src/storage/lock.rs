@@ -69,12 +69,8 @@ impl ImageLock {
         let lock = Self {
             bytes: ByteLock::new(file, USED, PROTOCOL_BYTES),
         };
-        for byte in claim.bytes() {
-            match lock.bytes.take(byte) {
-                Ok(()) => {}
-                Err(Errno::EAGAIN | Errno::EACCES) => return Err(lock.conflict(path, access, byte)),
-                Err(errno) => return lock.without_locks(path, access, errno),
-            }
+        if let Err((byte, errno)) = lock.take(&claim) {
+            return lock.refused(path, access, byte, errno);
         }
         for byte in claim.excluding_bytes() {
             match lock.bytes.is_held_by_another(byte) {
@@ -97,12 +93,8 @@ impl ImageLock {
         let lock = Self {
             bytes: ByteLock::new(file, USED, PROTOCOL_BYTES),
         };
-        for byte in claim.bytes() {
-            match lock.bytes.take(byte) {
-                Ok(()) => {}
-                Err(Errno::EAGAIN | Errno::EACCES) => return Err(lock.conflict(path, access, byte)),
-                Err(errno) => return lock.without_locks(path, access, errno),
-            }
+        if let Err((byte, errno)) = lock.take(&claim) {
+            return lock.refused(path, access, byte, errno);
         }
         // Those who are asked for are others. The bytes that were taken keep them away meanwhile.
         let unlock = record(libc::F_UNLCK, USED, PROTOCOL_BYTES);
@@ -123,6 +115,20 @@ impl ImageLock {
             Ok(None) => Ok(lock),
             Ok(Some(byte)) => Err(lock.conflict(path, access, byte)),
             Err(errno) => lock.without_locks(path, access, errno),
+        }
+    }
+
+    /// Takes the bytes of a claim; the first that can't be taken, and why.
+    fn take(&self, claim: &Claim) -> Result<(), (u16, Errno)> {
+        let mut bytes = claim.bytes();
+        bytes.try_for_each(|byte| self.bytes.take(byte).map_err(|errno| (byte, errno)))
+    }
+
+    /// What becomes of a claim when `byte` can't be taken.
+    fn refused(self, path: &Path, access: Access, byte: u16, errno: Errno) -> Result<Self, StorageError> {
+        match errno {
+            Errno::EAGAIN | Errno::EACCES => Err(self.conflict(path, access, byte)),
+            errno => self.without_locks(path, access, errno),
         }
     }
 

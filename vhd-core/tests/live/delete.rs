@@ -41,7 +41,6 @@ fn content_of(path: &Path) -> Vec<u8> {
 #[test]
 fn inv_56_the_leaf_goes_into_the_file_below_it_under_writers() {
     const THREADS: usize = 3;
-    const SECTORS: usize = 3000;
     let cycles = rounds(6) * 2;
     let dir = temp_dir();
     let disk = new_disk(dir.path(), "vm.vhd");
@@ -53,21 +52,12 @@ fn inv_56_the_leaf_goes_into_the_file_below_it_under_writers() {
         for (thread, written) in written.iter().enumerate() {
             let (device, over) = (&device, &over);
             scope.spawn(move || {
-                for number in 1.. {
-                    if over.load(Ordering::Relaxed) {
-                        break;
-                    }
-                    let sector = thread * SECTORS + usize_from(number) % SECTORS;
-                    write_number(device, sector, number);
-                    written.store(number, Ordering::SeqCst);
+                write_numbers(device, thread, written, over, |sector, number| {
                     // What was written is read, whoever has it by now.
                     let mut bytes = [0; SECTOR];
                     device.read_at(&mut bytes, u64_from(sector * SECTOR)).unwrap();
                     assert_eq!(number_at(&bytes, 0), number);
-                    if number % 97 == 0 {
-                        device.flush().unwrap();
-                    }
-                }
+                });
             });
         }
         for cycle in 0..cycles {

@@ -1,8 +1,8 @@
 //! exFAT, read by the crate ferrosys.
 
+use ferrosys::OpenOptions;
 use ferrosys::exfat::ondisk::FileAttributes;
 use ferrosys::exfat::{Node, ReadError, Reader};
-use ferrosys::{OpenOptions, ReadPolicy};
 
 use super::FileError;
 use super::entry::FileType;
@@ -15,14 +15,8 @@ const FORMAT: &str = "exFAT";
 /// Opens the file system.
 pub(super) fn open(region: Region) -> Result<Numbered<Reader<Region>>, FileError> {
     let mut notes = Vec::new();
-    let mut reader = open_in_spite_of_damage(FORMAT, &mut notes, |lenient| {
-        let options = OpenOptions::new();
-        let options = if lenient {
-            options.policy(ReadPolicy::Lenient)
-        } else {
-            options
-        };
-        Reader::open_with(region.clone(), &options)
+    let mut reader = open_in_spite_of_damage(FORMAT, &mut notes, |policy| {
+        Reader::open_with(region.clone(), &OpenOptions::new().policy(policy))
     })?;
     let root = reader.lookup(b"/").map_err(failed)?;
     Ok(Numbered::new(reader, root, notes))

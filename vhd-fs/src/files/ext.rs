@@ -3,7 +3,7 @@
 use ferrosys::crc32c;
 use ferrosys::ext::ondisk::FileType as DirFileType;
 use ferrosys::ext::ondisk::Inode;
-use ferrosys::ext::{OpenOptions, ReadPolicy, Reader};
+use ferrosys::ext::{OpenOptions, Reader};
 
 use super::entry::{Entry, FileType, Metadata, Node};
 use super::ferro::{failed, open_in_spite_of_damage, time};
@@ -48,14 +48,8 @@ impl Ext {
         } else {
             region
         };
-        let reader = open_in_spite_of_damage(format, &mut notes, |lenient| {
-            let options = OpenOptions::new();
-            let options = if lenient {
-                options.policy(ReadPolicy::Lenient)
-            } else {
-                options
-            };
-            Reader::open_with(region.clone(), &options)
+        let reader = open_in_spite_of_damage(format, &mut notes, |policy| {
+            Reader::open_with(region.clone(), &OpenOptions::new().policy(policy))
         })?;
         if let Some(journal) = reader.journal_replay() {
             notes.push(format!(

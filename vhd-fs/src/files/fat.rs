@@ -1,6 +1,5 @@
 //! FAT12, FAT16 and FAT32, read by the crate ferrosys.
 
-use ferrosys::ReadPolicy;
 use ferrosys::fat::ondisk::Attributes;
 use ferrosys::fat::{Node, OpenOptions, ReadError, Reader, ShortNameCharset};
 
@@ -16,13 +15,8 @@ const FORMAT: &str = "FAT";
 pub(super) fn open(region: Region) -> Result<Numbered<Reader<Region>>, FileError> {
     let options = OpenOptions::new().charset(ShortNameCharset::Cp437);
     let mut notes = Vec::new();
-    let reader = open_in_spite_of_damage(FORMAT, &mut notes, |lenient| {
-        let options = if lenient {
-            options.policy(ReadPolicy::Lenient)
-        } else {
-            options
-        };
-        Reader::open_with(region.clone(), &options)
+    let reader = open_in_spite_of_damage(FORMAT, &mut notes, |policy| {
+        Reader::open_with(region.clone(), &options.policy(policy))
     })?;
     let root = reader.root();
     Ok(Numbered::new(reader, root, notes))

@@ -1,18 +1,18 @@
 //! What the file systems that the crate ferrosys reads have in common: times, failures, and opening in spite of damage.
 
-use ferrosys::{Timestamp, TreeError};
+use ferrosys::{ReadPolicy, Timestamp, TreeError};
 
 use super::FileError;
 use super::entry::Time;
 
-/// Opens a file system strictly, and where that fails leniently: damage is then a note. `open` is asked for one of the two
-/// (`lenient`). What uses something unknown is not opened leniently: it must not be guessed at.
+/// Opens a file system strictly, and where that fails leniently: damage is then a note. `open` is told
+/// which of the two. What uses something unknown is not opened leniently: it must not be guessed at.
 pub(super) fn open_in_spite_of_damage<R, E: Into<TreeError> + Clone + std::fmt::Display>(
     format: &'static str,
     notes: &mut Vec<String>,
-    mut open: impl FnMut(bool) -> Result<R, E>,
+    mut open: impl FnMut(ReadPolicy) -> Result<R, E>,
 ) -> Result<R, FileError> {
-    let strict = match open(false) {
+    let strict = match open(ReadPolicy::Strict) {
         Ok(reader) => return Ok(reader),
         Err(strict) => strict,
     };
@@ -20,7 +20,7 @@ pub(super) fn open_in_spite_of_damage<R, E: Into<TreeError> + Clone + std::fmt::
     if matches!(failure, FileError::Unsupported { .. } | FileError::Io(_)) {
         return Err(failure);
     }
-    let reader = open(true).map_err(|_| failure)?;
+    let reader = open(ReadPolicy::Lenient).map_err(|_| failure)?;
     notes.push(format!("opened in spite of damage: {strict}"));
     Ok(reader)
 }
