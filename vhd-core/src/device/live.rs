@@ -2,13 +2,17 @@
 
 use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use vhd_block::switch::Held;
-use vhd_block::{BlockDevice, ByteRange, DeviceError, DeviceInfo, ExtentVisitor, Switch, ZeroOptions, scatter};
+use vhd_block::switch::{Held, InUse};
+use vhd_block::{
+    BlockDevice, ByteRange, DeviceError, DeviceInfo, ErrorKind, ExtentVisitor, Switch, ZeroOptions, scatter,
+};
 
 use super::LayeredDevice;
+use super::views::Companions;
 use crate::image::Image;
 
 /// Bytes of zeroes, or of a discard, during which a switch has to wait. Longer ones are done in parts.
@@ -17,10 +21,14 @@ const LONGEST_PART: u64 = 64 << 20;
 /// A chain that is written to, behind a [`Switch`]: [`switch`](Self::switch) makes a child of the leaf the new leaf. The
 /// former leaf is frozen: the same open file, read from then on. Requests wait for that moment and none fails.
 pub struct LiveDevice {
-    present: Switch<Arc<LayeredDevice>>,
+    pub(super) present: Switch<Arc<LayeredDevice>>,
     info: DeviceInfo,
-    /// Bytes. A child has the size of its parent.
-    size: u64,
+    /// Bytes of the disk; changes while requests are held.
+    pub(super) size: AtomicU64,
+    /// What is read beside it in its open files.
+    pub(super) companions: Companions,
+    /// Why no request can be served any more.
+    lost: OnceLock<(ErrorKind, String)>,
 }
 
 /// What became of the exchange of a leaf.
@@ -49,7 +57,9 @@ impl LiveDevice {
     pub fn new(device: Arc<LayeredDevice>) -> Self {
         Self {
             info: device.info().clone(),
-            size: device.size_bytes(),
+            size: AtomicU64::new(device.size_bytes()),
+            companions: Companions::default(),
+            lost: OnceLock::new(),
             present: Switch::new(device),
         }
     }
@@ -99,6 +109,22 @@ impl LiveDevice {
         let paused = start.elapsed();
         drop(former);
         Some(paused)
+    }
+
+    /// From now on every request fails.
+    pub(super) fn lose(&self, why: &DeviceError) {
+        let _ = self.lost.set((why.kind(), why.to_string()));
+    }
+
+    /// The device, for one request.
+    fn pass(&self) -> Result<InUse<'_, Arc<LayeredDevice>>, DeviceError> {
+        match self.lost.get() {
+            None => Ok(self.present.pass()),
+            Some((kind, message)) => Err(DeviceError::Gone {
+                kind: *kind,
+                message: message.clone(),
+            }),
+        }
     }
 
     /// Puts another device over the same leaf in the present one's place; `false` if the disk has another leaf by now.
@@ -157,7 +183,7 @@ impl LiveDevice {
         let mut at = range.start;
         loop {
             let part = ByteRange::new(at, (range.end() - at).min(LONGEST_PART));
-            let device = self.present.pass();
+            let device = self.pass()?;
             let done = act(&device, part);
             device.written(part);
             drop(device);
@@ -188,19 +214,19 @@ impl BlockDevice for LiveDevice {
     }
 
     fn size_bytes(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Acquire)
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), DeviceError> {
-        self.present.pass().read_at(buf, offset)
+        self.pass()?.read_at(buf, offset)
     }
 
     fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<(), DeviceError> {
-        self.present.pass().read_vectored_at(bufs, offset)
+        self.pass()?.read_vectored_at(bufs, offset)
     }
 
     fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64, fua: bool) -> Result<(), DeviceError> {
-        let device = self.present.pass();
+        let device = self.pass()?;
         let written = device.write_vectored_at(bufs, offset, false);
         if device.is_followed() {
             let len = scatter::total_len(bufs.iter().map(|buf| &**buf));
@@ -213,7 +239,8 @@ impl BlockDevice for LiveDevice {
 
     fn flush(&self) -> Result<(), DeviceError> {
         // A switch does not wait for a sync: what is to be flushed is in the device that is present now, and stays there.
-        self.present().flush()
+        let device = self.pass()?.clone();
+        device.flush()
     }
 
     fn write_zeroes(&self, range: ByteRange, options: ZeroOptions) -> Result<(), DeviceError> {
@@ -229,7 +256,8 @@ impl BlockDevice for LiveDevice {
 
     fn extents(&self, range: ByteRange, visitor: ExtentVisitor<'_>) -> Result<(), DeviceError> {
         // Not passed: the visitor may use the disk.
-        self.present().extents(range, visitor)
+        let device = self.pass()?.clone();
+        device.extents(range, visitor)
     }
 
     fn resize(&self, _size: u64) -> Result<(), DeviceError> {

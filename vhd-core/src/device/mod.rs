@@ -8,7 +8,9 @@ mod live;
 mod merging;
 mod places;
 mod raw;
+mod rework;
 mod stretches;
+mod views;
 
 pub use layered::{Layer, LayeredDevice};
 pub use live::{LiveDevice, Successor};
@@ -19,3 +21,5 @@ pub use vhd_block::{
     BlockDevice, ByteRange, Capabilities, Coalescer, DeviceError, DeviceInfo, Disk, DiskStats, Extent, ExtentKind,
     ExtentVisitor, LOGICAL_BLOCK, MAXIMUM_TRANSFER, PHYSICAL_BLOCK, ZeroOptions, check_range, check_request, scatter,
 };
+pub use views::LayerMark;
+pub(crate) use views::soon;

@@ -10,23 +10,18 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use super::delete::{Settled, can_wait};
 use super::error::SnapshotError;
 use super::manifest::{ImageFile, KIND, Manifest, Pending};
 use super::tree::SnapshotTree;
-use crate::device::{BlockDevice as _, Commit, DeviceError, LayeredDevice, LeafMerge, LeafMerged, LiveDevice};
+use crate::device::{BlockDevice as _, Commit, DeviceError, LayeredDevice, LeafMerge, LeafMerged, LiveDevice, soon};
 use crate::image::{Image, OpenMode};
 use crate::job::require_no_job;
 use crate::ops::merge::{MergeError, announce_leaf, close_leaf, is_unfinished};
 use crate::ops::verify::record_path;
 use crate::record::Checked as _;
 use crate::storage::{Access, FileIdentity, HostFile, StorageError, remove_file};
-
-/// How long readers of a snapshot that have just gone may take to be gone.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 impl SnapshotTree<'_> {
     /// [`settle`](Self::settle) for a disk in use; the tree was opened by [`open_in_use`](Self::open_in_use). The leaf is
@@ -74,7 +69,7 @@ impl SnapshotTree<'_> {
         let present = device.present();
         present.settle().map_err(|source| self.device_error(into, source))?;
         self.check_leaf(&present, child, into)?;
-        self.wait_for_readers(&present, into)?;
+        self.wait_for_readers(device, into)?;
         let below = open_below(self.path(into), &present)?;
         drop(present);
         let (path, other) = (self.path(child), self.path(into));
@@ -198,16 +193,17 @@ impl SnapshotTree<'_> {
         Ok(found.refuse_unknown()?)
     }
 
-    /// Those who read the snapshot in this process have a moment to be gone.
-    fn wait_for_readers(&self, present: &LayeredDevice, into: &ImageFile) -> Result<(), SnapshotError> {
-        let begun = Instant::now();
-        while present.shares_parent() {
-            if begun.elapsed() > PATIENCE {
-                return Err(SnapshotError::BeingRead { path: self.path(into) });
-            }
-            thread::sleep(Duration::from_millis(5));
+    /// Those who read the snapshot in this process have a moment to be gone. Who reads it as a part of a later state may go
+    /// on.
+    pub(super) fn wait_for_readers(&self, device: &LiveDevice, into: &ImageFile) -> Result<(), SnapshotError> {
+        let present = device.present();
+        let depth = present.layers().iter().position(|layer| layer.unique_id() == into.id);
+        drop(present);
+        let Some(depth) = depth else { return Ok(()) };
+        match soon(|| !device.is_read_alone(depth)) {
+            true => Ok(()),
+            false => Err(SnapshotError::BeingRead { path: self.path(into) }),
         }
-        Ok(())
     }
 
     fn device_error(&self, file: &ImageFile, source: DeviceError) -> SnapshotError {

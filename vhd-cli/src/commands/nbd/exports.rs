@@ -10,7 +10,7 @@ use vhd_core::chain::{OpenOptions, OpenedDisk};
 use vhd_core::device::{BlockDevice as _, DeviceError, Disk, LiveDevice};
 use vhd_core::error::with_causes;
 use vhd_core::ops::resize::{Opening, ResizableDisk};
-use vhd_core::snapshot;
+use vhd_core::snapshot::{self, SnapshotFile};
 use vhd_nbd::server::{ChangedAboveLayer, Export, ExportNameError, ExportSet};
 
 use super::{NbdArgs, live};
@@ -118,7 +118,10 @@ impl Served {
                 .resizable(),
         };
         self.serve(present, source.name.clone(), opened, exports)?;
-        for (snapshot, path) in &snapshots.files {
+        for SnapshotFile {
+            name: snapshot, path, ..
+        } in &snapshots.files
+        {
             let opened = open_frozen(args, path)?;
             let frozen = export(&format!("{name}@{snapshot}"), &opened, &snapshots, false);
             self.serve(frozen, output::path_text(path), Open::Plain(opened), exports)?;
@@ -150,30 +153,24 @@ impl Served {
         let present = live::present(name, &device, &paths, contexts(&paths, snapshots));
         self.serve(present, source.name.clone(), Open::Live(Arc::clone(&device)), exports)?;
         let mut served = HashMap::new();
-        for (snapshot, path) in &snapshots.files {
-            let export_name = format!("{name}@{snapshot}");
+        for snapshot in &snapshots.files {
+            let (export_name, path) = (format!("{name}@{}", snapshot.name), &snapshot.path);
             let depth = paths.iter().position(|layer| is_same(layer, path));
-            let shared = depth.and_then(|depth| Some((depth, device.present().from_layer(depth)?)));
-            let (frozen, image) = match shared {
-                // In the disk's own open files.
-                Some((depth, frozen)) => {
-                    let contexts = contexts(&paths[depth..], snapshots);
-                    live::frozen(&export_name, Arc::new(frozen), path, contexts)
-                }
-                None => {
-                    let opened = open_frozen(args, path)?;
-                    let image = opened.chain().map(|chain| chain.leaf().unique_id());
-                    (
-                        export(&export_name, &opened, snapshots, false),
-                        image.unwrap_or_default(),
-                    )
-                }
+            // In the disk's own open files, if it is one of its layers.
+            let shared = depth.and_then(|depth| {
+                let contexts = contexts(&paths[depth..], snapshots);
+                live::frozen(&export_name, &device, depth, path, contexts)
+            });
+            let frozen = match shared {
+                Some(frozen) => frozen,
+                None => export(&export_name, &open_frozen(args, path)?, snapshots, false),
             };
             exports.add(frozen).map_err(|error| Failure::usage(error.to_string()))?;
-            served.insert(export_name, live::ServedSnapshot::new(snapshot, image));
+            served.insert(export_name, live::ServedSnapshot::new(&snapshot.name, snapshot.id));
         }
         // The last: a snapshot is added to exports that are there.
-        let keeper = live::Keeper::new(&source.path, name, &device, exports, served);
+        let base = snapshot::base_of(&source.path)?;
+        let keeper = live::Keeper::new(base, name, &device, exports, served);
         match Control::listen(&source.path, keeper) {
             Ok(control) => self.controls.push(control),
             Err(error) => output::warning(format_args!(
@@ -202,8 +199,7 @@ impl Served {
 struct Snapshots {
     /// What the disk is called if nothing else is said: its base without the extension.
     name: String,
-    /// Names and files.
-    files: Vec<(String, PathBuf)>,
+    files: Vec<SnapshotFile>,
 }
 
 impl Snapshots {
@@ -225,8 +221,8 @@ impl Snapshots {
 
     /// The snapshot that a file is.
     fn name_of(&self, path: &Path) -> Option<&str> {
-        let found = self.files.iter().find(|(_, file)| is_same(file, path));
-        found.map(|(name, _)| name.as_str())
+        let found = self.files.iter().find(|snapshot| is_same(&snapshot.path, path));
+        found.map(|snapshot| snapshot.name.as_str())
     }
 }
 
