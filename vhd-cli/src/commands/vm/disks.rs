@@ -113,7 +113,7 @@ impl OpenDisks {
             let read_only = spec.read_only || source.is_snapshot && !spec.snapshot;
             let opened = open(args, &spec, image, &source, read_only)?;
             let disk = opened.disk();
-            let name = spec.id.unwrap_or_else(|| serial(&disk.info().identity));
+            let name = spec.id.unwrap_or_else(|| serial(disk.info().identity));
             of_machine.push(MachineDisk { disk, read_only, name });
             disks.0.push((source.name, opened));
         }
@@ -131,7 +131,7 @@ impl OpenDisks {
         let mut result = Ok(());
         for (name, opened) in self.0 {
             let closed = opened.close().map_err(|error| Failure::from(error).about(name));
-            result = result.and(closed);
+            result = result.and(closed.map(drop));
         }
         result
     }
@@ -181,13 +181,15 @@ fn open_remote(
     Ok(opened)
 }
 
-/// The beginning of a disk's identity, in hexadecimal digits: the same after a move.
-fn serial(identity: &[u8; 16]) -> String {
-    identity[..10].iter().fold(String::new(), |mut text, byte| {
-        // Writing to a string does not fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+/// The beginning of a disk's identity, in hexadecimal digits: the same after a move. Zeroes for a disk that has none.
+fn serial(identity: Option<[u8; 16]>) -> String {
+    identity.unwrap_or_default()[..10]
+        .iter()
+        .fold(String::new(), |mut text, byte| {
+            // Writing to a string does not fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }
 
 #[cfg(test)]
@@ -218,6 +220,6 @@ mod tests {
 
     #[test]
     fn serials_have_twenty_digits() {
-        assert_eq!(serial(&[0xab; 16]), "abababababababababab");
+        assert_eq!(serial(Some([0xab; 16])), "abababababababababab");
     }
 }
