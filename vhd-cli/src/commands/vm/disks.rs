@@ -125,7 +125,7 @@ impl OpenDisks {
             let read_only = spec.read_only || source.is_snapshot && !spec.snapshot;
             let opened = open(args, &spec, image, &source, read_only)?;
             let disk = opened.disk();
-            let name = spec.id.unwrap_or_else(|| serial(&disk.info().identity));
+            let name = spec.id.unwrap_or_else(|| serial(disk.info().identity));
             disks.disks().push(OpenDisk {
                 image: source.name,
                 id: name.clone(),
@@ -165,7 +165,7 @@ impl OpenDisks {
         for disk in std::mem::take(&mut *self.disks()) {
             let closed = disk.opened.close();
             let closed = closed.map_err(|error| Failure::from(error).about(disk.image));
-            result = result.and(closed);
+            result = result.and(closed.map(drop));
         }
         result
     }
@@ -215,13 +215,15 @@ fn open_remote(
     Ok(opened)
 }
 
-/// The beginning of a disk's identity, in hexadecimal digits: the same after a move.
-fn serial(identity: &[u8; 16]) -> String {
-    identity[..10].iter().fold(String::new(), |mut text, byte| {
-        // Writing to a string does not fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+/// The beginning of a disk's identity, in hexadecimal digits: the same after a move. Zeroes for a disk that has none.
+fn serial(identity: Option<[u8; 16]>) -> String {
+    identity.unwrap_or_default()[..10]
+        .iter()
+        .fold(String::new(), |mut text, byte| {
+            // Writing to a string does not fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }
 
 #[cfg(test)]
@@ -252,6 +254,6 @@ mod tests {
 
     #[test]
     fn serials_have_twenty_digits() {
-        assert_eq!(serial(&[0xab; 16]), "abababababababababab");
+        assert_eq!(serial(Some([0xab; 16])), "abababababababababab");
     }
 }
