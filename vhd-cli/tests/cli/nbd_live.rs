@@ -256,9 +256,9 @@ fn what_is_no_request_gets_one_line_and_changes_nothing() {
     let long = [b"x".repeat(40_000), b"\n".to_vec()].concat();
     let requests: [&[u8]; 6] = [
         b"junk\n",
-        b"{\"version\":1}\n",
+        b"{\"version\":2}\n",
         b"{\"version\":99,\"request\":\"snapshot-create\",\"name\":\"a\"}\n",
-        b"{\"version\":1,\"request\":\"snapshot-create\"",
+        b"{\"version\":2,\"request\":\"snapshot-create\"",
         b"",
         &long,
     ];

@@ -22,4 +22,4 @@ pub use vhd_block::{
     ExtentVisitor, LOGICAL_BLOCK, MAXIMUM_TRANSFER, PHYSICAL_BLOCK, ZeroOptions, check_range, check_request, scatter,
 };
 pub use views::LayerMark;
-pub(crate) use views::soon;
+pub(crate) use views::{PATIENCE, soon, wait_until_closed};

@@ -8,13 +8,22 @@ use super::{Layer, LayeredDevice, LiveDevice};
 use crate::image::Image;
 
 /// How long readers that have just gone may take to be gone.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Waits a moment for something that goes on its way; whether it happened.
-pub(crate) fn soon(done: impl Fn() -> bool) -> bool {
+/// How long requests that are on their way may take: a flush takes as long as it takes.
+const LONGEST_REQUEST: Duration = Duration::from_secs(20);
+
+/// Waits until nobody has these images any more. Who is on his way with a former chain has its files, and their locks, for a
+/// moment.
+pub(crate) fn wait_until_closed(images: &[Weak<Image>]) {
+    soon(LONGEST_REQUEST, || images.iter().all(|image| image.strong_count() == 0));
+}
+
+/// Waits for something that is about to happen; whether it did.
+pub(crate) fn soon(patience: Duration, done: impl Fn() -> bool) -> bool {
     let begun = Instant::now();
     while !done() {
-        if begun.elapsed() > PATIENCE {
+        if begun.elapsed() > patience {
             return false;
         }
         thread::sleep(Duration::from_millis(5));

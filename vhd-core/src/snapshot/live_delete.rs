@@ -15,7 +15,10 @@ use super::delete::{Settled, can_wait};
 use super::error::SnapshotError;
 use super::manifest::{ImageFile, KIND, Manifest, Pending};
 use super::tree::SnapshotTree;
-use crate::device::{BlockDevice as _, Commit, DeviceError, LayeredDevice, LeafMerge, LeafMerged, LiveDevice, soon};
+use crate::device::{
+    BlockDevice as _, Commit, DeviceError, LayeredDevice, LeafMerge, LeafMerged, LiveDevice, PATIENCE, soon,
+    wait_until_closed,
+};
 use crate::image::{Image, OpenMode};
 use crate::job::require_no_job;
 use crate::ops::merge::{MergeError, announce_leaf, close_leaf, is_unfinished};
@@ -71,6 +74,10 @@ impl SnapshotTree<'_> {
         self.check_leaf(&present, child, into)?;
         self.wait_for_readers(device, into)?;
         let below = open_below(self.path(into), &present)?;
+        let former: Vec<_> = (0..2)
+            .filter_map(|depth| present.shared_image(depth))
+            .map(Arc::downgrade)
+            .collect();
         drop(present);
         let (path, other) = (self.path(child), self.path(into));
         // INV-37: under the lock.
@@ -78,7 +85,11 @@ impl SnapshotTree<'_> {
             require_no_job([&path, &other])?;
         }
         match self.merge_into(device, child, into, &below) {
-            Ok(()) => self.finish_leaf(child),
+            Ok(()) => {
+                self.finish_leaf(child)?;
+                wait_until_closed(&former);
+                Ok(())
+            }
             Err(error) => {
                 close_below(below);
                 Err(error)
@@ -200,7 +211,7 @@ impl SnapshotTree<'_> {
         let depth = present.layers().iter().position(|layer| layer.unique_id() == into.id);
         drop(present);
         let Some(depth) = depth else { return Ok(()) };
-        match soon(|| !device.is_read_alone(depth)) {
+        match soon(PATIENCE, || !device.is_read_alone(depth)) {
             true => Ok(()),
             false => Err(SnapshotError::BeingRead { path: self.path(into) }),
         }

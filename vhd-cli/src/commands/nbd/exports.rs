@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use vhd_core::chain::{OpenOptions, OpenedDisk};
-use vhd_core::device::{BlockDevice as _, DeviceError, Disk, LiveDevice};
+use vhd_core::device::{DeviceError, Disk};
 use vhd_core::error::with_causes;
 use vhd_core::ops::resize::{Opening, ResizableDisk};
 use vhd_core::snapshot::{self, SnapshotFile};
@@ -15,9 +15,9 @@ use vhd_nbd::server::{ChangedAboveLayer, Export, ExportNameError, ExportSet};
 
 use super::{NbdArgs, live};
 use crate::children;
-use crate::control::Control;
 use crate::failure::Failure;
 use crate::format_arg::TypedPath;
+use crate::in_use::{InUse, can_be_live, device_of};
 use crate::input::{Source, SourceArgs};
 use crate::output;
 use crate::throw_away;
@@ -49,15 +49,13 @@ impl FromStr for NamedImage {
 /// Disks that are open while they are served.
 pub(super) struct Served {
     disks: Vec<(String, Open)>,
-    /// Where commands ask for work on disks in use.
-    controls: Vec<Control>,
 }
 
 /// A disk that is open.
 enum Open {
     Plain(OpenedDisk),
     Resizable(Arc<ResizableDisk>),
-    Live(Arc<LiveDevice>),
+    Live(InUse),
 }
 
 impl Open {
@@ -65,10 +63,7 @@ impl Open {
         match self {
             Self::Plain(disk) => disk.close().map(drop),
             Self::Resizable(disk) => disk.close(),
-            Self::Live(device) => match Arc::try_unwrap(device) {
-                Ok(device) => device.close(),
-                Err(shared) => shared.flush(),
-            },
+            Self::Live(disk) => disk.close(),
         }
     }
 }
@@ -84,10 +79,7 @@ impl Served {
                 path: image.clone(),
             },
         });
-        let mut served = Self {
-            disks: Vec::new(),
-            controls: Vec::new(),
-        };
+        let mut served = Self { disks: Vec::new() };
         let mut exports = ExportSet::new();
         for NamedImage { name, image } in unnamed.chain(args.exports.iter().cloned()) {
             served.add(args, name, image, &mut exports)?;
@@ -146,12 +138,11 @@ impl Served {
         exports: &mut ExportSet,
     ) -> Result<(), Failure> {
         let paths = opened.paths().to_vec();
-        let device = opened
-            .into_live()
-            .expect("it is a chain that is written to, and nobody else has it");
-        let device = Arc::new(device);
+        let device = device_of(opened);
         let present = live::present(name, &device, &paths, contexts(&paths, snapshots));
-        self.serve(present, source.name.clone(), Open::Live(Arc::clone(&device)), exports)?;
+        exports
+            .add(present)
+            .map_err(|error| Failure::usage(error.to_string()))?;
         let mut served = HashMap::new();
         for snapshot in &snapshots.files {
             let (export_name, path) = (format!("{name}@{}", snapshot.name), &snapshot.path);
@@ -169,22 +160,19 @@ impl Served {
             served.insert(export_name, live::ServedSnapshot::new(&snapshot.name, snapshot.id));
         }
         // The last: a snapshot is added to exports that are there.
-        let base = snapshot::base_of(&source.path)?;
-        let keeper = live::Keeper::new(base, name, &device, exports, served);
-        match Control::listen(&source.path, keeper) {
-            Ok(control) => self.controls.push(control),
-            Err(error) => output::warning(format_args!(
-                "snapshots of {} can't be taken while it is served: no control socket: {error}",
-                source.name
-            )),
-        }
+        let shown = live::Exports::new(snapshot::base_of(&source.path)?, name, exports, served);
+        let in_use = InUse::listen(&source.path, device, shown)?;
+        self.disks.push((source.name.clone(), Open::Live(in_use)));
         Ok(())
     }
 
     /// Closes all images; the first failure is told.
-    pub(super) fn close(self) -> Result<(), Failure> {
-        // Nothing is begun any more.
-        drop(self.controls);
+    pub(super) fn close(mut self) -> Result<(), Failure> {
+        for (_, opened) in &mut self.disks {
+            if let Open::Live(disk) = opened {
+                disk.stop();
+            }
+        }
         let mut result = Ok(());
         for (name, opened) in self.disks {
             let closed = opened.close().map_err(|error| Failure::from(error).about(name));
@@ -296,8 +284,7 @@ fn contexts(paths: &[PathBuf], snapshots: &Snapshots) -> Vec<(String, u32)> {
 
 /// Whether snapshots of a disk can be taken while it is served.
 fn is_live(args: &NbdArgs, opened: &OpenedDisk) -> bool {
-    let writes = opened.disk().info().capabilities.write;
-    !args.no_control && !args.snapshot && writes && opened.chain().is_some()
+    !args.no_control && !args.snapshot && can_be_live(opened)
 }
 
 /// Whether two paths lead to one file.

@@ -2,19 +2,15 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use vhd_core::device::{ByteRange, DeviceError, Disk, LayerMark, LiveDevice};
-use vhd_core::error::with_causes;
 use vhd_core::format::UniqueId;
-use vhd_core::snapshot::{CreatedInUse, Settled, SnapshotTree, Work};
+use vhd_core::snapshot::{CreatedInUse, Manifest};
 use vhd_nbd::server::{ChangeVisitor, ChangedAboveLayer, ChangedRanges, Export, ExportSet};
 
 use super::exports::file_name;
-use crate::codes::Kind;
-use crate::control::{Deleted, Jobs, Taken, WaitingFile};
-use crate::failure::Failure;
+use crate::in_use::Frontend;
 use crate::output;
 
 /// The export of the disk, with a context for each of these layers.
@@ -104,70 +100,39 @@ impl ServedSnapshot {
     }
 }
 
-/// Takes and deletes snapshots of a disk that is served.
-pub(super) struct Keeper {
-    /// The base of the disk: the file that stays while others go.
+/// The exports of a disk and its snapshots.
+pub(super) struct Exports {
+    /// The base of the disk.
     base: PathBuf,
     export: String,
-    /// Not the device itself: whoever closes the disk wants it alone.
-    device: Weak<LiveDevice>,
     exports: ExportSet,
     /// The exports that are snapshots of this disk: a name that was deleted may be given again.
     snapshots: Mutex<HashMap<String, ServedSnapshot>>,
 }
 
-impl Jobs for Keeper {
-    fn take(&self, name: &str) -> Result<Taken, Failure> {
-        let device = self.device()?;
-        let never = AtomicBool::new(false);
-        let mut tree = SnapshotTree::open_in_use(&self.base, &device, work(&never))?;
-        let taken = tree.create_in_use(name)?;
-        self.serve(name, &taken, &device);
-        Ok(Taken {
-            active: file_name(&taken.created.active),
-            snapshot: taken.created.snapshot,
-            paused_us: u64::try_from(taken.paused.as_micros()).unwrap_or(u64::MAX),
-        })
-    }
-
-    fn delete(&self, name: &str, subtree: bool, cancel: &AtomicBool) -> Result<Deleted, Failure> {
-        let device = self.device()?;
-        let mut tree = SnapshotTree::open_in_use(&self.base, &device, work(cancel))?;
-        tree.give_up(name, subtree)?;
-        self.withdraw(&tree);
-        let settled = tree.settle_in_use()?;
-        Ok(report(&tree, &settled))
-    }
-}
-
-impl Keeper {
+impl Exports {
     pub(super) fn new(
         base: PathBuf,
         export: &str,
-        device: &Arc<LiveDevice>,
         exports: &ExportSet,
         snapshots: HashMap<String, ServedSnapshot>,
     ) -> Self {
         Self {
             base,
             export: export.to_owned(),
-            device: Arc::downgrade(device),
             exports: exports.clone(),
             snapshots: Mutex::new(snapshots),
         }
     }
 
-    fn device(&self) -> Result<Arc<LiveDevice>, Failure> {
-        let gone = || Failure::new(Kind::Control, "the server is about to stop");
-        self.device.upgrade().ok_or_else(gone)
-    }
-
     fn known(&self) -> MutexGuard<'_, HashMap<String, ServedSnapshot>> {
         self.snapshots.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
+impl Frontend for Exports {
     /// Serves the snapshot, and tells clients of the disk that connect from now on what has changed since.
-    fn serve(&self, name: &str, taken: &CreatedInUse, device: &Arc<LiveDevice>) {
+    fn taken(&self, name: &str, taken: &CreatedInUse, device: &Arc<LiveDevice>) {
         if let Some(changes) = ChangedAboveMark::new(device, device, 1) {
             self.exports
                 .replace(&self.export, |export| export.and_changes(name, Box::new(changes)));
@@ -193,8 +158,8 @@ impl Keeper {
     }
 
     /// Deleted snapshots are found by nobody who connects from now on. Whoever reads one goes on with it.
-    fn withdraw(&self, tree: &SnapshotTree<'_>) {
-        let deleted = tree.manifest().snapshots.iter().filter(|snapshot| snapshot.deleted);
+    fn withdraw(&self, manifest: &Manifest) {
+        let deleted = manifest.snapshots.iter().filter(|snapshot| snapshot.deleted);
         let deleted: Vec<UniqueId> = deleted.map(|snapshot| snapshot.id).collect();
         let mut known = self.known();
         let gone: Vec<_> = known.extract_if(|_, served| deleted.contains(&served.id)).collect();
@@ -205,29 +170,5 @@ impl Keeper {
                     .replace(export, |export| export.without_changes(&served.context));
             }
         }
-    }
-}
-
-fn work(cancel: &AtomicBool) -> Work<'_> {
-    Work {
-        steps: &(),
-        progress: &(),
-        cancel,
-    }
-}
-
-fn report(tree: &SnapshotTree<'_>, settled: &Settled) -> Deleted {
-    let names = |paths: &[PathBuf]| paths.iter().map(|path| file_name(path)).collect();
-    let waiting = settled.waiting.iter().map(|waiting| WaitingFile {
-        name: waiting.name.clone(),
-        file: file_name(&waiting.path),
-        dependants: u64::try_from(waiting.dependants).unwrap_or(u64::MAX),
-        reason: waiting.reason.as_ref().map(|reason| with_causes(reason)),
-    });
-    Deleted {
-        active: tree.manifest().active.file.name.clone(),
-        removed: names(&settled.removed),
-        merged: names(&settled.merged),
-        waiting: waiting.collect(),
     }
 }

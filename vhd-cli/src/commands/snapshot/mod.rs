@@ -14,6 +14,7 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::ReportArgs;
 use crate::progress::ProgressArgs;
+use crate::rate::RateArgs;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -92,7 +93,7 @@ struct CreateArgs {
     /// Record digests of the frozen file, by which `vhd verify` notices if it is changed
     #[arg(long)]
     digest: bool,
-    /// Do not ask a server that has the disk in use: refuse then
+    /// Do not ask a program that has the disk in use: refuse then
     #[arg(long)]
     offline: bool,
 }
@@ -134,9 +135,11 @@ struct DeleteArgs {
     /// Delete all snapshots made from it too
     #[arg(long)]
     subtree: bool,
-    /// Do not ask a server that has the disk in use: what can't be done beside it then waits
+    /// Do not ask a program that has the disk in use: what can't be done beside it then waits
     #[arg(long)]
     offline: bool,
+    #[command(flatten)]
+    rate: RateArgs,
 }
 
 #[derive(Args, Debug)]

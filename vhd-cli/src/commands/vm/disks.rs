@@ -15,6 +15,7 @@ use super::worker::DiskInfo;
 use crate::children;
 use crate::failure::Failure;
 use crate::format_arg::{FormatArg, TypedPath};
+use crate::in_use::Opened;
 use crate::input::{Source, SourceArgs, require_file};
 use crate::output;
 use crate::throw_away;
@@ -111,7 +112,7 @@ struct OpenDisk {
     /// What the guest sees as its serial number.
     id: String,
     read_only: bool,
-    opened: OpenedDisk,
+    opened: Opened,
 }
 
 impl OpenDisks {
@@ -124,6 +125,10 @@ impl OpenDisks {
             let source = Source::or_remote(&image.path, None)?;
             let read_only = spec.read_only || source.is_snapshot && !spec.snapshot;
             let opened = open(args, &spec, image, &source, read_only)?;
+            let opened = match spec.snapshot || source.remote().is_some() {
+                true => Opened::Plain(opened),
+                false => Opened::new(opened, &source.path, ())?,
+            };
             let disk = opened.disk();
             let name = spec.id.unwrap_or_else(|| serial(disk.info().identity));
             disks.disks().push(OpenDisk {
@@ -161,11 +166,13 @@ impl OpenDisks {
 
     /// Closes all of them; the first failure is told.
     pub(super) fn close(&self) -> Result<(), Failure> {
+        let mut disks = std::mem::take(&mut *self.disks());
+        disks.iter_mut().for_each(|disk| disk.opened.stop());
         let mut result = Ok(());
-        for disk in std::mem::take(&mut *self.disks()) {
+        for disk in disks {
             let closed = disk.opened.close();
             let closed = closed.map_err(|error| Failure::from(error).about(disk.image));
-            result = result.and(closed.map(drop));
+            result = result.and(closed);
         }
         result
     }

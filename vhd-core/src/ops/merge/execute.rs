@@ -10,7 +10,7 @@ use super::journal::{Journal, Phase, Source};
 use super::plan::{Range, hold_target, open_target};
 use super::{MergeError, MergeOptions, MergePlan, MergeReport, dependants};
 use crate::chain::OpenedDisk;
-use crate::device::Layer;
+use crate::device::{Layer, LiveDevice};
 use crate::job::{Head, JobKind, sweep};
 use crate::ops::Progress;
 
@@ -23,7 +23,29 @@ pub fn merge(plan: &MergePlan, options: &MergeOptions<'_>, progress: &dyn Progre
     merge_for(plan, options, progress, &Holder::Alone)
 }
 
-/// The same where the files may be those of a disk in use: layers below its leaf become one while requests go on.
+/// The same for layers below the leaf of a disk in use, which go on being read: by it, and by all who read it in its open
+/// files. If the leaf is based on what goes, requests are held for a moment while it is pointed to the target.
+///
+/// # Errors
+/// Those of [`merge`]; `InUse` for the leaf itself. `Storage` when another program reads a layer, or somebody in this process
+/// reads one by itself.
+pub fn merge_in_use(
+    plan: &MergePlan,
+    options: &MergeOptions<'_>,
+    progress: &dyn Progress,
+    device: &LiveDevice,
+) -> Result<MergeReport, MergeError> {
+    let holder = Holder::InUse(device);
+    if holder.leaf_at(plan.child()).is_some() {
+        return Err(MergeError::InUse {
+            path: plan.child().to_owned(),
+        });
+    }
+    holder.require_unread(plan.layers[1..].iter().map(|layer| &*layer.path))?;
+    merge_for(plan, options, progress, &holder)
+}
+
+/// The same for whoever has the files.
 pub(crate) fn merge_for(
     plan: &MergePlan,
     options: &MergeOptions<'_>,

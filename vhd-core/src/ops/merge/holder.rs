@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::MergeError;
 use super::journal::Journal;
-use crate::device::{Layer, LayeredDevice, LiveDevice, soon};
+use crate::device::{Layer, LayeredDevice, LiveDevice, PATIENCE, soon, wait_until_closed};
 use crate::format::UniqueId;
 use crate::image::{Image, OpenMode, ParentLink};
 use crate::storage::{Access, FileIdentity, HostFile, Sharing, StorageError};
@@ -39,6 +39,24 @@ impl<'a> Holder<'a> {
         }
     }
 
+    /// Refuses if somebody in this process reads one of the files otherwise than through the layer above it.
+    pub(super) fn require_unread<'p>(&self, paths: impl Iterator<Item = &'p Path>) -> Result<(), StorageError> {
+        let Self::InUse(device) = self else { return Ok(()) };
+        for path in paths {
+            let depth = depth_of(&device.present(), path);
+            if let Some(depth) = depth
+                && !soon(PATIENCE, || !device.is_read_alone(depth))
+            {
+                return Err(StorageError::Locked {
+                    path: path.to_owned(),
+                    wanted: Access::ReadWrite,
+                    holder: None,
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// The leaf of the disk in use, if that is the file at `path`.
     pub(super) fn leaf_at(&self, path: &Path) -> Option<LiveLeaf<'a>> {
         let Self::InUse(device) = self else { return None };
@@ -68,13 +86,10 @@ impl<'a> Holder<'a> {
                 what: "the disk in use has other layers than were merged".to_owned(),
             });
         }
-        // A flush that is on its way has the former layers, and their locks, for a moment.
-        let former: Vec<_> = (depth..depth + count)
-            .filter_map(|depth| present.shared_image(depth))
-            .map(Arc::downgrade)
-            .collect();
+        let former = (depth..depth + count).filter_map(|depth| present.shared_image(depth));
+        let former: Vec<_> = former.map(Arc::downgrade).collect();
         drop(present);
-        soon(|| former.iter().all(|image| image.strong_count() == 0));
+        wait_until_closed(&former);
         Ok(())
     }
 }
@@ -94,6 +109,14 @@ impl LiveLeaf<'_> {
             path: path.to_owned(),
             source,
         })
+    }
+}
+
+impl LiveDevice {
+    /// Whether the file at `path` is the leaf, which is written to.
+    #[must_use]
+    pub fn writes_to(&self, path: &Path) -> bool {
+        depth_of(&self.present(), path) == Some(0)
     }
 }
 

@@ -36,8 +36,8 @@ use std::path::{Path, PathBuf};
 
 pub use copy::{CopiedBytes, CopyMode, LayerCopy, MergeOptions};
 pub use error::{Dependant, MergeError};
-pub use execute::merge;
 pub(crate) use execute::merge_for;
+pub use execute::{merge, merge_in_use};
 pub(crate) use holder::Holder;
 pub(crate) use leaf::{announce_leaf, close_leaf};
 pub use new_image::{NewImagePlan, merge_to_new, plan_to_new};
