@@ -16,7 +16,7 @@ use vhd_core::ops::Progress;
 
 use super::line::{Lines, PATIENCE, send};
 use super::message::{Answer, Job, LONGEST_REQUEST, Request, VERSION};
-use super::place::{prepare, socket_of, trusts};
+use super::place::{directory, prepare, socket_of, trusts};
 use crate::codes::Kind;
 use crate::failure::Failure;
 use crate::output;
@@ -55,7 +55,7 @@ impl Control {
     /// Listens for what is asked of the disk that `file` belongs to, which the caller has locked for writing.
     pub(crate) fn listen(file: &Path, jobs: impl Jobs + 'static) -> io::Result<Self> {
         let (_, socket) = socket_of(file).ok_or(io::ErrorKind::Unsupported)?;
-        prepare(&socket)?;
+        prepare(&directory())?;
         // Who has the lock may: what is there is of a program that is gone.
         match fs::remove_file(&socket) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
