@@ -138,7 +138,7 @@ class TreeLab:
         if code == 0:
             complete()
         elif is_open or self.rng.random() < 0.7 or not self.is_here(args):
-            if args[0] == "merge" and not is_open and self.is_here(args):
+            if args[0] == "merge" and self.is_here(args) and not os.path.exists(self.path(self.record_of(args))):
                 # It had not begun, and another job may have changed what lies between.
                 args, complete = self.merge_into(args[1], args[3])
             code, said = self.runner.run(*args)
