@@ -46,7 +46,7 @@ impl Geometry {
         }
         let inodes_log = u32::from(superblock.inopblog);
         let group_log = u32::from(superblock.agblklog);
-        if block >> inodes_log != inode
+        if block.checked_shr(inodes_log) != Some(inode)
             || superblock.agblocks == 0
             || group_log > 31
             || superblock.agblocks > 1 << group_log
