@@ -56,6 +56,13 @@ impl Geometry {
                 superblock.agblocks
             ));
         }
+        let blocks = u64::from(superblock.agcount) * u64::from(superblock.agblocks);
+        if blocks.checked_mul(u64::from(block)).is_none() {
+            return damaged(format!(
+                "{} groups of {} blocks",
+                superblock.agcount, superblock.agblocks
+            ));
+        }
         let directory_log = byte(bytes, DIRECTORY_BLOCK_LOG_AT);
         let directory_block = u64::from(block) << directory_log.min(16);
         if directory_block > 64 << 10 {
