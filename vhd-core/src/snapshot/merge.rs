@@ -4,7 +4,9 @@ use super::delete::can_wait;
 use super::error::SnapshotError;
 use super::manifest::{ImageFile, Node, Pending, Snapshot};
 use super::tree::SnapshotTree;
-use crate::ops::merge::{Holder, MergeOptions, MergePlan, MergeRequest, Owner, is_unfinished, merge_for, plan_for};
+use crate::ops::merge::{
+    Holder, MergeOptions, MergePlan, MergeRequest, Owner, close_leaf, is_unfinished, merge_for, plan_for,
+};
 use crate::ops::verify::record_path;
 use crate::storage::remove_file;
 
@@ -46,7 +48,8 @@ impl SnapshotTree<'_> {
     pub(super) fn finish_merge(&mut self, child: &ImageFile, into: &ImageFile) -> Result<bool, SnapshotError> {
         let path = self.path(child);
         let begun = is_unfinished(&path)?;
-        // Its record goes last: if it is gone and the child too, nothing is left to do but to say so in the manifest.
+        // Its record goes last: if it is gone and the child too, nothing is left to do but to say so in the manifest, and
+        // to remove what a merge that is done leaves.
         if begun || path.exists() {
             let done = plan_for(&self.request(child, into), Owner::Manifest).map_err(SnapshotError::from);
             match done.and_then(|plan| self.do_merge(&plan)) {
@@ -56,6 +59,9 @@ impl SnapshotTree<'_> {
                 }
                 done => done?,
             }
+        } else {
+            // It was killed between its last step and the end of its markers, and nothing of that name comes again.
+            close_leaf(&path)?;
         }
         self.merged(child, into)?;
         Ok(true)
