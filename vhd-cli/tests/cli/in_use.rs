@@ -1,7 +1,7 @@
 //! Jobs on disks that other programs have in use: `merge`, `resize` and `snapshot delete` through the control socket, at a
 //! rate, with progress, interrupted, one at a time.
 
-use std::io::IoSlice;
+use std::io::{IoSlice, Read as _};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::thread;
@@ -221,13 +221,18 @@ fn slow(lab: &Lab) -> (Serving, Value) {
     (server, two)
 }
 
-/// Waits for a job to have begun.
-fn wait_for_record(lab: &Lab) {
-    let begun = Instant::now();
-    while !lab.names().iter().any(|name| name.ends_with(".merge")) {
-        assert!(begun.elapsed() < Duration::from_secs(60), "no job begins");
-        thread::sleep(Duration::from_millis(5));
+/// Waits for a job to have begun; what the command has said then.
+fn wait_for_news(client: &mut Child) -> String {
+    let mut line = String::new();
+    // A byte at a time: nothing behind the line is taken.
+    let said = client.stderr.as_mut().unwrap();
+    while !line.ends_with('\n') {
+        let mut byte = [0];
+        assert_eq!(said.read(&mut byte).unwrap(), 1, "it ended with {line:?}");
+        line.push(char::from(byte[0]));
     }
+    assert!(line.starts_with("vhd: merging "), "{line}");
+    line
 }
 
 const DELETE: [&str; 4] = ["snapshot", "delete", "vm.vhd", "one"];
@@ -238,8 +243,8 @@ fn a_job_has_a_rate_and_progress_and_is_interrupted_and_goes_on() {
     let (server, two) = slow(&lab);
     let slowly = [&DELETE[..], &["--rate", "512K", "--progress"]].concat();
     for end in [Signal::INT, Signal::KILL] {
-        let client = spawn(&lab, &slowly);
-        wait_for_record(&lab);
+        let mut client = spawn(&lab, &slowly);
+        wait_for_news(&mut client);
         // Another job has to wait, and says so.
         let busy = lab.run(&["snapshot", "create", "vm.vhd", "--name", "three"], 7);
         let said = stderr(&busy);
@@ -296,8 +301,8 @@ fn a_job_has_a_rate_and_progress_and_is_interrupted_and_goes_on() {
 fn a_job_ends_with_the_server_and_is_completed_without_it() {
     let lab = Lab::new();
     let (server, two) = slow(&lab);
-    let client = spawn(&lab, &[&DELETE[..], &["--rate", "512K"]].concat());
-    wait_for_record(&lab);
+    let mut client = spawn(&lab, &[&DELETE[..], &["--rate", "512K", "--progress"]].concat());
+    wait_for_news(&mut client);
     let now = hash(&lab, &uri(&lab, "vm"));
     let (code, said) = server.stop(Signal::TERM);
     assert_eq!(code, Some(0), "{said}");
@@ -361,7 +366,8 @@ fn a_mounted_disk_is_worked_on() {
         open("snapshots/three/disk.raw", false),
     );
     for gone in ["one", "three"] {
-        let report = lab.json(&["snapshot", "delete", "vm.vhd", gone], 0);
+        let deleted = lab.run(&["snapshot", "delete", "vm.vhd", gone, "--json"], 0);
+        let report: Value = serde_json::from_slice(&deleted.get_output().stdout).unwrap();
         assert_eq!(report["waiting"], json!([]), "{report}");
         assert_eq!(at(&two, 15 * MIB), 2, "without {gone}");
         assert!(!names().contains(&gone.to_owned()));
