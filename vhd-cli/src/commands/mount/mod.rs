@@ -136,7 +136,7 @@ pub(crate) fn run(args: &MountArgs) -> Result<Exit, Failure> {
     let (options, snapshots) = open_options(args, &source);
     let opened = options.open(&source.path)?;
     opened.warnings().iter().for_each(output::warning);
-    let shown = shown::Opened::of(&source, &opened)?;
+    let shown = shown::Opened::of(&source, &opened, args.rw)?;
     let snapshots = OpenDisks::new(snapshots);
     let mut used = in_use::Opened::new(opened, &source.path, Shown(Arc::clone(&snapshots)))?;
     if let Some(live) = used.live() {

@@ -27,11 +27,11 @@ pub(super) struct Opened {
 }
 
 impl Opened {
-    pub(super) fn of(source: &Source, opened: &OpenedDisk) -> Result<Self, Failure> {
+    pub(super) fn of(source: &Source, opened: &OpenedDisk, writable: bool) -> Result<Self, Failure> {
         let raw = opened.file_at_depth(0).filter(|_| opened.format() == ImageFormat::Raw);
         Ok(Self {
             info: info::json(source, opened)?.into_bytes().into(),
-            layers: Layers::new(opened),
+            layers: Layers::new(opened, writable),
             raw: raw.map(|file| with_passthrough(opened.disk(), file)),
         })
     }
