@@ -26,12 +26,13 @@ struct File {
     path: PathBuf,
     /// Its bytes are the disk's, and there are no others.
     is_raw: bool,
-    sharing: Sharing,
+    /// This process may write to the disk: it has the locks of its files, and a look at one is not to stand in the way of what
+    /// is done with them.
+    in_use: bool,
 }
 
 impl Layers {
-    /// Those of a disk that this process may write to. Then it has their locks, and a look at one is not to stand in the way of
-    /// what it does with them.
+    /// Those of a disk that this process may write to, or not.
     pub(super) fn new(opened: &OpenedDisk, writable: bool) -> Self {
         // A disk that is not a chain is one raw file.
         let images: Vec<bool> = opened.layers().map(|layer| layer.layer.image().is_some()).collect();
@@ -39,10 +40,7 @@ impl Layers {
         let layers = files.map(|(depth, path)| File {
             path: path.clone(),
             is_raw: !images.get(depth).copied().unwrap_or(false),
-            sharing: match writable && depth > 0 {
-                true => Sharing::Unlocked,
-                false => Sharing::Exclusive,
-            },
+            in_use: writable,
         });
         Self {
             layers: layers.collect(),
@@ -81,7 +79,13 @@ impl Directory for Layers {
 }
 
 fn open(file: &File) -> Result<HostFile, String> {
-    HostFile::open(&file.path, Access::ReadOnly, file.sharing).map_err(|error| with_causes(&error))
+    let opened = HostFile::open(&file.path, Access::ReadOnly, Sharing::Exclusive);
+    let opened = match (opened, file.in_use) {
+        // Nobody writes to it now.
+        (Ok(_), true) => HostFile::open(&file.path, Access::ReadOnly, Sharing::Unlocked),
+        (opened, _) => opened,
+    };
+    opened.map_err(|error| with_causes(&error))
 }
 
 /// A raw base.
