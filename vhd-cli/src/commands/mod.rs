@@ -29,6 +29,7 @@ mod ranges;
 pub(crate) mod repair;
 pub(crate) mod reparent;
 pub(crate) mod resize;
+mod several;
 pub(crate) mod snapshot;
 mod sparse;
 mod stem;

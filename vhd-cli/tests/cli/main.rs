@@ -13,6 +13,7 @@ mod diff;
 mod failures;
 mod file_systems;
 mod foreign;
+mod habits;
 mod inside;
 mod kill;
 mod merge;
