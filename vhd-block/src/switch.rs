@@ -3,7 +3,9 @@
 use std::fmt;
 use std::ops::Deref;
 use std::sync::PoisonError;
+use std::time::Duration;
 
+use crate::lease::{Lease, Leases};
 use crate::sync::{LANES, RwLock, RwLockReadGuard, RwLockWriteGuard, lane};
 
 /// A value that requests use, and that another one replaces between two of them.
@@ -19,26 +21,40 @@ pub struct Switch<T> {
 
 /// As far apart as processors fetch memory at once.
 #[repr(align(128))]
-struct Lane<T>(RwLock<T>);
+struct Lane<T> {
+    value: RwLock<T>,
+    leases: Leases,
+}
 
 /// The value, for a request that is to end before another takes its place.
-pub struct InUse<'a, T>(RwLockReadGuard<'a, T>);
+pub struct InUse<'a, T> {
+    value: RwLockReadGuard<'a, T>,
+    leases: &'a Leases,
+}
 
 /// All requests are held until this is dropped.
 pub struct Held<'a, T> {
+    switch: &'a Switch<T>,
     lanes: Vec<RwLockWriteGuard<'a, T>>,
 }
 
 impl<T: Clone> Switch<T> {
     /// With this value at first.
     pub fn new(value: T) -> Self {
-        let lanes = (0..LANES).map(|_| Lane(RwLock::new(value.clone())));
+        let lanes = (0..LANES).map(|_| Lane {
+            value: RwLock::new(value.clone()),
+            leases: Leases::default(),
+        });
         Self { lanes: lanes.collect() }
     }
 
     /// The value, for a request that is to end before another takes its place. Waits while requests are held.
     pub fn pass(&self) -> InUse<'_, T> {
-        InUse(self.lanes[lane()].0.read().unwrap_or_else(PoisonError::into_inner))
+        let lane = &self.lanes[lane()];
+        InUse {
+            value: lane.value.read().unwrap_or_else(PoisonError::into_inner),
+            leases: &lane.leases,
+        }
     }
 
     /// The value, for one who may go on with it when another has taken its place.
@@ -49,12 +65,29 @@ impl<T: Clone> Switch<T> {
     /// Waits for the requests that have passed, and keeps the others waiting.
     pub fn hold(&self) -> Held<'_, T> {
         let lanes = self.lanes.iter();
-        let lanes = lanes.map(|lane| lane.0.write().unwrap_or_else(PoisonError::into_inner));
-        Held { lanes: lanes.collect() }
+        let lanes = lanes.map(|lane| lane.value.write().unwrap_or_else(PoisonError::into_inner));
+        Held {
+            switch: self,
+            lanes: lanes.collect(),
+        }
+    }
+}
+
+impl<T> InUse<'_, T> {
+    /// Says that the value is used for longer than the request takes, and that another one may take its place only then.
+    #[must_use]
+    pub fn lease(&self) -> Lease {
+        self.leases.take()
     }
 }
 
 impl<T: Clone> Held<'_, T> {
+    /// Waits until every lease is given back; `false` if that takes longer than `limit`.
+    #[must_use]
+    pub fn wait_for_leases(&self, limit: Duration) -> bool {
+        Leases::wait_for(self.switch.lanes.iter().map(|lane| &lane.leases), limit)
+    }
+
     /// The value.
     #[must_use]
     pub fn value(&self) -> &T {
@@ -73,7 +106,7 @@ impl<T> Deref for InUse<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        &self.0
+        &self.value
     }
 }
 
