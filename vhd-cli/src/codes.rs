@@ -61,6 +61,16 @@ pub(crate) enum Kind {
     Machine,
     /// A disk has no kernel that its boot loader would start.
     NoBootFiles,
+    /// Another machine has the name.
+    MachineNameInUse,
+    /// No machine of this user has the name.
+    NoSuchMachine,
+    /// The process of a machine does not answer as it should.
+    MachineControl,
+    /// The guest was asked to power off and did not.
+    GuestKeepsRunning,
+    /// A machine of this kind, or in this state, cannot do what it is asked for.
+    MachineCannot,
 }
 
 /// What scripts see of a kind of failure. Codes and names never change their meaning; new ones are added.
@@ -204,6 +214,11 @@ const TABLE: &[Code] = &[
     own(Kind::GuestStopped,             "VHD-E0807", "guest-stopped",     Exit::Failed),
     own(Kind::Machine,                  "VHD-E0808", "machine",           Exit::Failed),
     own(Kind::NoBootFiles,              "VHD-E0809", "no-boot-files",     Exit::Refused),
+    own(Kind::MachineNameInUse,         "VHD-E0810", "machine-name-in-use", Exit::Locked),
+    own(Kind::NoSuchMachine,            "VHD-E0811", "no-such-machine",   Exit::Failed),
+    own(Kind::MachineControl,           "VHD-E0812", "machine-control",   Exit::Failed),
+    own(Kind::GuestKeepsRunning,        "VHD-E0813", "guest-keeps-running", Exit::Failed),
+    own(Kind::MachineCannot,            "VHD-E0814", "machine-cannot",    Exit::Refused),
 ];
 
 /// What a kind that is newer than the table gets: the table's test fails then.
