@@ -114,5 +114,5 @@ pub use kind::{ErrorKind, io_kind, with_causes};
 pub use lease::Lease;
 pub use memory::{ReadTarget, WriteSource};
 pub use spans::{ReadSpan, SpanFile, SpanStorage, WriteOutcome, WriteSpan};
-pub use switch::Switch;
+pub use switch::{Switch, Users};
 pub use zeroes::is_zero;

@@ -23,18 +23,33 @@ pub struct Switch<T> {
 #[repr(align(128))]
 struct Lane<T> {
     value: RwLock<T>,
-    leases: Leases,
+    leases: LaneLeases,
+}
+
+/// Those of a lane, by what is done under them.
+#[derive(Default)]
+struct LaneLeases {
+    readers: Leases,
+    writers: Leases,
+}
+
+/// For whom one waits who holds all requests: what they found behind the switch they may still use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Users {
+    /// Those who write.
+    Writers,
+    /// Those who read, too.
+    All,
 }
 
 /// The value, for a request that is to end before another takes its place.
 pub struct InUse<'a, T> {
     value: RwLockReadGuard<'a, T>,
-    leases: &'a Leases,
+    leases: &'a LaneLeases,
 }
 
 /// All requests are held until this is dropped.
 pub struct Held<'a, T> {
-    switch: &'a Switch<T>,
     lanes: Vec<RwLockWriteGuard<'a, T>>,
 }
 
@@ -43,7 +58,7 @@ impl<T: Clone> Switch<T> {
     pub fn new(value: T) -> Self {
         let lanes = (0..LANES).map(|_| Lane {
             value: RwLock::new(value.clone()),
-            leases: Leases::default(),
+            leases: LaneLeases::default(),
         });
         Self { lanes: lanes.collect() }
     }
@@ -62,32 +77,39 @@ impl<T: Clone> Switch<T> {
         self.pass().clone()
     }
 
-    /// Waits for the requests that have passed, and keeps the others waiting.
-    pub fn hold(&self) -> Held<'_, T> {
+    /// Waits for the requests that have passed, and keeps the others waiting; then waits until no lease of `users` is given
+    /// out. `None` if the latter takes longer than `limit`: the requests go on.
+    ///
+    /// The limit is there because who has a lease may be waiting for a request of his own.
+    pub fn hold(&self, users: Users, limit: Duration) -> Option<Held<'_, T>> {
         let lanes = self.lanes.iter();
         let lanes = lanes.map(|lane| lane.value.write().unwrap_or_else(PoisonError::into_inner));
-        Held {
-            switch: self,
-            lanes: lanes.collect(),
-        }
+        let held = Held { lanes: lanes.collect() };
+        let leases = self.lanes.iter().map(|lane| &lane.leases);
+        let readers = leases
+            .clone()
+            .map(|leases| &leases.readers)
+            .filter(|_| users == Users::All);
+        let writers = leases.map(|leases| &leases.writers);
+        Leases::wait_for(writers.chain(readers), limit).then_some(held)
     }
 }
 
 impl<T> InUse<'_, T> {
-    /// Says that the value is used for longer than the request takes, and that another one may take its place only then.
+    /// Says that the value is read for longer than the request takes.
     #[must_use]
-    pub fn lease(&self) -> Lease {
-        self.leases.take()
+    pub fn lease_to_read(&self) -> Lease {
+        self.leases.readers.take()
+    }
+
+    /// Says that the value is written to for longer than the request takes.
+    #[must_use]
+    pub fn lease_to_write(&self) -> Lease {
+        self.leases.writers.take()
     }
 }
 
 impl<T: Clone> Held<'_, T> {
-    /// Waits until every lease is given back; `false` if that takes longer than `limit`.
-    #[must_use]
-    pub fn wait_for_leases(&self, limit: Duration) -> bool {
-        Leases::wait_for(self.switch.lanes.iter().map(|lane| &lane.leases), limit)
-    }
-
     /// The value.
     #[must_use]
     pub fn value(&self) -> &T {
@@ -139,7 +161,7 @@ mod tests {
                 });
             }
             for value in 1..2000 {
-                let mut held = switch.hold();
+                let mut held = switch.hold(Users::All, Duration::ZERO).unwrap();
                 assert_eq!(*held.value(), value - 1);
                 held.replace(&value);
                 drop(held);
@@ -165,9 +187,23 @@ mod tests {
                 });
             }
             for _ in 0..200 {
-                let _held = switch.hold();
+                let _held = switch.hold(Users::All, Duration::ZERO).unwrap();
                 assert_eq!(running.load(Ordering::SeqCst), 0);
             }
         });
+    }
+
+    #[test]
+    fn a_lease_keeps_those_away_whom_it_concerns() {
+        let switch = Switch::new(1);
+        let hold = |users| switch.hold(users, Duration::from_millis(1)).is_some();
+        let read = switch.pass().lease_to_read();
+        assert!(hold(Users::Writers) && !hold(Users::All));
+        let written = switch.pass().lease_to_write();
+        assert!(!hold(Users::Writers) && !hold(Users::All));
+        thread::spawn(|| drop(written)).join().unwrap();
+        assert!(hold(Users::Writers) && !hold(Users::All));
+        drop(read);
+        assert!(hold(Users::All));
     }
 }

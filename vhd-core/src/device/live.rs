@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use vhd_block::switch::Held;
 use vhd_block::{
-    BlockDevice, ByteRange, DeviceError, DeviceInfo, ExtentVisitor, ReadSpan, Switch, WriteSpan, ZeroOptions, scatter,
+    BlockDevice, ByteRange, DeviceError, DeviceInfo, ExtentVisitor, ReadSpan, Switch, Users, WriteSpan, ZeroOptions,
+    scatter,
 };
 
 use super::LayeredDevice;
@@ -109,7 +110,7 @@ impl LiveDevice {
         // In one order, whoever switches them.
         disks.sort_by_key(|(disk, _)| std::ptr::from_ref(*disk).addr());
         let devices: Vec<&Self> = disks.iter().map(|(disk, _)| *disk).collect();
-        let Some((mut held, start)) = hold(&devices) else {
+        let Some((mut held, start)) = hold(&devices, Users::Writers) else {
             return Err(NotSwitched::PlaceHeld);
         };
         let fits = |(held, (_, next)): (&Held<'_, Arc<LayeredDevice>>, &(&Self, Successor))| {
@@ -134,7 +135,7 @@ impl LiveDevice {
     /// Puts another device over the same leaf in the present one's place. What is written to a place that is held is told to
     /// the device that gave it out, so none may be.
     pub(super) fn exchange(&self, leaf: &Arc<Image>, next: &Arc<LayeredDevice>) -> LeafExchange {
-        let Some((mut held, _)) = hold(&[self]) else {
+        let Some((mut held, _)) = hold(&[self], Users::Writers) else {
             return LeafExchange::PlaceHeld;
         };
         if !Arc::ptr_eq(held[0].value().leaf_image(), leaf) {
@@ -152,7 +153,7 @@ impl LiveDevice {
         next: &Arc<LayeredDevice>,
         ready: impl FnOnce() -> bool,
     ) -> LeafExchange {
-        let Some((mut held, _)) = hold(&[self]) else {
+        let Some((mut held, _)) = hold(&[self], Users::Writers) else {
             return LeafExchange::PlaceHeld;
         };
         let held = &mut held[0];
@@ -210,22 +211,21 @@ impl LiveDevice {
 }
 
 /// The present device of a disk, held.
-type HeldDevice<'a> = Held<'a, Arc<LayeredDevice>>;
+pub(super) type HeldDevice<'a> = Held<'a, Arc<LayeredDevice>>;
 
-/// Holds the requests of all disks while no place to write to is held, and says since when.
+/// Holds the requests of all disks while `users` hold no spans, and says since when.
 ///
 /// INV-50, INV-81: no write is under way while leaves change, neither in a request nor in a span that somebody holds. Who holds
 /// one is waited for, with the requests held for a short time only, because he may need one to give it back.
-fn hold<'a>(disks: &[&'a LiveDevice]) -> Option<(Vec<HeldDevice<'a>>, Instant)> {
+pub(super) fn hold<'a>(disks: &[&'a LiveDevice], users: Users) -> Option<(Vec<HeldDevice<'a>>, Instant)> {
     let begun = Instant::now();
     loop {
         let start = Instant::now();
-        let held: Vec<HeldDevice<'a>> = disks.iter().map(|disk| disk.present.hold()).collect();
         let left = || PAUSE.saturating_sub(start.elapsed());
-        if held.iter().all(|held| held.wait_for_leases(left())) {
+        let held: Option<Vec<HeldDevice<'a>>> = disks.iter().map(|disk| disk.present.hold(users, left())).collect();
+        if let Some(held) = held {
             return Some((held, start));
         }
-        drop(held);
         if begun.elapsed() >= PATIENCE {
             return None;
         }
@@ -292,8 +292,11 @@ impl BlockDevice for LiveDevice {
     }
 
     fn resolve_read(&self, range: ByteRange) -> Result<ReadSpan, DeviceError> {
-        // INV-80: the span keeps the file. No lease: whatever becomes the leaf, what it names is not overwritten by others.
-        self.present.pass().resolve_read(range)
+        // INV-80: the span keeps the file. Whatever becomes the leaf, what it names is not overwritten by others; only who
+        // moves blocks waits for the lease.
+        let present = self.present.pass();
+        let span = present.resolve_read(range)?;
+        Ok(span.under(|| present.lease_to_read()))
     }
 
     fn resolve_write(&self, range: ByteRange) -> Result<WriteSpan, DeviceError> {
@@ -304,7 +307,7 @@ impl BlockDevice for LiveDevice {
             range: ByteRange::new(range.start, len),
         };
         Ok(WriteSpan::new(
-            file.under(present.lease()),
+            file.under(present.lease_to_write()),
             offset,
             len,
             Box::new(outcome),
