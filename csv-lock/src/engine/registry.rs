@@ -4,9 +4,9 @@
 
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, params};
 
 use super::Leader;
 use crate::error::CsvError;
@@ -15,6 +15,8 @@ use crate::id::{Epoch, NodeId, VolumeId};
 
 /// How long a process waits for another one's transaction.
 const BUSY: Duration = Duration::from_secs(5);
+/// How long until it tries again to open a registry that is being made.
+const AGAIN: Duration = Duration::from_millis(10);
 
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS term (
@@ -41,13 +43,26 @@ pub(super) struct LastTerm {
 }
 
 impl Registry {
-    /// Opens or creates it.
+    /// Opens or creates it. Several processes may do so at once: the first one's change to a write-ahead log keeps the others
+    /// out without SQLite's own waiting.
     pub(super) fn open(path: &Path) -> Result<Self, CsvError> {
-        let connection = Connection::open(path).map_err(failed)?;
-        connection.busy_timeout(BUSY).map_err(failed)?;
-        connection.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
-        connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
-        connection.execute_batch(SCHEMA).map_err(failed)?;
+        let begin = Instant::now();
+        loop {
+            match Self::try_open(path) {
+                Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && begin.elapsed() < BUSY => {
+                    std::thread::sleep(AGAIN);
+                }
+                opened => return opened.map_err(failed),
+            }
+        }
+    }
+
+    fn try_open(path: &Path) -> rusqlite::Result<Self> {
+        let connection = Connection::open(path)?;
+        connection.busy_timeout(BUSY)?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.execute_batch(SCHEMA)?;
         Ok(Self {
             connection: Mutex::new(connection),
         })
@@ -152,5 +167,40 @@ fn millis(time: Duration) -> i64 {
 fn failed(error: rusqlite::Error) -> CsvError {
     CsvError::Engine {
         reason: format!("the registry: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn many_open_a_registry_at_once_and_no_older_epoch_replaces_a_newer_one() {
+        for _ in 0..10 {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("registry.db");
+            let volume = VolumeId(Uuid::from_u128(1));
+            let publish = |epoch: u64| {
+                let leader = Leader {
+                    node: NodeId(format!("n{epoch}")),
+                    address: "x".into(),
+                    epoch: Epoch(epoch),
+                };
+                Registry::open(&path).unwrap().publish(volume, &leader).unwrap()
+            };
+            std::thread::scope(|scope| {
+                for epoch in 1..=8 {
+                    let publish = &publish;
+                    scope.spawn(move || publish(epoch));
+                }
+            });
+            assert_eq!(
+                Registry::open(&path).unwrap().leader(volume).unwrap().unwrap().epoch,
+                Epoch(8)
+            );
+            assert!(!publish(8) && publish(9));
+        }
     }
 }

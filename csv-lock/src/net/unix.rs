@@ -1,13 +1,14 @@
 //! Messages over unix sockets, for the processes of one machine.
 
+use std::collections::HashMap;
 use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -25,9 +26,11 @@ const SLOW: Duration = Duration::from_secs(1);
 /// How often a listener looks whether it shall end.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Unix sockets; an address is a path.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct UnixNet;
+/// Unix sockets; an address is a path. Connections are kept for the next call; clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct UnixNet {
+    idle: Arc<Mutex<HashMap<String, Vec<UnixStream>>>>,
+}
 
 /// A listening socket. Its name goes when it is dropped.
 pub struct UnixInbox {
@@ -58,12 +61,34 @@ impl Net for UnixNet {
     }
 
     fn call(&self, address: &str, message: &[u8], limit: Duration) -> io::Result<Vec<u8>> {
-        let mut stream = UnixStream::connect(address)?;
-        stream.set_read_timeout(Some(limit))?;
-        stream.set_write_timeout(Some(limit))?;
-        stream.write_all(message)?;
-        read_frame(&mut stream)
+        let kept = self.idle().get_mut(address).and_then(Vec::pop);
+        let answered = match kept {
+            // The other side may have closed it meanwhile; a request may arrive twice.
+            Some(stream) => exchange(stream, message, limit).or_else(|error| match error.kind() {
+                ErrorKind::WouldBlock | ErrorKind::TimedOut => Err(error),
+                _ => exchange(UnixStream::connect(address)?, message, limit),
+            }),
+            None => exchange(UnixStream::connect(address)?, message, limit),
+        };
+        let (answer, stream) = answered?;
+        self.idle().entry(address.to_owned()).or_default().push(stream);
+        Ok(answer)
     }
+}
+
+impl UnixNet {
+    fn idle(&self) -> MutexGuard<'_, HashMap<String, Vec<UnixStream>>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Sends a message and reads its answer. A connection that failed is not used again: an answer may still be on its way.
+fn exchange(mut stream: UnixStream, message: &[u8], limit: Duration) -> io::Result<(Vec<u8>, UnixStream)> {
+    stream.set_read_timeout(Some(limit))?;
+    stream.set_write_timeout(Some(limit))?;
+    stream.write_all(message)?;
+    let answer = read_frame(&mut stream)?;
+    Ok((answer, stream))
 }
 
 impl Listener for UnixInbox {

@@ -44,30 +44,50 @@ fn free_port() -> u16 {
 }
 
 impl Server {
+    /// One server that is a cluster.
     fn start(dir: &Path, scheme: &str, more: &[&str]) -> Self {
-        let (client, peer) = (free_port(), free_port());
-        let url = format!("{scheme}://127.0.0.1:{client}");
-        let peer = format!("http://127.0.0.1:{peer}");
+        let peer = format!("http://127.0.0.1:{}", free_port());
+        Self::member(dir, scheme, "one", &peer, &format!("one={peer}"), more)
+    }
+
+    /// Three servers that are a cluster.
+    fn three(dir: &Path) -> Vec<Self> {
+        let peers = ["p", "q", "r"].map(|name| (name, format!("http://127.0.0.1:{}", free_port())));
+        let cluster = peers.each_ref().map(|(name, peer)| format!("{name}={peer}")).join(",");
+        peers
+            .iter()
+            .map(|(name, peer)| Self::member(dir, "http", name, peer, &cluster, &[]))
+            .collect()
+    }
+
+    fn member(dir: &Path, scheme: &str, name: &str, peer: &str, cluster: &str, more: &[&str]) -> Self {
+        let endpoint = format!("127.0.0.1:{}", free_port());
+        let url = format!("{scheme}://{endpoint}");
         let child = Command::new("etcd")
-            .arg("--data-dir")
-            .arg(dir.join("etcd"))
+            .args(["--name", name, "--data-dir"])
+            .arg(dir.join(format!("etcd-{name}")))
             .args(["--listen-client-urls", &url, "--advertise-client-urls", &url])
-            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &format!("default={peer}")])
+            .args(["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer])
+            .args(["--initial-cluster", cluster])
             .args(more)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn();
         Self {
             child: child.unwrap(),
-            endpoint: format!("127.0.0.1:{client}"),
+            endpoint,
         }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_raw(self.child.id().cast_signed()).unwrap(), signal).unwrap();
     }
 }
 
+/// `endpoint`: one or several, with commas.
 fn config(endpoint: &str) -> EtcdConfig {
     EtcdConfig {
-        endpoints: vec![endpoint.to_owned()],
+        endpoints: endpoint.split(',').map(str::to_owned).collect(),
         tls: None,
         user: None,
         lease: Duration::from_secs(2),
@@ -268,6 +288,38 @@ fn inv_91_coordinators_stopped_for_longer_than_their_lease_do_no_harm() {
             nodes.insert(name, start("etcd-node", name));
         }
     }
+    drop((nodes, client));
+    check(dir.path(), &[("x", &known)]);
+}
+
+#[test]
+fn a_coordinator_outlives_a_member_of_etcd_and_stops_without_its_majority() {
+    if !there() {
+        return;
+    }
+    let dir = new_volume();
+    let mut members = Server::three(dir.path());
+    let all = members
+        .iter()
+        .map(|member| member.endpoint.as_str())
+        .collect::<Vec<_>>()
+        .join(",");
+    drop(connected(&config(&all), "test"));
+    let start = |part: &str, name: &str| Part::start_with(part, dir.path(), name, &[(ENDPOINT, &all)]);
+    let nodes = [start("etcd-node", "a"), start("etcd-node", "b")];
+    let mut client = start("etcd-client", "x");
+    let (places, mut known) = (client.places(), BTreeMap::new());
+    gather(&places, &mut known, 20);
+    // One of three: the others go on, after an election if it was their leader.
+    drop(members.pop());
+    gather(&places, &mut known, 200);
+    // Two of three: no term is renewed. The coordinator stops, though nobody else can begin.
+    members[0].signal(Signal::STOP);
+    while let Ok((block, place)) = places.recv_timeout(Duration::from_secs(4)) {
+        known.insert(block, place);
+    }
+    members[0].signal(Signal::CONT);
+    gather(&places, &mut known, 50);
     drop((nodes, client));
     check(dir.path(), &[("x", &known)]);
 }

@@ -92,7 +92,7 @@ fn engine(dir: &Path, name: &str) -> LocalEngine {
 fn node<E: Engine>(dir: &Path, name: &str, engine: E, patience: Duration) {
     let node = Node {
         clock: SystemClock,
-        net: UnixNet,
+        net: UnixNet::default(),
         volume: volume(dir),
         engine,
         format: read_format(&volume(dir)).unwrap(),
@@ -106,7 +106,7 @@ fn node<E: Engine>(dir: &Path, name: &str, engine: E, patience: Duration) {
 fn new_client<E: Engine>(dir: &Path, name: &str, engine: E) -> Client<SystemClock, UnixNet, E> {
     let format = read_format(&volume(dir)).unwrap();
     let id = Uuid::from_u128(u128::from(std::process::id()) << 64 | u128::from(name.as_bytes()[0]));
-    Client::new(SystemClock, UnixNet, engine, format, NodeId(name.into()), id)
+    Client::new(SystemClock, UnixNet::default(), engine, format, NodeId(name.into()), id)
 }
 
 fn prepare(dir: &Path, name: &str) {
