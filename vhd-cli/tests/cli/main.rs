@@ -58,6 +58,8 @@ mod vm_control;
 mod vm_kill;
 #[cfg(target_arch = "x86_64")]
 mod vm_linux;
+#[cfg(target_arch = "x86_64")]
+mod vm_saved;
 
 #[path = "../../../vhd-core/tests/common/kills.rs"]
 mod kills;

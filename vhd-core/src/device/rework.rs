@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use vhd_block::{BlockDevice as _, DeviceError};
+use vhd_block::{BlockDevice as _, DeviceError, Users};
 
+use super::live::hold;
 use super::{LayeredDevice, LiveDevice};
 use crate::error::with_causes;
 use crate::image::{AmendError, Amendment, Image, OpenMode, ParentLink};
@@ -40,8 +41,11 @@ impl LiveDevice {
     pub(crate) fn rework_leaf<E: From<DeviceError>>(&self, rework: Box<Rework<'_, E>>) -> Result<(), E> {
         // So that little is left to be done while requests wait.
         self.flush()?;
-        // INV-74: no request runs from here on, and a flush that does finds everything durable.
-        let mut held = self.present.hold();
+        // INV-74: no request runs from here on, nobody holds a place in the file, and a flush that does finds everything durable.
+        let Some((mut held, _)) = hold(&[self], Users::All) else {
+            return Err(DeviceError::PlaceHeld("the change of the leaf's file").into());
+        };
+        let held = &mut held[0];
         let present = Arc::clone(held.value());
         present.flush()?;
         let leaf = present.leaf_image();

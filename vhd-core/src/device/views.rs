@@ -4,6 +4,9 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use vhd_block::Users;
+
+use super::live::hold;
 use super::{Layer, LayeredDevice, LiveDevice};
 use crate::image::Image;
 
@@ -113,21 +116,26 @@ impl LiveDevice {
     /// not have those layers (any more).
     pub fn join_layers(&self, first: &Arc<Image>, count: usize, layer: &Layer) -> bool {
         let joined = &Joined { first, count, layer };
-        let mut disks = self.views();
+        let views = self.views();
+        let mut disks: Vec<&Self> = views.iter().map(|view| &**view).collect();
         // In one order, as in a switch.
-        disks.sort_by_key(|disk| Arc::as_ptr(disk).addr());
-        let mut held: Vec<_> = disks.iter().map(|disk| disk.present.hold()).collect();
-        let mut present = self.present.hold();
-        // INV-73: what reads through one of the layers is replaced everywhere, or nowhere.
-        let Some(next) = present.value().joined(joined) else {
+        disks.sort_by_key(|disk| std::ptr::from_ref(*disk).addr());
+        disks.push(self);
+        let Some((mut held, _)) = hold(&disks, Users::Writers) else {
             return false;
         };
+        // INV-73: what reads through one of the layers is replaced everywhere, or nowhere.
+        if held
+            .last()
+            .is_none_or(|present| present.value().joined(joined).is_none())
+        {
+            return false;
+        }
         for held in &mut held {
             if let Some(next) = held.value().joined(joined) {
                 held.replace(&Arc::new(next));
             }
         }
-        present.replace(&Arc::new(next));
         self.move_marks(joined);
         true
     }
