@@ -3,7 +3,8 @@
 //! - All threads: nothing that starts programs, looks into other processes, or changes what the process is or where it lives.
 //! - Processors, which do what the guest wants first: only what running a guest and its registers takes. No file is opened, no
 //!   socket is made, no memory becomes code.
-//! - Disks on this host, which read what the guest put into its queues: that, and reading and writing files that are open.
+//! - Disks whose files are open and stay so ([`MachineDisk::sandbox`](crate::MachineDisk::sandbox)): that, and reading and
+//!   writing these files. Others are under the rules for all threads alone.
 //!
 //! Whoever breaks a rule ends the process at once: for the guest it is a loss of power.
 
