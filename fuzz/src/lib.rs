@@ -13,3 +13,4 @@ pub mod open_image;
 pub mod partition_table;
 pub mod records;
 pub mod sparse_disk;
+pub mod vhdx;

@@ -79,6 +79,14 @@ pub enum DeviceError {
         /// What happened, with all causes.
         message: String,
     },
+    /// The image is not what its format says, or needs what its reader does not do.
+    #[error("{message}")]
+    Image {
+        /// The kind of failure.
+        kind: ErrorKind,
+        /// What is wrong, and where.
+        message: String,
+    },
     /// The host file failed.
     #[error("cannot {operation} at {offset:#x} of the image file")]
     Io {
@@ -106,7 +114,10 @@ impl DeviceError {
             Self::ImageFull { .. } => ErrorKind::ImageFull,
             Self::Poisoned => ErrorKind::Poisoned,
             Self::FenceLost { .. } => ErrorKind::FenceLost,
-            Self::NotResized { kind, .. } | Self::Gone { kind, .. } | Self::Remote { kind, .. } => *kind,
+            Self::NotResized { kind, .. }
+            | Self::Gone { kind, .. }
+            | Self::Remote { kind, .. }
+            | Self::Image { kind, .. } => *kind,
             Self::Io { source, .. } => io_kind(source),
         }
     }

@@ -14,6 +14,8 @@ pub(crate) enum FormatArg {
     Raw,
     /// A fixed, dynamic or differencing VHD
     Vhd,
+    /// A fixed, dynamic or differencing VHDX, for reading
+    Vhdx,
 }
 
 impl From<FormatArg> for ImageFormat {
@@ -21,6 +23,7 @@ impl From<FormatArg> for ImageFormat {
         match arg {
             FormatArg::Raw => Self::Raw,
             FormatArg::Vhd => Self::Vhd,
+            FormatArg::Vhdx => Self::Vhdx,
         }
     }
 }
@@ -42,7 +45,11 @@ impl TypedPath {
 
 impl From<OsString> for TypedPath {
     fn from(text: OsString) -> Self {
-        let formats = [("raw:", FormatArg::Raw), ("vhd:", FormatArg::Vhd)];
+        let formats = [
+            ("raw:", FormatArg::Raw),
+            ("vhd:", FormatArg::Vhd),
+            ("vhdx:", FormatArg::Vhdx),
+        ];
         for (prefix, format) in formats {
             if let Some(path) = text.as_bytes().strip_prefix(prefix.as_bytes()) {
                 return Self {
@@ -58,14 +65,6 @@ impl From<OsString> for TypedPath {
     }
 }
 
-/// The word that reports use for a format.
-pub(crate) fn format_name(format: ImageFormat) -> &'static str {
-    match format {
-        ImageFormat::Raw => "raw",
-        ImageFormat::Vhd => "vhd",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,6 +75,7 @@ mod tests {
             ("a.raw", None, "a.raw"),
             ("raw:a.img", Some(FormatArg::Raw), "a.img"),
             ("vhd:./raw:a", Some(FormatArg::Vhd), "./raw:a"),
+            ("vhdx:b", Some(FormatArg::Vhdx), "b"),
             ("./raw:a", None, "./raw:a"),
             ("rawdisk", None, "rawdisk"),
         ] {

@@ -121,7 +121,7 @@ pub(crate) fn partition_spaces(space: &DiskSpace) -> Vec<PartitionSpace> {
 
 pub(crate) fn run(args: &MeasureArgs) -> Result<Exit, Failure> {
     let source = Source::new(&args.image, None)?;
-    let opened = args.source.open(&source)?;
+    let opened = args.source.open_native(&source)?;
     let measured = measure(args, &source, opened)?;
     output::report(args.report, NAME, &measured)?;
     Ok(Exit::Ok)

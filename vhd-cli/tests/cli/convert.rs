@@ -158,7 +158,7 @@ fn arguments_that_do_not_fit_are_usage_errors() {
         &["--to", "raw", "--preallocate", "full"],
         &["--to", "raw", "--preallocate", "falloc"],
         &["--to", "raw", "--threads", "0"],
-        &["--to", "raw", "--from", "vhdx"],
+        &["--to", "raw", "--from", "vdi"],
     ] {
         let mut args = vec!["convert", "a.vhd", "out"];
         args.extend(rest);

@@ -46,6 +46,7 @@ mod streams;
 mod support;
 mod tree;
 mod verify;
+mod vhdx;
 #[cfg(target_arch = "x86_64")]
 mod vm;
 #[cfg(target_arch = "x86_64")]
@@ -54,6 +55,9 @@ mod vm_boot;
 mod vm_kill;
 #[cfg(target_arch = "x86_64")]
 mod vm_linux;
+
+#[path = "../../../image-formats/tests/support/vhdx_writer.rs"]
+mod vhdx_writer;
 
 #[path = "../../../vhd-core/tests/common/kills.rs"]
 mod kills;

@@ -5,16 +5,17 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::ImageFormat;
 use super::dependants::{Limits, Search};
 use super::detect::image_error;
 use super::device_file::DeviceFile;
 use super::disagree::{Actual, Recorded, disagreements};
 use super::error::{ChainError, ChainWarning, ParentOutcome, TriedParent};
 use super::examine::{Examined, examine, identify};
+use super::foreign::{self, ForeignDisk, ForeignLayer};
 use super::locate::{AllowAll, Candidate, ExplicitOnly, ParentGate, candidates};
 use super::shared::SharedImages;
 use super::unfinished::unfinished_resize;
+use super::{ForeignFormat, ImageFormat};
 use crate::device::{BlockDevice, DeviceError, Disk, Layer, LayeredDevice, LiveDevice, RawDevice};
 use crate::format::{Timestamp, UniqueId};
 use crate::image::{FooterSource, Footers, Image, OpenMode, PublishFence};
@@ -43,6 +44,7 @@ pub struct OpenOptions {
     for_job: bool,
     ignore_children: bool,
     shared: Option<Arc<SharedImages>>,
+    foreign: bool,
 }
 
 impl Default for OpenOptions {
@@ -60,6 +62,7 @@ impl Default for OpenOptions {
             for_job: false,
             ignore_children: false,
             shared: None,
+            foreign: false,
         }
     }
 }
@@ -159,6 +162,40 @@ impl OpenOptions {
         self
     }
 
+    /// Takes images of other programs too, for reading, as far as they are read here. Whoever needs a VHD, or a disk that
+    /// can be written, does not ask for it.
+    #[must_use]
+    pub fn foreign(mut self, foreign: bool) -> Self {
+        self.foreign = foreign;
+        self
+    }
+
+    /// Refuses an image of another program where it was not asked for.
+    pub(super) fn require_reading(&self, format: ImageFormat, path: &Path) -> Result<(), ChainError> {
+        let path = path.to_owned();
+        match ForeignFormat::of(format) {
+            Some(format) if !self.foreign || self.is_writing() => Err(ChainError::ReadOnlyFormat { path, format }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Files and directories that the user named for parents.
+    pub(super) fn parent_places(&self) -> (&[PathBuf], &[PathBuf]) {
+        (&self.parents, &self.parent_dirs)
+    }
+
+    pub(super) fn parent_gate(&self) -> &dyn ParentGate {
+        &*self.gate
+    }
+
+    pub(super) fn file_sharing(&self) -> Sharing {
+        self.sharing
+    }
+
+    pub(super) fn table_limit(&self) -> u64 {
+        self.max_table_bytes
+    }
+
     /// For a job, which looks itself whether another one is open on the image.
     pub(crate) fn for_job(mut self) -> Self {
         self.for_job = true;
@@ -195,7 +232,7 @@ impl OpenOptions {
     /// [`parent_dirs`](Self::parent_dirs).
     ///
     /// # Errors
-    /// Those of [`open`](Self::open), and [`ChainError::ExportHoldsVhd`] if it holds a VHD and no format is given.
+    /// Those of [`open`](Self::open), and [`ChainError::ExportHoldsImage`] if it holds an image and no format is given.
     pub fn open_device(&self, device: Arc<dyn BlockDevice>, name: &Path) -> Result<OpenedDisk, ChainError> {
         let file: Arc<dyn StorageFile> = Arc::new(DeviceFile::new(Disk::new(Arc::clone(&device))));
         match self.format {
@@ -204,9 +241,16 @@ impl OpenOptions {
                 let explicit = self.clone().write(false).gate(Arc::new(ExplicitOnly));
                 ChainBuilder::new(&explicit, &mut Vec::new()).build(name, file, None)
             }
+            Some(format @ ImageFormat::Vhdx) => {
+                let explicit = self.clone().gate(Arc::new(ExplicitOnly));
+                foreign::open(&explicit, format, name, file, None, &mut Vec::new())
+            }
             None => match ImageFormat::detect_remote(&*file, name)? {
                 ImageFormat::Raw => Ok(OpenedDisk::from_device(device, name)),
-                ImageFormat::Vhd => Err(ChainError::ExportHoldsVhd { name: name.to_owned() }),
+                format => Err(ChainError::ExportHoldsImage {
+                    name: name.to_owned(),
+                    format,
+                }),
             },
         }
     }
@@ -259,6 +303,7 @@ impl OpenOptions {
                 Ok(opened)
             }
             ImageFormat::Vhd => ChainBuilder::new(self, found).build(path, Arc::clone(&file) as _, Some(&file)),
+            ImageFormat::Vhdx => foreign::open(self, format, path, Arc::clone(&file) as _, Some(&file), found),
         }
     }
 
@@ -334,6 +379,8 @@ enum Device {
     Chain(Arc<LayeredDevice>),
     /// A disk that is in no file here.
     Remote(Arc<dyn BlockDevice>),
+    /// Images of another program.
+    Foreign(ForeignDisk),
 }
 
 /// A layer of an open disk with the path of its file.
@@ -360,6 +407,7 @@ impl OpenedDisk {
             Device::Raw(device) => Arc::clone(device) as Arc<dyn BlockDevice>,
             Device::Chain(device) => Arc::clone(device) as Arc<dyn BlockDevice>,
             Device::Remote(device) => Arc::clone(device),
+            Device::Foreign(foreign) => Arc::clone(foreign.device()),
         });
         Self {
             device,
@@ -375,6 +423,20 @@ impl OpenedDisk {
         Self::new(Device::Remote(device), vec![name.into()], Vec::new())
     }
 
+    /// A disk in images of another program.
+    pub(super) fn from_foreign(disk: ForeignDisk, paths: Vec<PathBuf>, warnings: Vec<ChainWarning>) -> Self {
+        Self::new(Device::Foreign(disk), paths, warnings)
+    }
+
+    /// The images of another program that the disk is in, with their paths, the leaf first; none for any other disk.
+    pub fn foreign_layers(&self) -> impl Iterator<Item = (&Path, &ForeignLayer)> {
+        let layers = match &self.device {
+            Device::Foreign(foreign) => foreign.layers(),
+            _ => &[],
+        };
+        self.paths.iter().map(PathBuf::as_path).zip(layers)
+    }
+
     /// A handle of the disk.
     #[must_use]
     pub fn disk(&self) -> Disk {
@@ -387,28 +449,30 @@ impl OpenedDisk {
             Device::Raw(device) => &**device,
             Device::Chain(device) => &**device,
             Device::Remote(device) => &**device,
+            Device::Foreign(foreign) => &**foreign.device(),
         }
     }
 
-    /// Raw or VHD.
+    /// The format of the leaf.
     #[must_use]
     pub fn format(&self) -> ImageFormat {
-        match self.device {
+        match &self.device {
             Device::Raw(_) | Device::Remote(_) => ImageFormat::Raw,
             Device::Chain(_) => ImageFormat::Vhd,
+            Device::Foreign(foreign) => foreign.format(),
         }
     }
 
-    /// The device over the images; `None` for a raw disk.
+    /// The device over the images of a VHD; `None` for any other disk.
     #[must_use]
     pub fn chain(&self) -> Option<&Arc<LayeredDevice>> {
         match &self.device {
-            Device::Raw(_) | Device::Remote(_) => None,
+            Device::Raw(_) | Device::Remote(_) | Device::Foreign(_) => None,
             Device::Chain(device) => Some(device),
         }
     }
 
-    /// The layers with their paths, the leaf first; empty for a raw disk.
+    /// The layers of a VHD with their paths, the leaf first; empty for any other disk.
     pub fn layers(&self) -> impl Iterator<Item = ChainLayer<'_>> {
         let layers = self.chain().map_or(&[][..], |device| device.layers());
         self.paths
@@ -435,6 +499,10 @@ impl OpenedDisk {
         match &self.device {
             Device::Raw(device) => (depth == 0).then(|| device.file()),
             Device::Remote(_) => None,
+            Device::Foreign(foreign) => foreign
+                .layers()
+                .get(usize::try_from(depth).ok()?)
+                .map(ForeignLayer::file),
             Device::Chain(device) => device.layers().get(usize::try_from(depth).ok()?).map(Layer::file),
         }
     }
@@ -460,7 +528,7 @@ impl OpenedDisk {
     pub fn into_device(self) -> Option<LayeredDevice> {
         drop(self.disk);
         match self.device {
-            Device::Raw(_) | Device::Remote(_) => None,
+            Device::Raw(_) | Device::Remote(_) | Device::Foreign(_) => None,
             Device::Chain(device) => Arc::try_unwrap(device).ok(),
         }
     }
@@ -484,6 +552,7 @@ impl OpenedDisk {
         match self.device {
             Device::Raw(device) => device.flush(),
             Device::Remote(device) => device.flush(),
+            Device::Foreign(_) => Ok(()),
             Device::Chain(device) => match Arc::try_unwrap(device) {
                 Ok(device) => device.close(),
                 Err(shared) => shared.flush(),

@@ -131,7 +131,8 @@ pub(crate) fn run(args: &MountArgs) -> Result<Exit, Failure> {
     let source = Source::new(&args.image, None)?;
     // Snapshots read through the files that are open already.
     let shared = Arc::<SharedImages>::default();
-    let options = args.source.options(&source).write(args.rw).share(Arc::clone(&shared));
+    let options = args.source.options(&source).write(args.rw).foreign(!args.rw);
+    let options = options.share(Arc::clone(&shared));
     let opened = options.open(&source.path)?;
     opened.warnings().iter().for_each(output::warning);
     let disk = opened.disk();

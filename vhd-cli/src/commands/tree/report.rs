@@ -75,6 +75,7 @@ pub(super) struct FileReport {
 /// What an image says of itself.
 #[derive(Serialize)]
 pub(super) struct FactsReport {
+    pub(super) format: &'static str,
     #[serde(rename = "type")]
     pub(super) disk_type: String,
     pub(super) id: String,
@@ -227,6 +228,7 @@ impl FileReport {
 impl FactsReport {
     fn of(facts: &Facts) -> Self {
         Self {
+            format: facts.format.name(),
             disk_type: facts.disk_type.to_string(),
             id: facts.id.to_string(),
             virtual_size: facts.disk_size,

@@ -40,7 +40,7 @@ impl DeltaImport {
         let opened_base = options.open(base)?;
         let over_base = match opened_base.format() {
             ImageFormat::Raw => options.raw_parents([base.to_owned()]),
-            ImageFormat::Vhd => options.parents([base.to_owned()]),
+            ImageFormat::Vhd | ImageFormat::Vhdx => options.parents([base.to_owned()]),
         };
         let over_base = over_base.format(Some(ImageFormat::Vhd));
         let opened_delta = over_base.open(delta)?;
