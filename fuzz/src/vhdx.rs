@@ -33,7 +33,10 @@ pub fn vhdx(bytes: &[u8]) {
     let opened = Image::open(file);
     assert_eq!(opened.is_ok(), checked.is_some() && broken.is_empty());
     if let Ok(image) = opened {
-        read(&Disk::new(Arc::new(LayeredImage::new(vec![Arc::new(image)], [0; 16]))));
+        read(&Disk::new(Arc::new(LayeredImage::new(
+            vec![Arc::new(image)],
+            Some([0; 16]),
+        ))));
     }
 }
 

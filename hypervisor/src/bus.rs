@@ -9,6 +9,7 @@ use crate::legacy::{CMOS_DATA, CMOS_INDEX, COM1, Cmos, Com1, PowerPort};
 use crate::mem::HOLE_START;
 use crate::pci::{CONFIG_PORTS, HOTPLUG_PORTS};
 use crate::slots::Slots;
+use crate::virtio::VirtioDevice;
 use crate::virtio::mmio::{MmioTransport, PAGE};
 
 /// What nobody drives.
@@ -34,6 +35,14 @@ impl Bus {
             com1,
             cmos: Mutex::default(),
             devices,
+        }
+    }
+
+    /// Does something with each virtio device.
+    pub(crate) fn for_each_device(&self, job: &mut dyn FnMut(&mut dyn VirtioDevice)) {
+        match &self.devices {
+            Devices::Mmio(devices) => devices.iter().for_each(|device| job(locked(device).device_mut())),
+            Devices::Pci(slots) => slots.host.for_each(&mut |_, function| job(function.device_mut())),
         }
     }
 

@@ -88,6 +88,9 @@ pub enum Error {
     /// The type of machine has no hot-plug.
     #[error("the disks of this machine cannot be changed while it runs: only the type vhd-1 has hot-plug")]
     NoHotPlug,
+    /// The type of machine has no power button.
+    #[error("this machine has no power button: only the type vhd-1 has one; end it by force")]
+    NoPowerButton,
     /// There is no disk in the slot.
     #[error("there is no disk in slot {slot}")]
     NoDisk {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   Machine        made whole or not at all, run once                    machine.rs
+//!      |           while it runs: running.rs; what other threads do with it: handle.rs
 //!      |
 //!      +-- boot/     kernel, initramfs, command line, tables in guest memory
 //!      +-- cpu/      CPUID, registers, a thread per processor
@@ -33,6 +34,7 @@ mod boot;
 mod bus;
 mod cpu;
 mod error;
+mod handle;
 mod kvm;
 mod legacy;
 mod machine;
@@ -42,11 +44,13 @@ mod pci;
 #[cfg(test)]
 #[path = "../tests/common/ram.rs"]
 mod ram;
+mod running;
 mod slots;
 mod virtio;
 
 pub use error::Error;
-pub use machine::{End, Machine, MachineConfig, MachineDisk, MachineHandle};
+pub use handle::MachineHandle;
+pub use machine::{End, Machine, MachineConfig, MachineDisk};
 pub use machine_type::MachineType;
 pub use mem::{MAX_MEMORY, MEMORY_UNIT, MIN_MEMORY};
 

@@ -2,9 +2,8 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 
 use vhd_block::Disk;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -13,9 +12,11 @@ use crate::boot::{Boot, Platform};
 use crate::bus::{Bus, Devices};
 use crate::cpu::{Processors, Vcpu};
 use crate::error::host;
+use crate::handle::MachineHandle;
 use crate::kvm::Vm;
 use crate::legacy::{COM1_IRQ, Com1, PanicWatch};
 use crate::mem::{self, MAX_MEMORY, MEMORY_UNIT, MIN_MEMORY};
+use crate::running::{Event, Running};
 use crate::slots::Slots;
 use crate::virtio::Interrupt;
 use crate::virtio::block::Block;
@@ -24,12 +25,6 @@ use crate::{Error, MAX_CPUS, MAX_DISKS, MachineType};
 
 /// The interrupts of disks, in turn: those of the ISA bus that nothing else has.
 const DISK_IRQS: [u32; MAX_DISKS] = [5, 6, 7, 9, 10, 11, 14, 15];
-
-/// How often processors are asked whether they halted for good. Nothing tells us: the guest has no ACPI to power off with,
-/// and KVM waits by itself.
-const HALT_CHECK: Duration = Duration::from_millis(500);
-/// So many times in a row all of them must have halted: a processor may wake another between the questions.
-const HALT_CHECKS: u32 = 2;
 
 /// A disk of a machine.
 #[derive(Debug)]
@@ -87,48 +82,8 @@ pub struct Machine {
     /// Those that are in no slot.
     disks: Vec<Disk>,
     panic: PanicWatch,
-    report: Sender<Result<End, Error>>,
-    reports: Receiver<Result<End, Error>>,
-}
-
-/// What a machine is controlled by from other threads while it runs.
-#[derive(Clone)]
-pub struct MachineHandle {
-    com1: Arc<Mutex<Com1>>,
-    slots: Option<Arc<Slots>>,
-    report: Sender<Result<End, Error>>,
-}
-
-impl MachineHandle {
-    /// Gives the guest input on its console. What is more than 64 KiB ahead of the guest is dropped.
-    pub fn input(&self, bytes: &[u8]) {
-        self.com1.lock().unwrap_or_else(PoisonError::into_inner).input(bytes);
-    }
-
-    /// Ends the machine as if its power was cut. What the guest has flushed stays.
-    pub fn stop(&self) {
-        // A machine that has ended already needs no stop.
-        let _ = self.report.send(Ok(End::Stopped));
-    }
-
-    /// Gives the guest another disk while it runs, and says so to it; returns the slot, by which it is removed. A guest that
-    /// has no driver for hot-plug does not look.
-    ///
-    /// # Errors
-    /// [`Error::NoHotPlug`] for a machine of another type than [`MachineType::Vhd1`], [`Error::Disks`] where it has as
-    /// many as it can have, [`Error::Ended`], and what KVM or the host cannot do.
-    pub fn add_disk(&self, disk: MachineDisk) -> Result<usize, Error> {
-        self.slots.as_ref().ok_or(Error::NoHotPlug)?.add(disk)
-    }
-
-    /// Asks the guest to let go of the disk in a slot: it takes as long as it wants. Returns whether it has, and then the
-    /// disk is flushed and its slot free. Call it until then; the guest is asked again every five seconds.
-    ///
-    /// # Errors
-    /// [`Error::NoHotPlug`], [`Error::NoDisk`], [`Error::Ended`], and [`Error::Disk`] where the disk cannot be flushed.
-    pub fn remove_disk(&self, slot: usize) -> Result<bool, Error> {
-        self.slots.as_ref().ok_or(Error::NoHotPlug)?.remove(slot)
-    }
+    report: Sender<Event>,
+    reports: Receiver<Event>,
 }
 
 impl Machine {
@@ -197,11 +152,7 @@ impl Machine {
     /// What other threads control the machine with.
     #[must_use]
     pub fn handle(&self) -> MachineHandle {
-        MachineHandle {
-            com1: Arc::clone(&self.com1),
-            slots: self.slots.clone(),
-            report: self.report.clone(),
-        }
+        MachineHandle::new(Arc::clone(&self.com1), self.slots.clone(), self.report.clone())
     }
 
     /// Runs the guest until it ends. On return no thread of the machine is left, and its disks are flushed.
@@ -211,11 +162,13 @@ impl Machine {
     pub fn run(self) -> Result<End, Error> {
         let bus = Arc::new(self.bus);
         let processors = Processors::start(self.vcpus, &bus, &self.report)?;
-        let ended = wait(&self.reports, &processors, self.slots.as_deref());
+        let mut running = Running::new(processors, bus, self.slots);
+        running.resume();
+        let ended = running.until_end(&self.reports);
+        // Nobody is answered any more who asks for something.
+        drop(self.reports);
         // In this order: nobody rings any more, then the threads of the disks end, then what they wrote is flushed.
-        drop(processors);
-        drop(bus);
-        let in_slots = self.slots.map(|slots| slots.close()).unwrap_or_default();
+        let in_slots = running.take_apart();
         drop(self.vm);
         let flushed = self.disks.iter().chain(&in_slots).try_for_each(Disk::flush);
         let end = ended?;
@@ -225,26 +178,6 @@ impl Machine {
             End::Reset | End::PowerOff if self.panic.is_set() => End::Panic,
             end => end,
         })
-    }
-}
-
-/// Waits for the first report of an end, or until all processors have halted for good.
-fn wait(reports: &Receiver<Result<End, Error>>, processors: &Processors, slots: Option<&Slots>) -> Result<End, Error> {
-    let mut halted = 0;
-    loop {
-        match reports.recv_timeout(HALT_CHECK) {
-            Ok(ended) => return ended,
-            Err(RecvTimeoutError::Disconnected) => return Ok(End::Stopped),
-            Err(RecvTimeoutError::Timeout) => {}
-        }
-        if let Some(slots) = slots {
-            slots.hotplug.remind();
-        }
-        halted = if processors.all_halted() { halted + 1 } else { 0 };
-        if halted == HALT_CHECKS {
-            return Ok(End::PowerOff);
-        }
-        processors.kick();
     }
 }
 

@@ -20,6 +20,15 @@ pub enum MachineType {
 }
 
 impl MachineType {
+    /// The name by which it is chosen and saved.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Vhd1 => "vhd-1",
+            Self::Mmio => "mmio",
+        }
+    }
+
     /// The machine in which a kernel finds its devices: an ELF kernel that does not know of ACPI tables is for
     /// [`Mmio`](Self::Mmio). What is compressed does not show what it knows, and is for [`Vhd1`](Self::Vhd1).
     ///

@@ -320,6 +320,83 @@ fn a_machine_is_stopped_from_outside() {
     stopper.join().unwrap();
 }
 
+/// Waits until something holds of what a guest wrote.
+fn until(console: &Console, holds: impl Fn(&[u8]) -> bool) {
+    while !holds(&console.0.lock().unwrap()) {
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn a_guest_is_held_and_goes_on() {
+    if !has_kvm("pausing a guest") {
+        return;
+    }
+    for (machine_type, guest) in [
+        (MachineType::Mmio, Payload::new()),
+        (MachineType::Vhd1, Payload::on_pci()),
+    ] {
+        let (device, ram) = Ram::disk(8 << 20);
+        let console = Console::default();
+        let guest = guest.start_disk(0).count_on_disk(0, 1);
+        let config = MachineConfig {
+            machine_type,
+            disks: vec![disk(&device, false)],
+            ..config(&guest.elf(), &console)
+        };
+        let machine = Machine::new(config).unwrap();
+        let handle = machine.handle();
+        let running = thread::spawn(move || machine.run());
+        let written = || console.0.lock().unwrap().len();
+        for round in 1..=20 {
+            let before = written();
+            until(&console, |bytes| bytes.len() > before);
+            assert!(!handle.is_paused().unwrap());
+            handle.pause().unwrap();
+            handle.pause().unwrap();
+            assert!(handle.is_paused().unwrap());
+            let held = (written(), ram.flushes.load(Ordering::Relaxed));
+            thread::sleep(Duration::from_millis(5));
+            assert_eq!((written(), ram.flushes.load(Ordering::Relaxed)), held, "round {round}");
+            handle.resume().unwrap();
+        }
+        // One that is held can be ended too.
+        handle.pause().unwrap();
+        handle.stop();
+        assert_eq!(running.join().unwrap().unwrap(), End::Stopped);
+        assert!(matches!(handle.pause(), Err(Error::Ended)));
+        assert!(matches!(handle.resume(), Err(Error::Ended)));
+        // No number is missing or twice.
+        for (number, line) in (1_u32..).zip(console.0.lock().unwrap().chunks_exact(5)) {
+            assert_eq!(line[..4], number.to_le_bytes());
+        }
+    }
+}
+
+#[test]
+fn a_power_button_is_pressed() {
+    if !has_kvm("the power button") {
+        return;
+    }
+    let console = Console::default();
+    let guest = Payload::on_pci().print("up").wait_for_port(0x62c).power_off();
+    let config = MachineConfig {
+        machine_type: MachineType::Vhd1,
+        ..config(&guest.elf(), &console)
+    };
+    let machine = Machine::new(config).unwrap();
+    let handle = machine.handle();
+    let running = thread::spawn(move || machine.run());
+    until(&console, |bytes| bytes == b"up");
+    handle.press_power_button().unwrap();
+    assert_eq!(running.join().unwrap().unwrap(), End::PowerOff);
+    let machine = Machine::new(self::config(&guest.elf(), &console)).unwrap();
+    assert!(matches!(
+        machine.handle().press_power_button(),
+        Err(Error::NoPowerButton)
+    ));
+}
+
 fn refused(config: MachineConfig) -> Error {
     match Machine::new(config) {
         Ok(_) => panic!("there is such a machine"),

@@ -36,7 +36,7 @@ impl LayeredImage {
     /// # Panics
     /// Without a layer.
     #[must_use]
-    pub fn new(layers: Vec<Arc<dyn Layer>>, identity: [u8; 16]) -> Self {
+    pub fn new(layers: Vec<Arc<dyn Layer>>, identity: Option<[u8; 16]>) -> Self {
         // A disk of a few odd bytes behind the last sector ends with it: no format here has one.
         let size = layers[0].disk_size();
         let size = size - size % u64::from(LOGICAL_BLOCK);

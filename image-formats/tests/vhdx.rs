@@ -24,7 +24,7 @@ fn disk(layers: Vec<Vec<u8>>) -> Disk {
     let layers = layers
         .into_iter()
         .map(|bytes| Arc::new(open(bytes).unwrap()) as Arc<dyn Layer>);
-    Disk::new(Arc::new(LayeredImage::new(layers.collect(), [1; 16])))
+    Disk::new(Arc::new(LayeredImage::new(layers.collect(), Some([1; 16]))))
 }
 
 fn content(disk: &Disk) -> Vec<u8> {
@@ -427,7 +427,7 @@ fn logs_are_replayed_in_memory_wherever_they_begin() {
         let file = Arc::new(bytes);
         let image = Reader::open(Arc::clone(&file) as _).unwrap();
         assert_eq!(image.log(), LogState::Replayed(3), "{start:#x}");
-        let disk = Disk::new(Arc::new(LayeredImage::new(vec![Arc::new(image)], [0; 16])));
+        let disk = Disk::new(Arc::new(LayeredImage::new(vec![Arc::new(image)], Some([0; 16]))));
         let mut expected = vec![1; 2 * MIB];
         expected[MIB..].fill(3);
         expected[MIB..MIB + 8192].fill(0);
@@ -538,7 +538,7 @@ fn damaged_bytes_do_no_harm() {
             fix_checksums(&mut bytes);
         }
         let Ok(image) = open(bytes) else { continue };
-        let disk = Disk::new(Arc::new(LayeredImage::new(vec![Arc::new(image)], [0; 16])));
+        let disk = Disk::new(Arc::new(LayeredImage::new(vec![Arc::new(image)], Some([0; 16]))));
         let len = disk.size().min(3 << 20);
         let mut read = vec![0; len as usize];
         disk.read_at(&mut read, 0).unwrap();

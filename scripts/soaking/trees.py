@@ -72,9 +72,13 @@ class TreeLab:
         self.runner.count(args[0])
         if self.rng.random() < 0.15:
             return self.at_once(args, complete)
+        done_before = self.done_record(args)
         code = self.runner.faulty(*args)
         if args[0] == "export-delta" and os.path.exists(self.path(args[2])):
             # Killed after the delta had its name: another job may change, or remove, what it was made of.
+            code = 0
+        if self.done_record(args) not in (None, done_before):
+            # Killed among its last markers: it has happened, and others may change or remove its images.
             code = 0
         for _ in range(self.rng.choice([0, 0, 1, 2])):
             if code == 0 or not all(os.path.exists(self.path(name)) for name in self.disks):
@@ -138,7 +142,7 @@ class TreeLab:
         if code == 0:
             complete()
         elif is_open or self.rng.random() < 0.7 or not self.is_here(args):
-            if args[0] == "merge" and not is_open and self.is_here(args):
+            if args[0] == "merge" and self.is_here(args) and not os.path.exists(self.path(self.record_of(args))):
                 # It had not begun, and another job may have changed what lies between.
                 args, complete = self.merge_into(args[1], args[3])
             code, said = self.runner.run(*args)
@@ -152,7 +156,14 @@ class TreeLab:
         self.check()
 
     def record_of(self, args):
-        return {"merge": f"{args[1]}.merge", "resize": "base.vhd.resize", "new-id": f"{args[1]}.new-id"}[args[0]]
+        return {"merge": f"{args[1]}.merge", "resize": "base.vhd.resize"}.get(args[0], f"{args[1]}.new-id")
+
+    def done_record(self, args):
+        """Which file says that such a job is done, if one was killed before it removed that."""
+        try:
+            return os.stat(self.path(self.record_of(args) + ".done")).st_ino
+        except FileNotFoundError:
+            return None
 
     def is_here(self, args):
         return os.path.exists(self.path(args[1]))

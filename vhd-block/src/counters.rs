@@ -6,6 +6,7 @@ use thread_local::ThreadLocal;
 
 /// What went through a [`Disk`](crate::Disk) and its clones since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct DiskStats {
     /// Read requests.
     pub reads: u64,

@@ -40,6 +40,7 @@ impl ByteRange {
 
 /// What a device can do, as data: frontends advertise what is set and never try the rest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Capabilities {
     /// Writes, zeroes and discards are accepted.
     pub write: bool,
@@ -51,8 +52,22 @@ pub struct Capabilities {
     pub resize: bool,
 }
 
+impl Capabilities {
+    /// Of a disk that is read and, if `write`, changed in every way but its size.
+    #[must_use]
+    pub const fn of_disk(write: bool) -> Self {
+        Self {
+            write,
+            discard: write,
+            fast_zero: write,
+            resize: false,
+        }
+    }
+}
+
 /// What is known of a device for its whole life.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct DeviceInfo {
     /// Bytes; every offset and length of the [`BlockDevice`] calls is a multiple of it.
     pub logical_block_size: u32,
@@ -62,8 +77,8 @@ pub struct DeviceInfo {
     pub preferred_transfer: u32,
     /// Bytes; a frontend should not pass longer requests in one call.
     pub maximum_transfer: u32,
-    /// Equal for two devices only if they are the same disk (an id that its image carries).
-    pub identity: [u8; 16],
+    /// Equal for two devices only if they are the same disk: an id that its image carries. `None` for a disk that has none.
+    pub identity: Option<[u8; 16]>,
     /// What the device can do.
     pub capabilities: Capabilities,
 }
@@ -71,7 +86,7 @@ pub struct DeviceInfo {
 impl DeviceInfo {
     /// What every device here has in common.
     #[must_use]
-    pub fn new(identity: [u8; 16], preferred_transfer: u32, capabilities: Capabilities) -> Self {
+    pub fn new(identity: Option<[u8; 16]>, preferred_transfer: u32, capabilities: Capabilities) -> Self {
         Self {
             logical_block_size: LOGICAL_BLOCK,
             physical_block_size: PHYSICAL_BLOCK,

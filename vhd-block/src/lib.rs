@@ -74,8 +74,7 @@
 //!     }
 //! }
 //!
-//! let capabilities = Capabilities { write: true, ..Capabilities::default() };
-//! let ram = Ram(DeviceInfo::new([1; 16], 4096, capabilities), Mutex::new(vec![0; 1 << 20]));
+//! let ram = Ram(DeviceInfo::new(Some([1; 16]), 4096, Capabilities::of_disk(true)), Mutex::new(vec![0; 1 << 20]));
 //! let disk = Disk::new(Arc::new(ram));
 //! disk.write_at(b"any bytes", 1000)?; // not aligned: completed by reading the block
 //! let mut bytes = [0; 9];

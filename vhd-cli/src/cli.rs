@@ -11,7 +11,7 @@ use crate::commands::{
     azure, cat, check, compact, compare, completions, convert, cp, create, diff, export_delta, hash, import_delta,
     info, ls, man, map, measure, merge, mount, nbd, new_id, repair, reparent, resize, snapshot, tour, tree, verify,
 };
-use crate::exit;
+use crate::{exit, habits};
 
 const ABOUT: &str = "Create, inspect, check, convert, compare and compact VHD images";
 
@@ -50,6 +50,15 @@ pub(crate) fn arguments() -> &'static [OsString] {
     })
 }
 
+/// The command line as the grammar reads it; one that is wrong ends the process, with what other programs' words are
+/// called here.
+pub(crate) fn parse() -> Cli {
+    Cli::try_parse_from(arguments()).unwrap_or_else(|mut error| {
+        habits::explain(&mut error, arguments());
+        error.exit()
+    })
+}
+
 /// Create, inspect, check, convert, compare and compact VHD images
 #[derive(Debug, Parser)]
 #[command(
@@ -60,7 +69,6 @@ pub(crate) fn arguments() -> &'static [OsString] {
     after_help = format!("{}\n\n{EXAMPLES}", exit::help()),
     after_long_help = format!("{}\n\n{NOTES}\n\n{EXAMPLES}", exit::help()),
     max_term_width = 120,
-    disable_help_subcommand = true,
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]

@@ -61,6 +61,16 @@ pub(crate) enum Kind {
     Machine,
     /// A disk has no kernel that its boot loader would start.
     NoBootFiles,
+    /// Another machine has the name.
+    MachineNameInUse,
+    /// No machine of this user has the name.
+    NoSuchMachine,
+    /// The process of a machine does not answer as it should.
+    MachineControl,
+    /// The guest was asked to power off and did not.
+    GuestKeepsRunning,
+    /// A machine of this kind, or in this state, cannot do what it is asked for.
+    MachineCannot,
 }
 
 /// What scripts see of a kind of failure. Codes and names never change their meaning; new ones are added.
@@ -150,6 +160,7 @@ const TABLE: &[Code] = &[
     library(ErrorKind::TiedSizes,       "VHD-E0314", Exit::Refused),
     library(ErrorKind::TablesTooLarge,  "VHD-E0320", Exit::Refused),
     own(Kind::Control,                  "VHD-E0325", "control",           Exit::Failed),
+    library(ErrorKind::Descriptor,      "VHD-E0329", Exit::Refused),
 
     library(ErrorKind::OutOfRange,      "VHD-E0401", Exit::Failed),
     library(ErrorKind::Misaligned,      "VHD-E0402", Exit::Failed),
@@ -206,6 +217,11 @@ const TABLE: &[Code] = &[
     own(Kind::GuestStopped,             "VHD-E0807", "guest-stopped",     Exit::Failed),
     own(Kind::Machine,                  "VHD-E0808", "machine",           Exit::Failed),
     own(Kind::NoBootFiles,              "VHD-E0809", "no-boot-files",     Exit::Refused),
+    own(Kind::MachineNameInUse,         "VHD-E0810", "machine-name-in-use", Exit::Locked),
+    own(Kind::NoSuchMachine,            "VHD-E0811", "no-such-machine",   Exit::Failed),
+    own(Kind::MachineControl,           "VHD-E0812", "machine-control",   Exit::Failed),
+    own(Kind::GuestKeepsRunning,        "VHD-E0813", "guest-keeps-running", Exit::Failed),
+    own(Kind::MachineCannot,            "VHD-E0814", "machine-cannot",    Exit::Refused),
 ];
 
 /// What a kind that is newer than the table gets: the table's test fails then.

@@ -63,6 +63,23 @@ impl Exit {
         }
     }
 
+    /// The worse of two, of commands that take several images: could not be seen or done at all is worse than refused,
+    /// and damage is the worst.
+    pub(crate) fn worse(self, other: Self) -> Self {
+        let rank = |exit: Self| match exit {
+            Self::Ok => 0,
+            Self::Differ => 1,
+            Self::Repairable => 2,
+            Self::Refused => 3,
+            Self::Locked => 4,
+            Self::Parent => 5,
+            Self::Failed => 6,
+            Self::Usage | Self::GuestReset | Self::GuestPanic => 7,
+            Self::Corrupt => 8,
+        };
+        if rank(other) > rank(self) { other } else { self }
+    }
+
     fn meaning(self) -> &'static str {
         match self {
             Self::Ok => "done; check: clean or notes alone; compare, diff: identical; vm run: the guest powered off",

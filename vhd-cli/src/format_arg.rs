@@ -13,6 +13,7 @@ pub(crate) enum FormatArg {
     /// The bytes of the disk and nothing else
     Raw,
     /// A fixed, dynamic or differencing VHD
+    #[value(alias = "vpc")]
     Vhd,
     /// A fixed, dynamic or differencing VHDX, for reading
     Vhdx,

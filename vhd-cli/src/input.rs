@@ -33,7 +33,7 @@ const STDIN: &str = "/dev/stdin";
 #[derive(Args, Clone, Debug)]
 pub(crate) struct SourceArgs {
     /// The format of the source, instead of the detected one; `raw` takes the bytes of any file as a disk
-    #[arg(long, value_name = "FORMAT", value_enum)]
+    #[arg(long, short = 'f', value_name = "FORMAT", value_enum)]
     pub(crate) from: Option<FormatArg>,
     #[command(flatten)]
     pub(crate) chain: ChainArgs,
@@ -61,7 +61,7 @@ pub(crate) struct SearchArgs {
     #[arg(long)]
     pub(crate) explicit_parents: bool,
     /// Take no locks and respect none: what is read may be torn while another program writes
-    #[arg(long)]
+    #[arg(long, short = 'U')]
     pub(crate) force_share: bool,
 }
 
@@ -253,7 +253,7 @@ fn uri_text(given: &Path) -> Option<&str> {
 }
 
 /// The parts of `DISK@NAME`, if there is such a disk.
-fn split_snapshot(given: &Path) -> Option<(&Path, &str)> {
+pub(crate) fn split_snapshot(given: &Path) -> Option<(&Path, &str)> {
     let (disk, name) = given.to_str()?.rsplit_once('@')?;
     let disk = Path::new(disk);
     (!name.contains('/') && disk.is_file()).then_some((disk, name))
@@ -268,6 +268,11 @@ fn tell_frozen(disk: &Path, frozen: &FrozenBase) {
     output::warning(format_args!(
         "{disk} {what}; the present state of the disk is {active}, or {disk}@{NOW}"
     ));
+}
+
+/// Whether what the user named is a file: no server and not standard input.
+pub(crate) fn names_a_file(given: &Path) -> bool {
+    !is_dash(given) && uri_text(given).is_none()
 }
 
 /// Whether a path means standard input or output.

@@ -9,6 +9,7 @@
 //!   control/      asking the server that has a disk      limits.rs    open files
 //!   codes.rs      kind of failure -> stable code, exit     exit.rs     the exit codes
 //!   human.rs      numbers and times for people            summed.rs   long lists in short
+//!   habits/       what words of other programs are called here
 //! ```
 #![forbid(unsafe_code)]
 
@@ -21,6 +22,7 @@ mod control;
 mod exit;
 mod failure;
 mod format_arg;
+mod habits;
 mod human;
 mod input;
 mod inside;
@@ -35,12 +37,11 @@ mod throw_away;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 fn main() -> ExitCode {
-    let cli = cli::Cli::parse_from(cli::arguments());
+    let cli = cli::parse();
     start_log();
     limits::raise_open_files();
     interrupt::handle_signals();

@@ -20,6 +20,9 @@ pub(crate) struct ReportArgs {
     /// Report as one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+    /// Report nothing but failures
+    #[arg(long, short, conflicts_with = "json")]
+    pub(crate) quiet: bool,
 }
 
 #[derive(Serialize)]
@@ -37,6 +40,9 @@ struct FailureReport<'a> {
 
 /// Writes a report to standard output.
 pub(crate) fn report<R: Display + Serialize>(args: ReportArgs, command: &str, report: &R) -> Result<(), Failure> {
+    if args.quiet {
+        return Ok(());
+    }
     let mut out = Output::stdout();
     if args.json {
         out.write(&json(command, report))?;

@@ -20,7 +20,7 @@ const TEMPLATE: &str =
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct ProgressArgs {
     /// Show progress on standard error even if it is no terminal: a line each second
-    #[arg(long, conflicts_with = "no_progress")]
+    #[arg(long, short, conflicts_with = "no_progress")]
     pub(crate) progress: bool,
     /// Show no progress bar on a terminal
     #[arg(long)]

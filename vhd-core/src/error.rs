@@ -110,6 +110,8 @@ pub enum ErrorKind {
     NoSpace,
     /// Another program holds the image.
     Locked,
+    /// A descriptor of the caller's is not open as it must be, or is not one of the chain.
+    Descriptor,
     /// The destination exists.
     Exists,
     /// An unfinished job of another kind, or with other arguments, comes first.
@@ -219,6 +221,7 @@ impl ErrorKind {
         Self::NotFound,
         Self::NoSpace,
         Self::Locked,
+        Self::Descriptor,
         Self::Exists,
         Self::JobPending,
         Self::Changed,
@@ -299,6 +302,7 @@ impl ErrorKind {
             Self::NotFound => DeviceKind::NotFound.name(),
             Self::NoSpace => DeviceKind::NoSpace.name(),
             Self::Locked => "locked",
+            Self::Descriptor => "descriptor",
             Self::Exists => DeviceKind::Exists.name(),
             Self::JobPending => "job-pending",
             Self::Changed => "changed-meanwhile",

@@ -73,7 +73,9 @@
 //!    clone. Only the leaf is written.
 //! 3. *Flush.* What was flushed survives a loss of power. What was not may be lost in any part.
 //! 4. *Close.* [`OpenedDisk::close`](chain::OpenedDisk::close) flushes, gives the unused end of the file back, and
-//!    says whether that worked. Dropping does the same and can only log a failure.
+//!    says whether that worked, or whether somebody still has the disk. Dropping does the same and can only log a failure.
+//!
+//! `examples/` has whole programs: a chain, a snapshot of a disk in use, a disk for a sandbox.
 //!
 //! # I/O
 //!

@@ -726,6 +726,43 @@ fn a_merge_that_is_told_to_stop_goes_on_later() {
 }
 
 #[test]
+fn inv_36_a_merge_that_was_killed_among_its_last_markers_leaves_nothing() {
+    let mut lab = Lab::new(0x60);
+    lab.snapshot("one");
+    lab.write();
+    let stop = AtomicBool::new(true);
+    let work = Work { cancel: &stop, ..WORK };
+    let stopped = SnapshotTree::open(&lab.disk(), work).unwrap().delete("one", false);
+    assert_eq!(stopped.unwrap_err().kind(), ErrorKind::Cancelled);
+    lab.model.snapshots.clear();
+    let is_job = |name: &String| name.ends_with(".merge") || name.ends_with(".job");
+    let job: Vec<(String, Vec<u8>)> = (lab.files().into_iter().filter(is_job))
+        .map(|name| (name.clone(), std::fs::read(lab.dir.path().join(&name)).unwrap()))
+        .collect();
+    assert_eq!(job.len(), 3, "a record and two markers: {job:?}");
+
+    let crashes = Crashes::of(lab.dir.path());
+    drop(SnapshotTree::open(&lab.disk(), crashes.work()).unwrap());
+    let taken = crashes.take();
+    let (_, merged) = taken.iter().find(|(step, _)| step == "merged").unwrap();
+    for markers in [2, 1, 0] {
+        copy_files(merged.path(), lab.dir.path());
+        let mut left = markers;
+        for (name, bytes) in &job {
+            if name.ends_with(".merge") {
+                std::fs::write(lab.dir.path().join(format!("{name}.done")), bytes).unwrap();
+            } else if left > 0 {
+                left -= 1;
+                std::fs::write(lab.dir.path().join(name), bytes).unwrap();
+            }
+        }
+        assert_eq!(lab.tree().recovered(), Some(&Recovered::Merged));
+        lab.check();
+        assert_eq!(lab.files(), ["vm.vhd"], "{markers} markers");
+    }
+}
+
+#[test]
 fn trees_are_exported_and_imported() {
     let mut lab = grown(0x5E);
     let (out, back) = (temp_dir(), temp_dir());

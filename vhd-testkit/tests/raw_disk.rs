@@ -45,19 +45,9 @@ fn failed(operation: &'static str, offset: u64) -> impl Fn(std::io::Error) -> De
 impl RawDisk {
     fn open(file: impl StorageFile + 'static, bug: Bug) -> Result<Self, DeviceError> {
         let size = file.len().map_err(failed("measure", 0))?;
-        let info = DeviceInfo {
-            logical_block_size: 512,
-            physical_block_size: 512,
-            preferred_transfer: 4096,
-            maximum_transfer: 1 << 20,
-            identity: [1; 16],
-            capabilities: Capabilities {
-                write: true,
-                discard: true,
-                fast_zero: true,
-                resize: false,
-            },
-        };
+        let mut info = DeviceInfo::new(Some([1; 16]), 4096, Capabilities::of_disk(true));
+        info.physical_block_size = 512;
+        info.maximum_transfer = 1 << 20;
         Ok(Self {
             file: Box::new(file),
             info,

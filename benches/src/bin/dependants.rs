@@ -42,7 +42,7 @@ fn measure(place: &str, what: &str, fill: impl FnOnce(&Path) -> anyhow::Result<(
     fill(&dir)?;
     let open = |ignore| -> anyhow::Result<()> {
         let options = OpenOptions::new().write(true).ignore_children(ignore);
-        Ok(options.open(&image)?.close()?)
+        Ok(options.open(&image)?.close().map(drop)?)
     };
     let search = median(|| Ok(dependants_of(&image).map(drop)?))?;
     let (with, without) = (median(|| open(false))?, median(|| open(true))?);

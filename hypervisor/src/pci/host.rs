@@ -62,6 +62,15 @@ impl PciHost {
         self.slots.get(slot).is_some_and(|slot| locked(slot).is_some())
     }
 
+    /// Does something with what is in each slot that is not empty.
+    pub(crate) fn for_each(&self, job: &mut dyn FnMut(usize, &mut PciTransport)) {
+        for (slot, function) in self.slots.iter().enumerate() {
+            if let Some(function) = locked(function).as_mut() {
+                job(slot, function);
+            }
+        }
+    }
+
     /// A read of memory, if there is something of the bus.
     pub(crate) fn read_memory(&self, address: u64, data: &mut [u8]) -> bool {
         if let Some(offset) = ecam_offset(address) {

@@ -5,16 +5,19 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
-/// The ports, and which register is where: slots with something new, slots to be released, slots that are released.
-pub(crate) const HOTPLUG_PORTS: std::ops::RangeInclusive<u16> = 0x620..=0x62b;
+/// The ports, and which register is where: slots with something new, slots to be released, slots that are released, buttons.
+pub(crate) const HOTPLUG_PORTS: std::ops::RangeInclusive<u16> = 0x620..=0x62f;
+/// Bit of the last register: the power button was pressed.
+pub(crate) const POWER_BUTTON: u32 = 1;
 /// The line of the event device.
 pub(crate) const HOTPLUG_LINE: u32 = 9;
 
-/// What the guest has to be told, a bit per slot.
-#[derive(Debug, Default)]
-struct News {
-    added: u32,
-    leaving: u32,
+/// What the guest has to be told: a bit per slot, and one per button.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct News {
+    pub(crate) added: u32,
+    pub(crate) leaving: u32,
+    pub(crate) buttons: u32,
 }
 
 /// The controller.
@@ -43,10 +46,16 @@ impl HotPlug {
         self.signal();
     }
 
+    /// The power button is pressed.
+    pub(crate) fn press_power_button(&self) {
+        self.news().buttons |= POWER_BUTTON;
+        self.signal();
+    }
+
     /// Signals again what the guest has not taken: it may not have listened yet.
     pub(crate) fn remind(&self) {
         let news = self.news();
-        let waits = news.added | news.leaving != 0;
+        let waits = *news != News::default();
         drop(news);
         if waits {
             self.signal();
@@ -70,6 +79,7 @@ impl HotPlug {
         let taken = match port - HOTPLUG_PORTS.start() {
             0 => std::mem::take(&mut news.added),
             4 => std::mem::take(&mut news.leaving),
+            12 => std::mem::take(&mut news.buttons),
             _ => 0,
         };
         *register = taken.to_le_bytes();
@@ -131,6 +141,9 @@ mod tests {
         assert_eq!((read(&controller, 0x620), read(&controller, 0x628)), (0, 0));
         controller.remind();
         assert!(!told());
+        controller.press_power_button();
+        assert!(told());
+        assert_eq!((read(&controller, 0x62c), read(&controller, 0x62c)), (POWER_BUTTON, 0));
         controller.request_release(4);
         controller.forget(4);
         assert_eq!(read(&controller, 0x624), 0);

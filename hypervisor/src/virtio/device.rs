@@ -30,6 +30,13 @@ pub(crate) trait VirtioDevice: Send {
     /// Stop serving. On return the device does not touch guest memory.
     fn reset(&mut self);
 
+    /// Serve nothing for now. On return the device does not touch guest memory, and nothing that it was asked for is on its
+    /// way.
+    fn pause(&mut self);
+
+    /// Go on after [`pause`](Self::pause), with what came meanwhile.
+    fn resume(&mut self);
+
     /// What the driver rings to say that there is work.
     fn doorbell(&self) -> &vmm_sys_util::eventfd::EventFd;
 }

@@ -42,6 +42,10 @@ impl MmioTransport {
         self.session.device()
     }
 
+    pub(crate) fn device_mut(&mut self) -> &mut dyn VirtioDevice {
+        self.session.device_mut()
+    }
+
     /// The guest reads `data` at `offset` of the page. Registers are read whole; anything else reads zero.
     pub(crate) fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);

@@ -148,6 +148,10 @@ impl PciTransport {
         }
     }
 
+    pub(crate) fn device_mut(&mut self) -> &mut dyn VirtioDevice {
+        self.session.device_mut()
+    }
+
     /// The offset in the window, of an address that is in it.
     pub(crate) fn offset(&self, address: u64) -> Option<u32> {
         let offset = address.checked_sub(self.config.window()?.into())?;

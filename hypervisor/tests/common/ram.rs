@@ -19,13 +19,10 @@ pub(crate) struct Ram {
 impl Ram {
     /// A disk of `len` bytes, and what is behind it.
     pub(crate) fn disk(len: usize) -> (Disk, Arc<Self>) {
-        let capabilities = Capabilities {
-            write: true,
-            discard: true,
-            ..Capabilities::default()
-        };
+        let mut capabilities = Capabilities::of_disk(true);
+        capabilities.fast_zero = false;
         let ram = Arc::new(Self {
-            info: DeviceInfo::new([1; 16], 4096, capabilities),
+            info: DeviceInfo::new(Some([1; 16]), 4096, capabilities),
             bytes: Mutex::new(vec![0; len]),
             flushes: AtomicU32::new(0),
             fails: AtomicBool::new(false),

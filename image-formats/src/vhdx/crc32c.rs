@@ -68,7 +68,7 @@ mod tests {
         assert_eq!(!update(!0, &[0; 32]), 0x8A91_36AA);
         assert_eq!(
             without_field(b"1234\xAA\xAA\xAA\xAA56789", 4),
-            !update(!0, b"1234\0\0\0\056789")
+            !update(!0, b"1234\x00\x00\x00\x0056789")
         );
     }
 }

@@ -12,6 +12,7 @@ use vhd_core::format::DiskType;
 use vhd_core::ops::repair::{Facts, RepairPlan};
 use vhd_core::storage::{Access, HostFile, Sharing, StorageFile};
 
+use super::several::Several;
 use crate::codes::Kind;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -37,8 +38,9 @@ run.";
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct CheckArgs {
-    /// The image, or - for standard input
-    image: PathBuf,
+    /// The images, or - for standard input
+    #[arg(value_name = "IMAGE", required = true)]
+    images: Vec<PathBuf>,
     #[command(flatten)]
     chain: ChainArgs,
     /// List each finding, however many there are
@@ -97,7 +99,16 @@ struct FindingReport {
 }
 
 pub(crate) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
-    let source = Source::new(&args.image, None)?;
+    let several = Several {
+        images: &args.images,
+        name: NAME,
+        report: args.report,
+    };
+    several.each(|image| check_chain(args, image))
+}
+
+fn check_chain(args: &CheckArgs, image: &Path) -> Result<Exit, Failure> {
+    let source = Source::new(image, None)?;
     let mut outcome = Outcome {
         image: source.name.clone(),
         verdict: Verdict::Clean,

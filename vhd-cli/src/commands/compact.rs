@@ -1,7 +1,7 @@
 //! `vhd compact`: a shorter file with the same content.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use clap::Args;
@@ -15,6 +15,7 @@ use vhd_core::ops::compact::{CompactError, CompactOptions, CompactPlan, CompactR
 
 use super::measure::{PartitionSpace, partition_spaces};
 use super::parent_time::ParentTime;
+use super::several::Several;
 use crate::children;
 use crate::codes::Kind;
 use crate::exit::Exit;
@@ -45,8 +46,9 @@ afterwards. A partition whose file system is not clean or not known is left alon
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct CompactArgs {
-    /// The image: a dynamic or differencing VHD that nothing else uses
-    image: PathBuf,
+    /// The images: dynamic or differencing VHDs that nothing else uses
+    #[arg(value_name = "IMAGE", required = true)]
+    images: Vec<PathBuf>,
     /// Drop what the file systems on the disk do not use
     #[arg(long)]
     free_space: bool,
@@ -103,23 +105,32 @@ impl fmt::Display for CompactJson {
 }
 
 pub(crate) fn run(args: &CompactArgs) -> Result<Exit, Failure> {
-    require_file(&args.image, "compacted")?;
+    let several = Several {
+        images: &args.images,
+        name: NAME,
+        report: args.report,
+    };
+    several.each(|image| compact_one(args, image))
+}
+
+fn compact_one(args: &CompactArgs, image: &Path) -> Result<Exit, Failure> {
+    require_file(image, "compacted")?;
     args.chain.search.require_locks("blocks change their places")?;
-    let source = Source::new(&args.image, None)?;
+    let source = Source::new(image, None)?;
     if source.is_snapshot {
         return Err(Failure::usage("DISK@NAME is for reading: name the file to compact it"));
     }
     let opened = open(args, &source)?;
     require_no_job([&source.path])?;
     let warnings = opened.warnings().iter().map(ToString::to_string).collect();
-    let children = children_of(args, &opened)?;
+    let children = children_of(args, image, &opened)?;
     let space = args.free_space.then(|| DiskSpace::of(&opened.disk()));
     let partitions = space
         .as_ref()
         .map(|space| tell_unusable(space, &source.name))
         .unwrap_or_default();
     let time = (!children.is_empty() && !args.free_space)
-        .then(|| ParentTime::of(&args.image))
+        .then(|| ParentTime::of(image))
         .transpose()?;
     let device = opened.into_device().ok_or(CompactError::NoBlocks);
     let device = device.map_err(|error| Failure::from(error).about(&source.name))?;
@@ -168,16 +179,16 @@ fn open(args: &CompactArgs, source: &Source) -> Result<OpenedDisk, Failure> {
 }
 
 /// The images that are known to be based on this one. What they read would change with --free-space.
-fn children_of(args: &CompactArgs, opened: &OpenedDisk) -> Result<Vec<PathBuf>, Failure> {
+fn children_of(args: &CompactArgs, image: &Path, opened: &OpenedDisk) -> Result<Vec<PathBuf>, Failure> {
     let Some(chain) = opened.chain() else {
         return Ok(Vec::new());
     };
     let footer = chain.leaf().footer();
     let parents = opened.paths().iter().skip(1).cloned();
-    let search = Search::new().image(&args.image, footer.unique_id).beside(parents);
+    let search = Search::new().image(image, footer.unique_id).beside(parents);
     let found = search.run();
     if args.free_space && !args.ignore_children {
-        let about = |failure: Failure| failure.about(format_args!("{}: --free-space", args.image.display()));
+        let about = |failure: Failure| failure.about(format_args!("{}: --free-space", image.display()));
         found.refuse().map_err(|error| about(children::explain(error)))?;
         if footer.hidden != 0 {
             let message = "it is marked as a parent (hidden), and what a child reads would change";

@@ -1,7 +1,7 @@
 //! `vhd convert`: a disk, or any leaf of a chain, as a raw, fixed or dynamic image.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
@@ -11,7 +11,7 @@ use vhd_core::image::Preallocate;
 use vhd_core::ops::{self, ConvertOptions, ConvertReport, OpsError, StreamFormat, Target};
 
 use super::create::PreallocateArg;
-use super::destination::{Destination, StandardOutput};
+use super::destination::{self, Destination, StandardOutput};
 use super::sparse;
 use crate::children::ChildrenArgs;
 use crate::exit::Exit;
@@ -25,10 +25,11 @@ pub(crate) const NAME: &str = "convert";
 
 const EXAMPLES: &str = "\
 Examples:
-  vhd convert disk.vhd disk.raw --to raw
-  vhd convert disk.raw disk.vhd --to dynamic
+  vhd convert disk.vhd disk.raw
+  vhd convert disk.raw disk.vhd
   vhd convert snapshot.avhd flat.vhd --to fixed --preallocate falloc
-  vhd convert nbd://host/export disk.vhd --to dynamic
+  vhd convert nbd://host/export disk.vhd
+  vhd convert old/disk.vhd . --to raw                         disk.raw, here
   cat fixed.vhd | vhd convert - - --to raw | sha256sum
 
 Zeroes take no space in the destination. The destination appears under its name complete or not at all, whatever \
@@ -42,12 +43,12 @@ pub(crate) struct ConvertArgs {
     /// The source: an image, any leaf of a chain, an NBD URI, or - for standard input
     #[arg(value_name = "SRC")]
     source: PathBuf,
-    /// The destination, or - for standard output
+    /// The destination, a directory to put it into under the name of the source, or - for standard output
     #[arg(value_name = "DST")]
     destination: PathBuf,
-    /// The format of the destination
-    #[arg(long, value_name = "FORMAT", value_enum)]
-    to: TargetArg,
+    /// The format of the destination [default: by its extension; raw for .raw, .img, .bin and .dd, dynamic for .vhd]
+    #[arg(long, short = 'O', value_name = "FORMAT", value_enum)]
+    to: Option<TargetArg>,
     /// The size of a dynamic image's blocks, a power of two from 512K to 256M [default: 2M]
     #[arg(long, value_name = "SIZE", value_parser = size::parse_block_size)]
     block_size: Option<u64>,
@@ -81,7 +82,15 @@ pub(super) enum TargetArg {
     /// A fixed VHD
     Fixed,
     /// A dynamic VHD
+    #[value(aliases = ["vhd", "vpc"])]
     Dynamic,
+}
+
+/// What is to be done: the arguments, and what they leave open.
+struct Job<'a> {
+    args: &'a ConvertArgs,
+    to: TargetArg,
+    destination: PathBuf,
 }
 
 #[derive(Serialize)]
@@ -127,6 +136,24 @@ impl ConvertArgs {
 }
 
 impl TargetArg {
+    /// The format that a file's extension names.
+    fn of_extension(path: &Path) -> Option<Self> {
+        let extension = path.extension()?.to_str()?.to_ascii_lowercase();
+        match extension.as_str() {
+            "raw" | "img" | "bin" | "dd" => Some(Self::Raw),
+            "vhd" | "vpc" => Some(Self::Dynamic),
+            _ => None,
+        }
+    }
+
+    /// The extension of a file in this format.
+    fn extension(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Fixed | Self::Dynamic => "vhd",
+        }
+    }
+
     /// As the library takes it.
     pub(super) fn target(self, block_size: Option<u64>, preallocate: Option<PreallocateArg>) -> Target {
         let preallocate = preallocate.map_or(Preallocate::Off, Into::into);
@@ -163,67 +190,97 @@ impl TargetArg {
 }
 
 pub(crate) fn run(args: &ConvertArgs) -> Result<Exit, Failure> {
-    check_arguments(args)?;
+    let job = Job::new(args)?;
+    job.check_arguments()?;
     let report = if args.to_stdout() {
-        stream(args)?
+        job.stream()?
     } else {
-        convert(args)?
+        job.convert()?
     };
     output::report_beside(args.report, NAME, &report, args.to_stdout())?;
     Ok(Exit::Ok)
 }
 
-fn check_arguments(args: &ConvertArgs) -> Result<(), Failure> {
-    args.to.check(args.block_size, args.preallocate)?;
-    let preallocates = args.preallocate.is_some_and(|mode| mode != PreallocateArg::Off);
-    let message = match args.to {
-        _ if !args.to_stdout() => return Ok(()),
-        TargetArg::Dynamic => "a dynamic image is not written in one pass: standard output takes raw and fixed",
-        TargetArg::Fixed if preallocates => "standard output can't be preallocated",
-        _ if args.force || args.sync => "--force and --sync are for a destination with a name",
-        _ => return Ok(()),
-    };
-    Err(Failure::usage(message))
-}
+impl<'a> Job<'a> {
+    fn new(args: &'a ConvertArgs) -> Result<Self, Failure> {
+        let to = args.to.or_else(|| TargetArg::of_extension(&args.destination));
+        let to = to.ok_or_else(|| {
+            let destination = args.destination.display();
+            Failure::usage(format_args!(
+                "the name {destination} does not tell the format: add --to raw, --to fixed or --to dynamic"
+            ))
+        })?;
+        let destination = destination::in_directory(&args.destination, &args.source, to.extension())?;
+        Ok(Self { args, to, destination })
+    }
 
-fn convert(args: &ConvertArgs) -> Result<ConvertJson, Failure> {
-    let destination = Destination::new(&args.destination, args.force, args.children)?;
-    let source = Source::or_remote(&args.source, destination.directory())?;
-    let opened = args.input.open(&source)?;
-    let _lock = destination.guard([&opened])?;
-    let options = ConvertOptions {
-        target: args.to.target(args.block_size, args.preallocate),
-        replace: args.force,
-        durable: args.sync,
-        threads: args.threads.map_or(0, usize::from),
-    };
-    let reporter = args.progress.reporter("converting");
-    let done = ops::convert(&opened, destination.path(), &options, &reporter)
-        .map_err(|error| explain(error, &source, &opened))?;
-    drop(reporter);
-    let mut report = report(args, source, &opened, done);
-    report.warnings.extend(sparse::warn_for_windows(destination.path()));
-    Ok(report)
-}
+    fn check_arguments(&self) -> Result<(), Failure> {
+        let args = self.args;
+        self.to.check(args.block_size, args.preallocate)?;
+        let preallocates = args.preallocate.is_some_and(|mode| mode != PreallocateArg::Off);
+        let message = match self.to {
+            _ if !args.to_stdout() => return Ok(()),
+            TargetArg::Dynamic => "a dynamic image is not written in one pass: standard output takes raw and fixed",
+            TargetArg::Fixed if preallocates => "standard output can't be preallocated",
+            _ if args.force || args.sync => "--force and --sync are for a destination with a name",
+            _ => return Ok(()),
+        };
+        Err(Failure::usage(message))
+    }
 
-fn stream(args: &ConvertArgs) -> Result<ConvertJson, Failure> {
-    let mut out = StandardOutput::open()?;
-    let source = Source::or_remote(&args.source, None)?;
-    let opened = args.input.open(&source)?;
-    out.refuse_source(&opened)?;
-    let format = match args.to {
-        TargetArg::Raw => StreamFormat::Raw,
-        TargetArg::Fixed | TargetArg::Dynamic => StreamFormat::Fixed,
-    };
-    let disk = opened.disk();
-    let reporter = args.progress.reporter("converting");
-    ops::stream(&disk, format, out.writer(), &reporter).map_err(|error| explain(error, &source, &opened))?;
-    let done = ConvertReport {
-        disk_bytes: disk.size(),
-        copied_bytes: disk.size(),
-        ..ConvertReport::default()
-    };
-    Ok(report(args, source, &opened, done))
+    fn convert(&self) -> Result<ConvertJson, Failure> {
+        let args = self.args;
+        let destination = Destination::new(&self.destination, args.force, args.children)?;
+        let source = Source::or_remote(&args.source, destination.directory())?;
+        let opened = args.input.open(&source)?;
+        let _lock = destination.guard([&opened])?;
+        let options = ConvertOptions {
+            target: self.to.target(args.block_size, args.preallocate),
+            replace: args.force,
+            durable: args.sync,
+            threads: args.threads.map_or(0, usize::from),
+        };
+        let reporter = args.progress.reporter("converting");
+        let done = ops::convert(&opened, destination.path(), &options, &reporter)
+            .map_err(|error| explain(error, &source, &opened))?;
+        drop(reporter);
+        let mut report = self.report(source, &opened, done);
+        report.warnings.extend(sparse::warn_for_windows(destination.path()));
+        Ok(report)
+    }
+
+    fn stream(&self) -> Result<ConvertJson, Failure> {
+        let mut out = StandardOutput::open()?;
+        let source = Source::or_remote(&self.args.source, None)?;
+        let opened = self.args.input.open(&source)?;
+        out.refuse_source(&opened)?;
+        let format = match self.to {
+            TargetArg::Raw => StreamFormat::Raw,
+            TargetArg::Fixed | TargetArg::Dynamic => StreamFormat::Fixed,
+        };
+        let disk = opened.disk();
+        let reporter = self.args.progress.reporter("converting");
+        ops::stream(&disk, format, out.writer(), &reporter).map_err(|error| explain(error, &source, &opened))?;
+        let done = ConvertReport {
+            disk_bytes: disk.size(),
+            copied_bytes: disk.size(),
+            ..ConvertReport::default()
+        };
+        Ok(self.report(source, &opened, done))
+    }
+
+    fn report(&self, source: Source, opened: &OpenedDisk, done: ConvertReport) -> ConvertJson {
+        ConvertJson {
+            source: source.name,
+            destination: output::path_text(&self.destination),
+            to: self.to.name(),
+            virtual_size: done.disk_bytes,
+            copied_bytes: done.copied_bytes,
+            shared_bytes: done.shared_bytes,
+            zero_bytes: done.zero_bytes,
+            warnings: opened.warnings().iter().map(ToString::to_string).collect(),
+        }
+    }
 }
 
 /// A failure with the file it is about.
@@ -233,18 +290,5 @@ pub(super) fn explain(error: OpsError, source: &Source, opened: &OpenedDisk) -> 
         error @ OpsError::Source(_) if opened.paths().len() == 1 => Failure::from(error).about(&source.name),
         error @ OpsError::Source(_) => Failure::from(error).about(format!("{} or an ancestor", source.name)),
         error => error.into(),
-    }
-}
-
-fn report(args: &ConvertArgs, source: Source, opened: &OpenedDisk, done: ConvertReport) -> ConvertJson {
-    ConvertJson {
-        source: source.name,
-        destination: output::path_text(&args.destination),
-        to: args.to.name(),
-        virtual_size: done.disk_bytes,
-        copied_bytes: done.copied_bytes,
-        shared_bytes: done.shared_bytes,
-        zero_bytes: done.zero_bytes,
-        warnings: opened.warnings().iter().map(ToString::to_string).collect(),
     }
 }

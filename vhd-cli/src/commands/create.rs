@@ -24,9 +24,9 @@ pub(crate) const NAME: &str = "create";
 
 const EXAMPLES: &str = "\
 Examples:
-  vhd create disk.vhd --size 64G
-  vhd create disk.vhd --size 64G --type fixed --preallocate falloc
-  vhd create disk.vhd --size 2040G --block-size 4M
+  vhd create disk.vhd 64G
+  vhd create disk.vhd 64G --type fixed --preallocate falloc
+  vhd create disk.vhd 2040G --block-size 4M
   vhd create snapshot.avhd --parent disk.vhd
 
 Sizes are exact to the sector of 512 bytes: 64M, 1.5G, 2040G, 4096s, plain bytes. An existing file is never replaced \
@@ -38,8 +38,11 @@ Sizes are exact to the sector of 512 bytes: 64M, 1.5G, 2040G, 4096s, plain bytes
 pub(crate) struct CreateArgs {
     /// The new image
     path: PathBuf,
-    /// The size of the disk; a child has its parent's
-    #[arg(long, value_parser = size::parse_disk_size, required_unless_present = "parent")]
+    /// The size of the disk: bytes, or with a suffix: 512s, 64M, 1.5G; a child has its parent's
+    #[arg(value_name = "SIZE", value_parser = size::parse_disk_size, required_unless_present_any = ["size", "parent"])]
+    given_size: Option<u64>,
+    /// The size of the disk, as SIZE
+    #[arg(long, value_parser = size::parse_disk_size, conflicts_with = "given_size")]
     size: Option<u64>,
     /// The type of the image [default: dynamic]
     #[arg(long = "type", value_name = "TYPE", value_enum, conflicts_with = "parent")]
@@ -113,10 +116,10 @@ impl fmt::Display for CreateReport {
 pub(crate) fn run(args: &CreateArgs) -> Result<Exit, Failure> {
     check_arguments(args)?;
     refuse_existing(&args.path)?;
-    let (disk_type, id, virtual_size) = match (&args.parent, args.size) {
+    let (disk_type, id, virtual_size) = match (&args.parent, args.given_size.or(args.size)) {
         (Some(parent), size) => create_over(args, &image_path(parent)?, size)?,
         (None, Some(size)) => create_empty(args, size)?,
-        (None, None) => return Err(Failure::usage("--size or --parent is needed")),
+        (None, None) => return Err(Failure::usage("SIZE or --parent is needed")),
     };
     sparse::warn_for_windows(&args.path);
     let report = CreateReport {
@@ -189,7 +192,8 @@ fn create_over(args: &CreateArgs, parent: &Path, size: Option<u64>) -> Result<Cr
     let parent_size = opened.disk().size();
     if let Some(size) = size.filter(|&size| size != parent_size) {
         let parent = parent.display();
-        let message = format!("a child has the size of its parent: {parent} has {parent_size} bytes, --size is {size}");
+        let message =
+            format!("a child has the size of its parent: {parent} has {parent_size} bytes, the size given is {size}");
         return Err(Failure::new(Kind::Library(ErrorKind::SizeMismatch), message));
     }
     let id = create_child(&args.path, parent, args.block_size, &options)?;

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Write};
 use std::os::fd::AsFd as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Stat, fstat};
 use vhd_core::chain::dependants::Search;
@@ -16,6 +16,7 @@ use vhd_core::storage::{Access, HostFile, Sharing, StorageError};
 use crate::children::{self, ChildrenArgs};
 use crate::codes::Kind;
 use crate::failure::Failure;
+use crate::input::{is_dash, names_a_file, split_snapshot};
 use crate::output;
 
 /// A destination with a name.
@@ -94,6 +95,34 @@ impl Destination<'_> {
         let refused = found.refuse_listed().and_then(|()| found.refuse());
         refused.map_err(|error| children::explain(error).about(format_args!("{} is not replaced", self.path.display())))
     }
+}
+
+/// The file to write where the destination may be a directory: there the name of the source with `extension`;
+/// `vm-monday.raw` for the snapshot `vm.vhd@monday`.
+pub(super) fn in_directory(given: &Path, source: &Path, extension: &str) -> Result<PathBuf, Failure> {
+    if is_dash(given) || !given.is_dir() {
+        return Ok(given.to_owned());
+    }
+    let Some(name) = source.file_name().filter(|_| names_a_file(source)) else {
+        let message = format!(
+            "{} is a directory, and the source has no name for a file in it",
+            given.display()
+        );
+        return Err(Failure::usage(message));
+    };
+    let stem = |name: &Path| name.file_stem().unwrap_or_default().to_owned();
+    let mut file = match split_snapshot(source) {
+        Some((disk, snapshot)) => {
+            let mut file = stem(disk);
+            file.push("-");
+            file.push(snapshot);
+            file
+        }
+        None => stem(Path::new(name)),
+    };
+    file.push(".");
+    file.push(extension);
+    Ok(given.join(file))
 }
 
 /// Standard output as the destination of an image.

@@ -1,12 +1,13 @@
 //! `vhd hash`: the SHA-256 of a disk's content.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
 use vhd_core::ops;
 
+use super::several::Several;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::input::{Source, SourceArgs};
@@ -27,8 +28,9 @@ The digest is that of the whole disk as a guest sees it: equal for a VHD and for
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct HashArgs {
-    /// The image, an NBD URI, or - for standard input
-    image: PathBuf,
+    /// The images, NBD URIs, or - for standard input
+    #[arg(value_name = "IMAGE", required = true)]
+    images: Vec<PathBuf>,
     #[command(flatten)]
     source: SourceArgs,
     #[command(flatten)]
@@ -52,7 +54,16 @@ impl fmt::Display for HashReport {
 }
 
 pub(crate) fn run(args: &HashArgs) -> Result<Exit, Failure> {
-    let source = Source::or_remote(&args.image, None)?;
+    let several = Several {
+        images: &args.images,
+        name: NAME,
+        report: args.report,
+    };
+    several.each(|image| hash(args, image))
+}
+
+fn hash(args: &HashArgs, image: &Path) -> Result<Exit, Failure> {
+    let source = Source::or_remote(image, None)?;
     let opened = args.source.open(&source)?;
     let disk = opened.disk();
     let reporter = args.progress.reporter("hashing");

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
 use vhd_core::chain::OpenedDisk;
 use vhd_core::ops::compact::{BlockCause, BlockFinding, CompactError, CompactOptions, CompactPlan, Survey};
 
+use super::several::Several;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::input::{Source, SourceArgs};
@@ -37,8 +38,9 @@ const UNPARTITIONED: &str = "outside-partitions";
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct MeasureArgs {
-    /// The image, or - for standard input
-    image: PathBuf,
+    /// The images, or - for standard input
+    #[arg(value_name = "IMAGE", required = true)]
+    images: Vec<PathBuf>,
     #[command(flatten)]
     source: SourceArgs,
     #[command(flatten)]
@@ -120,7 +122,16 @@ pub(crate) fn partition_spaces(space: &DiskSpace) -> Vec<PartitionSpace> {
 }
 
 pub(crate) fn run(args: &MeasureArgs) -> Result<Exit, Failure> {
-    let source = Source::new(&args.image, None)?;
+    let several = Several {
+        images: &args.images,
+        name: NAME,
+        report: args.report,
+    };
+    several.each(|image| run_one(args, image))
+}
+
+fn run_one(args: &MeasureArgs, image: &Path) -> Result<Exit, Failure> {
+    let source = Source::new(image, None)?;
     let opened = args.source.open_native(&source)?;
     let measured = measure(args, &source, opened)?;
     output::report(args.report, NAME, &measured)?;

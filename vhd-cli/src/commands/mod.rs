@@ -29,6 +29,7 @@ mod ranges;
 pub(crate) mod repair;
 pub(crate) mod reparent;
 pub(crate) mod resize;
+mod several;
 pub(crate) mod snapshot;
 mod sparse;
 mod stem;
@@ -114,7 +115,7 @@ fn identity(command: &Command) -> (&'static str, bool) {
         Command::Mount(_) => ("mount", false),
         Command::Umount(_) => ("umount", false),
         #[cfg(target_arch = "x86_64")]
-        Command::Vm(_) => (vm::NAME, false),
+        Command::Vm(args) => vm::identity(args),
         Command::Resize(args) => (resize::NAME, args.report.json),
         Command::Reparent(args) => (reparent::NAME, args.report.json),
         Command::NewId(args) => (new_id::NAME, args.report.json),

@@ -4,7 +4,8 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use super::message::{Answer, Deleted, Job, PATIENCE, Request, Taken, VERSION, receive, send};
+use super::line::{PATIENCE, receive, send};
+use super::message::{Answer, Deleted, Job, Request, Taken, VERSION};
 use super::place::{socket_of, trusts};
 use crate::codes::Kind;
 use crate::failure::Failure;

@@ -1,21 +1,10 @@
-//! What is said over a control socket: one line each way.
+//! What is said over the control socket of a disk.
 
-use std::io::{self, BufRead as _, BufReader, Read, Write as _};
-use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
-
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use vhd_core::snapshot::Snapshot;
 
 /// Changes when a message changes its meaning.
 pub(super) const VERSION: u32 = 1;
-
-/// Bytes in the longest line.
-const LONGEST: u64 = 16 << 10;
-
-/// How long a peer may take for a line that it has only to send.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a command asks for.
 #[derive(Debug, Deserialize, Serialize)]
@@ -82,41 +71,5 @@ impl Deleted {
         let waiting = self.waiting.iter().map(|waiting| &waiting.file);
         let gone = self.removed.iter().chain(&self.merged);
         gone.chain(waiting).chain([&self.active])
-    }
-}
-
-/// Sends a message as one line.
-pub(super) fn send<T: Serialize>(mut stream: &UnixStream, message: &T) -> io::Result<()> {
-    let mut line = serde_json::to_vec(message)?;
-    line.push(b'\n');
-    stream.write_all(&line)
-}
-
-/// Receives one line, no longer than is sensible; the whole of it until a moment, if one is given.
-pub(super) fn receive<T: DeserializeOwned>(stream: &UnixStream, until: Option<Instant>) -> io::Result<T> {
-    let mut line = Vec::new();
-    BufReader::new(Until { stream, until }.take(LONGEST)).read_until(b'\n', &mut line)?;
-    match line.last() {
-        None => Err(io::ErrorKind::UnexpectedEof.into()),
-        Some(b'\n') => Ok(serde_json::from_slice(&line)?),
-        Some(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "it is no whole line")),
-    }
-}
-
-/// What a peer sends until a moment: one that sends byte after byte does not get more time with each.
-struct Until<'a> {
-    stream: &'a UnixStream,
-    until: Option<Instant>,
-}
-
-impl Read for Until<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let left = self.until.map(|until| until.saturating_duration_since(Instant::now()));
-        if left.is_some_and(|left| left.is_zero()) {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        self.stream.set_read_timeout(left)?;
-        let mut stream = self.stream;
-        stream.read(buf)
     }
 }

@@ -23,7 +23,7 @@ pub(super) fn socket_of(file: &Path) -> Option<(PathBuf, PathBuf)> {
 }
 
 /// The directory of this user's sockets: not by what the environment says, which a service and a shell have apart.
-fn directory() -> PathBuf {
+pub(crate) fn directory() -> PathBuf {
     let user = geteuid();
     if user.is_root() {
         return "/run/vhd".into();
@@ -35,9 +35,8 @@ fn directory() -> PathBuf {
     }
 }
 
-/// Makes the directory of a socket, for this user alone; one that others can change is refused.
-pub(super) fn prepare(socket: &Path) -> io::Result<()> {
-    let directory = socket.parent().unwrap_or(Path::new("/"));
+/// Makes a directory for sockets, for this user alone; one that others can change is refused.
+pub(crate) fn prepare(directory: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(directory) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
@@ -51,6 +50,6 @@ pub(super) fn prepare(socket: &Path) -> io::Result<()> {
 }
 
 /// Whether the peer is this user or the system's.
-pub(super) fn trusts(peer: impl AsFd) -> bool {
+pub(crate) fn trusts(peer: impl AsFd) -> bool {
     socket_peercred(peer).is_ok_and(|peer| peer.uid.is_root() || peer.uid == geteuid())
 }

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use super::message::{Answer, Deleted, Job, PATIENCE, Request, Taken, VERSION, receive, send};
+use super::line::{PATIENCE, receive, send};
+use super::message::{Answer, Deleted, Job, Request, Taken, VERSION};
 use super::place::{prepare, socket_of, trusts};
 use crate::failure::Failure;
 use crate::output;
@@ -35,7 +36,7 @@ impl Control {
     /// at a time.
     pub(crate) fn listen(file: &Path, jobs: impl Jobs + 'static) -> io::Result<Self> {
         let (_, socket) = socket_of(file).ok_or(io::ErrorKind::Unsupported)?;
-        prepare(&socket)?;
+        prepare(socket.parent().unwrap_or(Path::new("/")))?;
         // Who has the lock may: what is there is of a server that is gone.
         match fs::remove_file(&socket) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

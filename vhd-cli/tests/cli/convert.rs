@@ -138,7 +138,8 @@ fn a_destination_in_use_is_not_replaced() {
 fn only_regular_files_are_replaced() {
     let lab = Lab::new();
     lab.dynamic("a.vhd", MIB);
-    fs::create_dir(lab.path("dir")).unwrap();
+    // A directory takes the name of the source; one of that name is not replaced.
+    fs::create_dir_all(lab.path("dir/a.raw")).unwrap();
     lab.run(&["convert", "a.vhd", "dir", "--to", "raw"], 8);
     lab.run(&["convert", "a.vhd", "dir", "--to", "raw", "--force"], 8);
     lab.run(&["convert", "a.vhd", "/dev/null", "--to", "raw", "--force"], 8);

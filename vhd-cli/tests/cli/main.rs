@@ -13,6 +13,7 @@ mod diff;
 mod failures;
 mod file_systems;
 mod foreign;
+mod habits;
 mod inside;
 mod kill;
 mod merge;
@@ -51,6 +52,8 @@ mod vhdx;
 mod vm;
 #[cfg(target_arch = "x86_64")]
 mod vm_boot;
+#[cfg(target_arch = "x86_64")]
+mod vm_control;
 #[cfg(target_arch = "x86_64")]
 mod vm_kill;
 #[cfg(target_arch = "x86_64")]

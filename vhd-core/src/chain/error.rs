@@ -141,6 +141,37 @@ pub enum ChainError {
         /// The format of the image.
         format: ImageFormat,
     },
+    /// The list of descriptors ends before the base.
+    #[error(
+        "{} is a differencing image, and the list of descriptors ends with it: its parent {wanted} has to be {}",
+        child.display(), missing.display()
+    )]
+    DescriptorMissing {
+        /// The image whose parent is missing.
+        child: PathBuf,
+        /// The parent's identity; nil if the parent is a raw file.
+        wanted: UniqueId,
+        /// What the parent would be called.
+        missing: PathBuf,
+    },
+    /// The list of descriptors goes on behind the base.
+    #[error("{} is not part of the chain: {} has no parent", left.display(), base.display())]
+    DescriptorLeftOver {
+        /// The last image of the chain.
+        base: PathBuf,
+        /// The first descriptor that is too many.
+        left: PathBuf,
+    },
+    /// A leaf without a path was to be opened for writing.
+    #[error(
+        "{} is not opened for writing: without its path nothing tells whether other images, a snapshot or an open job \
+         rely on it; look where the path is known, then set `ignore_children`",
+        path.display()
+    )]
+    DependantsUnknown {
+        /// What the leaf is called.
+        path: PathBuf,
+    },
     /// An unfinished job keeps the image from being written.
     #[error(transparent)]
     Job(#[from] JobError),
@@ -252,7 +283,8 @@ impl ChainError {
             Self::ReadOnlyFormat { .. } => ErrorKind::ReadOnlyFormat,
             Self::ForeignImage { source, .. } => source.kind().into(),
             Self::Job(error) => error.kind(),
-            Self::ParentMissing { .. } => ErrorKind::ParentMissing,
+            Self::DescriptorLeftOver { .. } | Self::DependantsUnknown { .. } => ErrorKind::Descriptor,
+            Self::DescriptorMissing { .. } | Self::ParentMissing { .. } => ErrorKind::ParentMissing,
             Self::ParentMismatch { .. } => ErrorKind::ParentMismatch,
             Self::Cycle { .. } => ErrorKind::ChainCycle,
             Self::TooDeep { .. } => ErrorKind::ChainTooDeep,
@@ -279,6 +311,7 @@ impl fmt::Display for Small {
 
 /// A path at which a parent was looked for.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct TriedParent {
     /// The path on this machine.
     pub path: PathBuf,

@@ -51,13 +51,24 @@ pub(super) fn look_at(child: &Path, candidate: &Candidate, gate: &dyn ParentGate
 /// Whether an open file is the parent. It is asked again once the file is locked: the one that was looked at may have
 /// been replaced, or have become another disk.
 pub(super) fn identify(candidate: &Candidate, file: &HostFile, wanted: UniqueId) -> Result<Examined, ParentOutcome> {
+    if !(candidate.as_raw && wanted.is_nil())
+        && let Some(error) = unfinished_resize(&candidate.path, file)
+    {
+        return Err(ParentOutcome::Unreadable(error.to_string()));
+    }
+    identify_content(candidate, file, wanted)
+}
+
+/// Whether an open file is the parent, by what is in it alone.
+pub(super) fn identify_content(
+    candidate: &Candidate,
+    file: &HostFile,
+    wanted: UniqueId,
+) -> Result<Examined, ParentOutcome> {
     let unreadable = |error: &dyn std::error::Error| ParentOutcome::Unreadable(error.to_string());
     let path = &candidate.path;
     if candidate.as_raw && wanted.is_nil() {
         return Ok(Examined::Raw);
-    }
-    if let Some(error) = unfinished_resize(path, file) {
-        return Err(unreadable(&error));
     }
     match Footers::read(file) {
         Ok(footers) if footers.footer.unique_id == wanted && !wanted.is_nil() => Ok(Examined::Vhd),

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
+use super::error::{ParentOutcome, TriedParent};
 use crate::image::{ParentPath, PathSource};
 
 /// Decides which implicitly found parents may be opened: an image can name any path, and not every image
@@ -99,6 +100,23 @@ impl Candidate {
             explicit: true,
             named: true,
             as_raw: false,
+        }
+    }
+
+    /// A file that was opened elsewhere, under the name that it has here.
+    pub(super) fn given(name: PathBuf) -> Self {
+        Self {
+            reason: "given as the parent".to_owned(),
+            ..Self::named(name)
+        }
+    }
+
+    /// What came of it.
+    pub(super) fn tried(self, outcome: ParentOutcome) -> TriedParent {
+        TriedParent {
+            path: self.path,
+            reason: self.reason,
+            outcome,
         }
     }
 

@@ -5,8 +5,10 @@
 //! place in a fixed order, takes the first file with the right identity, and lists all it tried when there is
 //! none: a differencing image is never opened without its parent.
 
+mod builder;
 mod create;
 pub mod dependants;
+mod descriptors;
 mod detect;
 mod device_file;
 mod disagree;
@@ -16,6 +18,7 @@ pub mod foreign;
 pub mod forest;
 mod locate;
 mod open;
+mod opened;
 mod relation;
 mod shared;
 mod unfinished;
@@ -27,7 +30,8 @@ pub use detect::{ForeignClass, ForeignFormat, ImageFormat, require_vhd};
 pub use error::{ChainError, ChainWarning, ParentOutcome, TriedParent};
 use locate::Candidate;
 pub use locate::{AllowAll, ExplicitOnly, ParentGate};
-pub use open::{ChainLayer, MAX_DEPTH, MAX_TABLE_BYTES, OpenOptions, OpenedDisk};
+pub use open::{MAX_DEPTH, MAX_TABLE_BYTES, OpenOptions};
+pub use opened::{ChainLayer, Closed, OpenedDisk};
 pub use relation::{Fact, RecordedPath, Relation};
 pub use shared::SharedImages;
 pub(crate) use unfinished::{ResizeRecord, ResizedFile};

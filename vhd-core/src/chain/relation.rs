@@ -12,6 +12,7 @@ use crate::storage::FileIdentity;
 
 /// What a child has recorded of its parent, and what the file is that is compared with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Relation {
     /// The places where the child says that its parent is, best first.
     pub paths: Vec<RecordedPath>,

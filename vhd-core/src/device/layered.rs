@@ -224,15 +224,10 @@ impl LayeredDevice {
         let first_unchanging = usize::from(writable);
         let parents =
             (!ancestors.is_empty()).then(|| PlaceIndex::new(first_unchanging, size, block_size.unwrap_or(size)));
-        let capabilities = Capabilities {
-            write: writable,
-            discard: writable,
-            fast_zero: writable,
-            resize: false,
-        };
+        let capabilities = Capabilities::of_disk(writable);
         let preferred = block_size.unwrap_or(MAX_PREFERRED_TRANSFER).min(MAX_PREFERRED_TRANSFER);
         let preferred = u32::try_from(preferred).unwrap_or(LOGICAL_BLOCK);
-        let info = DeviceInfo::new(leaf.unique_id().0, preferred, capabilities);
+        let info = DeviceInfo::new(Some(leaf.unique_id().0), preferred, capabilities);
         let layers: Vec<Layer> = std::iter::once(Layer::Vhd(leaf)).chain(ancestors).collect();
         Self {
             files: layers.iter().map(Layer::shared_file).collect(),
@@ -323,15 +318,20 @@ impl LayeredDevice {
 
     /// Flushes and closes the leaf: what only a close can say about the file is said here.
     pub fn close(self) -> Result<(), DeviceError> {
+        self.close_all().map(drop)
+    }
+
+    /// The same, and whether the leaf is closed: somebody may have it still.
+    pub(crate) fn close_all(self) -> Result<bool, DeviceError> {
         match &self.owed {
             Some(_) => self.flush()?,
             // The close of the leaf flushes it.
             None => self.flush_unclean()?,
         }
         match self.into_leaf() {
-            Some(leaf) => leaf.close(),
-            // Frozen by now, and somebody reads it.
-            None => Ok(()),
+            Some(leaf) => leaf.close().map(|()| true),
+            // Somebody reads it, or keeps a place in it.
+            None => Ok(false),
         }
     }
 

@@ -27,13 +27,7 @@ pub struct RawDevice {
 impl RawDevice {
     /// The disk in `file`, whose present length is its size.
     pub fn new(file: Arc<dyn StorageFile>, writable: bool) -> std::io::Result<Self> {
-        let capabilities = Capabilities {
-            write: writable,
-            discard: writable,
-            fast_zero: writable,
-            resize: false,
-        };
-        let info = DeviceInfo::new([0; 16], PREFERRED_TRANSFER, capabilities);
+        let info = DeviceInfo::new(None, PREFERRED_TRANSFER, Capabilities::of_disk(writable));
         Ok(Self {
             least_len: LeastLen::new(file.len()?),
             file: PaddedFile::new(file, u64::from(LOGICAL_BLOCK))?,

@@ -77,6 +77,7 @@ impl Checked for Head {
 
 /// A job that is open on an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct OpenJob {
     /// Which job.
     pub kind: JobKind,

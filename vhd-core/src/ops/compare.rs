@@ -19,6 +19,7 @@ const SECTOR: usize = 512;
 
 /// What a comparison found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Comparison {
     /// No byte differs; where one disk is longer, the rest of it reads zero.
     pub identical: bool,

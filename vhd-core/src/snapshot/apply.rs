@@ -25,6 +25,7 @@ pub enum Unsaved<'a> {
 
 /// A snapshot that was applied.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Applied {
     /// The snapshot that the present state is that of.
     pub snapshot: Snapshot,

@@ -12,6 +12,7 @@ use crate::job::require_no_job;
 
 /// What was done about the files of deleted snapshots.
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct Settled {
     /// Files that nothing depended on, and that are gone.
     pub removed: Vec<PathBuf>,
@@ -23,6 +24,7 @@ pub struct Settled {
 
 /// A deleted snapshot whose file stays for now.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Waiting {
     /// The name that it had.
     pub name: String,

@@ -30,6 +30,7 @@ pub struct WantedSnapshot<'t, 'w> {
 }
 
 /// A snapshot that was taken of a disk in use.
+#[non_exhaustive]
 pub struct CreatedInUse {
     /// The snapshot, and the file that is written to from here on.
     pub created: Created,

@@ -69,6 +69,7 @@ pub fn frozen_base(disk: &Path) -> Option<FrozenBase> {
 
 /// A snapshot that is not deleted, and where it is now.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SnapshotFile {
     /// What it is called now.
     pub name: String,
@@ -93,6 +94,7 @@ pub fn snapshots_beside(file: &Path) -> Result<Vec<SnapshotFile>, SnapshotError>
 
 /// A disk with snapshots, seen from the file that is written to.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct ActiveDisk {
     /// The base.
     pub disk: PathBuf,

@@ -4,7 +4,7 @@ use super::delete::can_wait;
 use super::error::SnapshotError;
 use super::manifest::{ImageFile, Node, Pending, Snapshot};
 use super::tree::SnapshotTree;
-use crate::ops::merge::{MergeOptions, MergePlan, MergeRequest, Owner, is_unfinished, merge, plan_for};
+use crate::ops::merge::{MergeOptions, MergePlan, MergeRequest, Owner, close_leaf, is_unfinished, merge, plan_for};
 use crate::ops::verify::record_path;
 use crate::storage::remove_file;
 
@@ -43,7 +43,8 @@ impl SnapshotTree<'_> {
     pub(super) fn finish_merge(&mut self, child: &ImageFile, into: &ImageFile) -> Result<bool, SnapshotError> {
         let path = self.path(child);
         let begun = is_unfinished(&path)?;
-        // Its record goes last: if it is gone and the child too, nothing is left to do but to say so in the manifest.
+        // Its record goes last: if it is gone and the child too, nothing is left to do but to say so in the manifest, and
+        // to remove what a merge that is done leaves.
         if begun || path.exists() {
             let done = plan_for(&self.request(child, into), Owner::Manifest).map_err(SnapshotError::from);
             match done.and_then(|plan| self.do_merge(&plan)) {
@@ -53,6 +54,9 @@ impl SnapshotTree<'_> {
                 }
                 done => done?,
             }
+        } else {
+            // It was killed between its last step and the end of its markers, and nothing of that name comes again.
+            close_leaf(&path)?;
         }
         self.merged(child, into)?;
         Ok(true)

@@ -20,6 +20,7 @@ const ASIDE: &str = ".damaged";
 
 /// What a rescan found.
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct Rescanned {
     /// Snapshots whose names are those of their files, because no manifest knew them.
     pub named_by_file: Vec<String>,

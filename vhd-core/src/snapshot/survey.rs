@@ -19,6 +19,7 @@ const HOST_BLOCK: u64 = 512;
 
 /// A disk's snapshots, as they are found.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Survey {
     /// The base.
     pub disk: PathBuf,

@@ -18,6 +18,7 @@ const STEP: u64 = 1 << 20;
 
 /// A tree that was copied.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Transferred {
     /// Its base, at its new place.
     pub disk: PathBuf,

@@ -33,6 +33,7 @@ macro_rules! delegate_changes_to {
             expect_writes(offset: u64, len: u64) -> io::Result<bool>,
             segment_at(offset: u64) -> io::Result<(Segment, u64)>,
             share_range_from(source: &dyn StorageFile, source_offset: u64, offset: u64, len: u64) -> io::Result<()>,
+            keep_locked() -> (),
             host_file() -> Option<&File>,
         }
     };

@@ -56,6 +56,15 @@ pub enum StorageError {
         source: io::Error,
     },
 
+    /// A descriptor that was opened elsewhere, and not as it must be.
+    #[error("can't use {path}: {reason}")]
+    Descriptor {
+        /// What it is called.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+
     /// There is a file of that name, which would have been replaced.
     #[error("{path} exists")]
     Exists {
@@ -88,6 +97,7 @@ impl StorageError {
             Self::Locked { .. } => ErrorKind::Locked,
             Self::LocksUnsupported { .. } => ErrorKind::Unsupported,
             Self::ReadOnly { .. } => ErrorKind::ReadOnly,
+            Self::Descriptor { .. } => ErrorKind::Descriptor,
             Self::Exists { .. } => ErrorKind::Exists,
             Self::NotAFile { .. } => ErrorKind::InvalidArgument,
             Self::Replaced { .. } => ErrorKind::Io,

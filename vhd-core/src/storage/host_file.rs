@@ -4,13 +4,14 @@ use std::fmt;
 use std::fs::{self, File, Metadata};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::num::NonZeroU64;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use reflink_copy::ReflinkBlockBuilder;
-use rustix::fs::{FallocateFlags, FsWord, SeekFrom, fallocate, fstatfs, fstatvfs, seek};
+use rustix::fs::{FallocateFlags, FsWord, OFlags, SeekFrom, fallocate, fcntl_getfl, fstatfs, fstatvfs, seek};
 use rustix::io::Errno;
 
 use super::existing::{is_file, open_existing};
@@ -88,7 +89,7 @@ pub struct HostFile {
     path: Option<PathBuf>,
     is_block_device: bool,
     system: OnceLock<FsWord>,
-    _lock: Option<ImageLock>,
+    lock: Option<ImageLock>,
 }
 
 impl HostFile {
@@ -117,7 +118,7 @@ impl HostFile {
                 path: Some(path.to_path_buf()),
                 is_block_device,
                 system: OnceLock::new(),
-                _lock: lock,
+                lock,
             });
         }
         Err(StorageError::Replaced {
@@ -145,7 +146,7 @@ impl HostFile {
             path: Some(path.to_path_buf()),
             is_block_device: metadata.file_type().is_block_device(),
             system: OnceLock::new(),
-            _lock: Some(lock),
+            lock: Some(lock),
         })
     }
 
@@ -167,8 +168,42 @@ impl HostFile {
             path: None,
             is_block_device: kind.is_block_device(),
             system: OnceLock::new(),
-            _lock: None,
+            lock: None,
         })
+    }
+
+    /// Takes a file that was opened elsewhere and is called `name` here, if it is open as `access` needs it. No lock is taken.
+    ///
+    /// # Errors
+    ///
+    /// `NotAFile`; `Descriptor` for one that is open in another way; `Io`.
+    pub(crate) fn of_descriptor(descriptor: OwnedFd, name: &Path, access: Access) -> Result<Self, StorageError> {
+        let file = File::from(descriptor);
+        let failed = |source| StorageError::at(name, "query", source);
+        let flags = fcntl_getfl(&file).map_err(|errno| failed(errno.into()))?;
+        if let Some(reason) = unfit(flags, access) {
+            let path = name.to_path_buf();
+            return Err(StorageError::Descriptor { path, reason });
+        }
+        let kind = file.metadata().map_err(failed)?.file_type();
+        if !is_file(kind) {
+            let path = name.to_path_buf();
+            return Err(StorageError::NotAFile { path });
+        }
+        Self::from_file(file).map_err(failed)
+    }
+
+    /// The same file under the image's lock; `name` is for messages.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`ImageLock::acquire`].
+    pub(crate) fn locked(self, name: &Path, access: Access, sharing: Sharing) -> Result<Self, StorageError> {
+        let lock = match sharing {
+            Sharing::Unlocked => None,
+            Sharing::Exclusive => Some(ImageLock::acquire(Arc::clone(&self.file), name, access)?),
+        };
+        Ok(Self { lock, ..self })
     }
 
     /// Wraps a new regular file that has, or will get, the name `path`.
@@ -178,7 +213,7 @@ impl HostFile {
             path: Some(path.to_path_buf()),
             is_block_device: false,
             system: OnceLock::new(),
-            _lock: None,
+            lock: None,
         }
     }
 
@@ -397,8 +432,33 @@ impl StorageFile for HostFile {
         })
     }
 
+    fn keep_locked(&self) {
+        if let Some(lock) = &self.lock {
+            lock.keep();
+        }
+    }
+
     fn host_file(&self) -> Option<&File> {
         Some(&self.file)
+    }
+}
+
+/// Why a descriptor with these flags can't be used.
+fn unfit(flags: OFlags, access: Access) -> Option<&'static str> {
+    let mode = flags & OFlags::RWMODE;
+    if flags.contains(OFlags::PATH) {
+        return Some("it is open for its path alone (O_PATH)");
+    }
+    if flags.contains(OFlags::DIRECT) {
+        return Some("it is open past the page cache (O_DIRECT), which asks for aligned memory");
+    }
+    match access {
+        Access::ReadOnly if mode == OFlags::WRONLY => Some("it is not open for reading"),
+        Access::ReadWrite if mode != OFlags::RDWR => Some("it is not open for reading and writing"),
+        Access::ReadWrite if flags.contains(OFlags::APPEND) => {
+            Some("it is open for appending (O_APPEND): every write would go to its end")
+        }
+        _ => None,
     }
 }
 

@@ -20,6 +20,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -53,9 +54,16 @@ pub(super) struct ByteLock {
     file: Arc<File>,
     first: u16,
     count: u16,
+    /// The last close releases it.
+    kept: AtomicBool,
 }
 
 impl ImageLock {
+    /// The lock stays with the open file when this is dropped.
+    pub(super) fn keep(&self) {
+        self.bytes.kept.store(true, Ordering::Relaxed);
+    }
+
     /// Takes the lock that `access` needs; `path` is for messages. It never waits.
     ///
     /// On a file system without locks a reader goes on without one (it harms nobody, and read-only
@@ -166,7 +174,12 @@ impl ImageLock {
 impl ByteLock {
     /// No byte is taken yet.
     pub(super) fn new(file: Arc<File>, first: u16, count: u16) -> Self {
-        Self { file, first, count }
+        Self {
+            file,
+            first,
+            count,
+            kept: AtomicBool::new(false),
+        }
     }
 
     /// Takes the byte, shared.
@@ -193,6 +206,9 @@ impl ByteLock {
 
 impl Drop for ByteLock {
     fn drop(&mut self) {
+        if *self.kept.get_mut() {
+            return;
+        }
         // This can't fail for a reason that matters: what is left falls with the last close.
         let unlock = record(libc::F_UNLCK, self.first, self.count);
         let _ = fcntl(&*self.file, FcntlArg::F_OFD_SETLK(&unlock));

@@ -136,6 +136,10 @@ pub trait StorageFile: Send + Sync + fmt::Debug {
     /// `Unsupported` where the two files can't share.
     fn share_range_from(&self, source: &dyn StorageFile, source_offset: u64, offset: u64, len: u64) -> io::Result<()>;
 
+    /// The image's lock, if this handle holds it, stays with the open file when the handle is dropped: until the last
+    /// duplicate of its descriptor is closed.
+    fn keep_locked(&self) {}
+
     /// The host file below, where there is one (for reflinks and reports).
     fn host_file(&self) -> Option<&File> {
         None

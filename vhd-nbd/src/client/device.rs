@@ -306,19 +306,15 @@ fn can_resize(agreed: &Agreement, write: bool) -> bool {
 }
 
 fn info(agreed: &Agreement, write: bool) -> DeviceInfo {
-    DeviceInfo {
-        logical_block_size: agreed.block,
-        physical_block_size: PHYSICAL_BLOCK.max(agreed.block),
-        preferred_transfer: agreed.preferred,
-        maximum_transfer: agreed.maximum,
-        identity: [0; 16],
-        capabilities: Capabilities {
-            write,
-            discard: write && agreed.can(TransmissionFlags::SEND_TRIM),
-            fast_zero: write && agreed.can(TransmissionFlags::SEND_FAST_ZERO),
-            resize: can_resize(agreed, write),
-        },
-    }
+    let mut capabilities = Capabilities::of_disk(write);
+    capabilities.discard &= agreed.can(TransmissionFlags::SEND_TRIM);
+    capabilities.fast_zero &= agreed.can(TransmissionFlags::SEND_FAST_ZERO);
+    capabilities.resize = can_resize(agreed, write);
+    let mut info = DeviceInfo::new(None, agreed.preferred, capabilities);
+    info.logical_block_size = agreed.block;
+    info.physical_block_size = PHYSICAL_BLOCK.max(agreed.block);
+    info.maximum_transfer = agreed.maximum;
+    info
 }
 
 impl BlockDevice for NbdDevice {

@@ -35,19 +35,9 @@ impl ModelDisk {
     /// When the length is no multiple of 512.
     #[must_use]
     pub fn from_bytes(bytes: Vec<u8>) -> Self {
-        let info = DeviceInfo {
-            logical_block_size: 512,
-            physical_block_size: 4096,
-            preferred_transfer: 65536,
-            maximum_transfer: 32 << 20,
-            identity: *b"vhd-testkitmodel",
-            capabilities: Capabilities {
-                write: true,
-                discard: true,
-                fast_zero: true,
-                resize: true,
-            },
-        };
+        let mut capabilities = Capabilities::of_disk(true);
+        capabilities.resize = true;
+        let info = DeviceInfo::new(Some(*b"vhd-testkitmodel"), 65536, capabilities);
         Self {
             info,
             bytes: Mutex::new(bytes),

@@ -155,7 +155,7 @@ fn create(path: &Path, size: u64) -> Result<()> {
 fn write_to(image: &Path, write: impl FnOnce(&Disk) -> Result<()>) -> Result<()> {
     let opened = OpenOptions::new().write(true).open(image)?;
     write(&opened.disk())?;
-    Ok(opened.close()?)
+    Ok(opened.close().map(drop)?)
 }
 
 /// Writes the bytes of a range, piece by piece.

@@ -1,22 +1,25 @@
 //! What the tables say of hot-plug.
 
 use acpi_tables::aml::{
-    And, Device, Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, If, Interrupt, Local, Method,
-    MethodCall, Name, Notify, OpRegion, OpRegionSpace, Path, ResourceTemplate, Scope, Store, ZERO,
+    And, Device, EISAName, Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, If, Interrupt, Local,
+    Method, MethodCall, Name, Notify, OpRegion, OpRegionSpace, Path, ResourceTemplate, Scope, Store, ZERO,
 };
 use acpi_tables::{Aml, AmlSink};
 
 use super::bytes;
-use crate::pci::{HOTPLUG_LINE, HOTPLUG_PORTS, SLOTS, bit};
+use crate::pci::{HOTPLUG_LINE, HOTPLUG_PORTS, POWER_BUTTON, SLOTS, bit};
 
-/// Slots that change while the machine runs: registers, a device per slot that can be ejected, and an event device whose
+/// What a power button is notified with when it is pressed (ACPI 6.5, section 5.6.6).
+const BUTTON_PRESSED: u8 = 0x80;
+
+/// Slots that change while the machine runs, and the power button: registers, a device per slot that can be ejected, and an event device whose
 /// interrupt makes the guest ask which slots they are (ACPI 6.5, sections 5.6.6, 5.6.9 and 6.3).
 pub(super) fn define(to: &mut dyn AmlSink) {
     let (first, count) = (
         *HOTPLUG_PORTS.start(),
         u8::try_from(HOTPLUG_PORTS.count()).unwrap_or(u8::MAX),
     );
-    let registers = [*b"ADDD", *b"LEAV", *b"EJCT"].map(|name| FieldEntry::Named(name, 32));
+    let registers = [*b"ADDD", *b"LEAV", *b"EJCT", *b"BTTN"].map(|name| FieldEntry::Named(name, 32));
     let (access, lock, update) = (
         FieldAccessType::DWord,
         FieldLockRule::NoLock,
@@ -29,14 +32,23 @@ pub(super) fn define(to: &mut dyn AmlSink) {
     let (added, leaving) = (Path::new("ADDD"), Path::new("LEAV"));
     let take_added = Store::new(&Local(0), &added);
     let take_leaving = Store::new(&Local(1), &leaving);
-    let mut scan: Vec<&dyn Aml> = vec![&take_added, &take_leaving];
+    let buttons = Path::new("BTTN");
+    let take_buttons = Store::new(&Local(2), &buttons);
+    let mut scan: Vec<&dyn Aml> = vec![&take_added, &take_leaving, &take_buttons];
     scan.extend(notices.iter().map(|notice| notice as &dyn Aml));
+    let is_pressed = And::new(&ZERO, &Local(2), &POWER_BUTTON);
+    let button = Path::new("\\_SB_.PWRB");
+    let pressed = Notify::new(&button, &BUTTON_PRESSED);
+    let press = If::new(&is_pressed, vec![&pressed]);
+    scan.push(&press);
     let scan = Method::new("SCAN".into(), 0, true, scan);
     let mut children: Vec<&dyn Aml> = vec![&region, &field];
     children.extend(slots.iter().map(|slot| slot as &dyn Aml));
     children.push(&scan);
     Scope::new("_SB_.PCI0".into(), children).to_aml_bytes(to);
 
+    let identity = Name::new("_HID".into(), &EISAName::new("PNP0C0C"));
+    Device::new("_SB_.PWRB".into(), vec![&identity]).to_aml_bytes(to);
     let interrupt = Interrupt::new(true, true, false, false, HOTPLUG_LINE);
     let ask = MethodCall::new("\\_SB_.PCI0.SCAN".into(), Vec::new());
     Device::new(

@@ -34,6 +34,8 @@ struct Shared {
     served: Mutex<Option<Served>>,
     doorbell: EventFd,
     ends: AtomicBool,
+    /// Changed while nothing is executed.
+    paused: AtomicBool,
     write_through: AtomicBool,
 }
 
@@ -50,6 +52,7 @@ impl Block {
             served: Mutex::new(None),
             doorbell: EventFd::new(0)?,
             ends: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
             write_through: AtomicBool::new(false),
         });
         let config = config::config(&disk);
@@ -129,6 +132,16 @@ impl VirtioDevice for Block {
         *self.shared.served() = None;
     }
 
+    fn pause(&mut self) {
+        let _idle = self.shared.served();
+        self.shared.paused.store(true, Ordering::Release);
+    }
+
+    fn resume(&mut self) {
+        self.shared.paused.store(false, Ordering::Release);
+        let _ = self.shared.doorbell.write(1);
+    }
+
     fn doorbell(&self) -> &EventFd {
         &self.shared.doorbell
     }
@@ -151,7 +164,7 @@ fn work(shared: &Shared, mut executor: Executor) {
 /// Executes a batch; returns whether there may be more. Between batches a reset gets in.
 fn serve_once(shared: &Shared, executor: &mut Executor) -> bool {
     let mut served = shared.served();
-    let Some(serving) = served.as_mut() else {
+    let Some(serving) = served.as_mut().filter(|_| !shared.paused.load(Ordering::Acquire)) else {
         return false;
     };
     match serving.serve(executor, shared.write_through.load(Ordering::Acquire)) {

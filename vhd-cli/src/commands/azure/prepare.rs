@@ -12,7 +12,7 @@ use vhd_core::ops::{ConvertOptions, Target};
 use crate::children::ChildrenArgs;
 use crate::commands::convert::explain;
 use crate::commands::create::PreallocateArg;
-use crate::commands::destination::Destination;
+use crate::commands::destination::{self, Destination};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::human;
@@ -38,7 +38,7 @@ pub(super) struct PrepareArgs {
     /// The source: an image, any leaf of a chain, an NBD URI, or - for standard input
     #[arg(value_name = "SRC")]
     source: PathBuf,
-    /// The new image
+    /// The new image, or a directory to put it into under the name of the source
     #[arg(value_name = "DST")]
     destination: PathBuf,
     /// Replace an existing destination
@@ -88,7 +88,8 @@ impl fmt::Display for PrepareJson {
 }
 
 pub(super) fn run(args: &PrepareArgs) -> Result<Exit, Failure> {
-    let destination = Destination::new(&args.destination, args.force, args.children)?;
+    let path = destination::in_directory(&args.destination, &args.source, "vhd")?;
+    let destination = Destination::new(&path, args.force, args.children)?;
     let source = Source::or_remote(&args.source, destination.directory())?;
     let opened = args.input.open(&source)?;
     let _lock = destination.guard([&opened])?;
@@ -109,7 +110,7 @@ pub(super) fn run(args: &PrepareArgs) -> Result<Exit, Failure> {
     drop(reporter);
     let report = PrepareJson {
         source: source.name,
-        destination: output::path_text(&args.destination),
+        destination: output::path_text(&path),
         virtual_size: done.converted.disk_bytes,
         added_bytes: done.added_bytes,
         gpt_moved: done.gpt_moved,

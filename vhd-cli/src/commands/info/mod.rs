@@ -17,6 +17,7 @@ use vhd_core::image::{Image, OpenMode};
 use vhd_core::storage::{Access, HostFile, Sharing, StorageFile};
 use vhd_core::units::usize_from;
 
+use super::several::Several;
 use crate::codes::Kind;
 use crate::exit::Exit;
 use crate::failure::{Failure, FailureJson};
@@ -40,8 +41,12 @@ code is 6.";
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct InfoArgs {
-    /// The image, an NBD URI, or - for standard input
-    image: PathBuf,
+    /// The images, NBD URIs, or - for standard input
+    #[arg(value_name = "IMAGE", required = true)]
+    images: Vec<PathBuf>,
+    /// Show the whole chain, as always
+    #[arg(long, hide = true)]
+    backing_chain: bool,
     #[command(flatten)]
     source: SourceArgs,
     #[command(flatten)]
@@ -78,7 +83,16 @@ impl fmt::Display for InfoReport<'_> {
 }
 
 pub(crate) fn run(args: &InfoArgs) -> Result<Exit, Failure> {
-    let source = Source::or_remote(&args.image, None)?;
+    let several = Several {
+        images: &args.images,
+        name: NAME,
+        report: args.report,
+    };
+    several.each(|image| show(args, image))
+}
+
+fn show(args: &InfoArgs, image: &Path) -> Result<Exit, Failure> {
+    let source = Source::or_remote(image, None)?;
     let mut found = Vec::new();
     match args.source.open_noting(&source, &mut found) {
         Ok(opened) => show_chain(args, source, &opened),

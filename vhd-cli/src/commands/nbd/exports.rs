@@ -63,7 +63,7 @@ enum Open {
 impl Open {
     fn close(self) -> Result<(), DeviceError> {
         match self {
-            Self::Plain(disk) => disk.close(),
+            Self::Plain(disk) => disk.close().map(drop),
             Self::Resizable(disk) => disk.close(),
             Self::Live(device) => match Arc::try_unwrap(device) {
                 Ok(device) => device.close(),

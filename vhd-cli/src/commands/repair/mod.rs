@@ -15,6 +15,7 @@ use vhd_core::job::RepairJob;
 use vhd_core::ops::repair::{Facts, JournalState, RepairError, RepairPlan, UndoFile};
 use vhd_core::storage::{Access, HostFile, Sharing, StorageFile};
 
+use super::several::Several;
 use crate::children::{self, ChildrenArgs};
 use crate::codes::Kind;
 use crate::exit::Exit;
@@ -43,8 +44,9 @@ they held are listed as lost or in doubt. Parents are not looked at.";
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct RepairArgs {
-    /// The image
-    image: PathBuf,
+    /// The images; --size and --type are facts about one
+    #[arg(value_name = "IMAGE", required = true)]
+    images: Vec<PathBuf>,
     /// Do it: write IMAGE.undo, then repair the image in place
     #[arg(long)]
     yes: bool,
@@ -85,18 +87,32 @@ impl From<LostType> for DiskType {
 }
 
 pub(crate) fn run(args: &RepairArgs) -> Result<Exit, Failure> {
-    require_file(&args.image, "repaired")?;
+    if args.images.len() > 1 && (args.size.is_some() || args.disk_type.is_some()) {
+        return Err(Failure::usage(
+            "--size and --type are facts about one image: repair the images one by one",
+        ));
+    }
+    let several = Several {
+        images: &args.images,
+        name: NAME,
+        report: args.report,
+    };
+    several.each(|image| repair(args, image))
+}
+
+fn repair(args: &RepairArgs, image: &Path) -> Result<Exit, Failure> {
+    require_file(image, "repaired")?;
     let access = match args.yes || args.undo {
         true => Access::ReadWrite,
         false => Access::ReadOnly,
     };
     let job = Job {
         args,
-        image: &args.image,
-        name: path_text(&args.image),
-        file: Arc::new(HostFile::open(&args.image, access, Sharing::Exclusive)?),
+        image,
+        name: path_text(image),
+        file: Arc::new(HostFile::open(image, access, Sharing::Exclusive)?),
     };
-    RepairJob::of(&args.image).check()?;
+    RepairJob::of(image).check()?;
     let (mut json, exit) = if args.undo { job.undo() } else { job.repair() }?;
     json.list_all = args.verbose;
     output::report(args.report, NAME, &json)?;

@@ -3,7 +3,7 @@
 mod agreement;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use clap::Args;
@@ -48,8 +48,11 @@ pub(crate) struct ReparentArgs {
     /// The differencing image that gets another parent; nothing else uses it
     child: PathBuf,
     /// The file that is to be its parent
-    #[arg(long, value_name = "FILE")]
-    parent: PathBuf,
+    #[arg(value_name = "PARENT", required_unless_present = "parent")]
+    given_parent: Option<PathBuf>,
+    /// The file that is to be its parent, as PARENT
+    #[arg(long, value_name = "FILE", conflicts_with = "given_parent")]
+    parent: Option<PathBuf>,
     /// Make the child read the same over it, by storing in the child what differs
     #[arg(long)]
     rebase: bool,
@@ -133,6 +136,14 @@ impl fmt::Display for ReparentJson<'_> {
     }
 }
 
+impl ReparentArgs {
+    /// The file that is to be the child's parent.
+    fn parent(&self) -> &Path {
+        let given = self.given_parent.as_deref().or(self.parent.as_deref());
+        given.expect("the grammar demands one of them")
+    }
+}
+
 pub(crate) fn run(args: &ReparentArgs) -> Result<Exit, Failure> {
     args.search.require_locks("the child's header changes")?;
     match args.rebase {
@@ -143,8 +154,8 @@ pub(crate) fn run(args: &ReparentArgs) -> Result<Exit, Failure> {
 
 fn run_relink(args: &ReparentArgs) -> Result<Exit, Failure> {
     let options = args.search.options().ignore_children(args.children.ignore_children);
-    let relink = Relink::examine(&args.child, &args.parent, &options)?;
-    let agreement = Agreement::of(relink.relation(), &args.parent);
+    let relink = Relink::examine(&args.child, args.parent(), &options)?;
+    let agreement = Agreement::of(relink.relation(), args.parent());
     // Nothing has changed yet: an interruption may end the process as usual.
     let agreement = agreement.with_content(relink.parent(), &AtomicBool::new(false));
     let mut json = ReparentJson::new(args, relink.parent(), agreement);
@@ -186,8 +197,8 @@ fn refused(args: &ReparentArgs, mut json: ReparentJson<'_>, error: ReparentError
 fn run_rebase(args: &ReparentArgs) -> Result<Exit, Failure> {
     let search = args.search.options().ignore_children(args.children.ignore_children);
     let child_options = search.clone().parents(args.old_parents.iter().cloned());
-    let rebase = Rebase::examine(&args.child, &args.parent, &child_options, &search)?;
-    let mut json = ReparentJson::new(args, rebase.parent(), Agreement::of(rebase.relation(), &args.parent));
+    let rebase = Rebase::examine(&args.child, args.parent(), &child_options, &search)?;
+    let mut json = ReparentJson::new(args, rebase.parent(), Agreement::of(rebase.relation(), args.parent()));
     let cancel = interrupt::flag_on_interrupt();
     let options = RebaseOptions {
         cancel: &cancel,
@@ -225,7 +236,7 @@ impl ReparentJson<'_> {
         }
         Self {
             child: path_text(&args.child),
-            parent: path_text(&args.parent),
+            parent: path_text(args.parent()),
             dry_run: args.dry_run,
             agreement,
             rebase: None,

@@ -50,28 +50,47 @@ impl Drop for RawTerminal {
     }
 }
 
-/// Passes what is typed to the guest, from a thread that ends with standard input or the process. Only a terminal has
-/// commands to us: what comes from a file or pipe is passed as it is.
+/// What is said before somebody is attached to a console from a terminal.
+pub(super) const LEAVE_HINT: &str =
+    "vhd: Ctrl-A x leaves the console, and the machine runs on; Ctrl-A Ctrl-A sends Ctrl-A\n";
+
+/// Passes what is typed to the guest; a command to us ends the machine.
 pub(super) fn pass_input(machine: MachineHandle, is_terminal: bool) {
+    let stopped = machine.clone();
+    let input = move |bytes: &[u8]| machine.input(bytes);
+    pass_keys(is_terminal, input, move |is_wanted| {
+        if is_wanted {
+            stopped.stop();
+        }
+    });
+}
+
+/// Passes what is typed on, from a thread that ends with standard input or the process; `end` learns whether a command to us
+/// was the end. Only a terminal has commands to us: what comes from a file or pipe is passed as it is.
+pub(super) fn pass_keys(
+    is_terminal: bool,
+    pass: impl Fn(&[u8]) + Send + 'static,
+    end: impl FnOnce(bool) + Send + 'static,
+) {
     thread::spawn(move || {
         let mut keys = is_terminal.then(Keys::default);
         let mut buffer = [0; 1024];
         loop {
             let len = match io::stdin().lock().read(&mut buffer) {
-                Ok(0) => return,
+                Ok(0) => return end(false),
                 Ok(len) => len,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => {
                     output::warning(format_args!("the guest gets no more input: {error}"));
-                    return;
+                    return end(false);
                 }
             };
             let typed = &buffer[..len];
             match &mut keys {
-                None => machine.input(typed),
+                None => pass(typed),
                 Some(keys) => match keys.translate(typed) {
-                    Some(bytes) => machine.input(&bytes),
-                    None => return machine.stop(),
+                    Some(bytes) => pass(&bytes),
+                    None => return end(true),
                 },
             }
         }

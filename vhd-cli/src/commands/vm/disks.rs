@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::str::FromStr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hypervisor::{MAX_DISKS, MachineDisk};
 use vhd_block::Disk;
@@ -10,6 +11,7 @@ use vhd_core::chain::OpenedDisk;
 use vhd_nbd::client::NbdUri;
 
 use super::run::RunArgs;
+use super::worker::DiskInfo;
 use crate::children;
 use crate::failure::Failure;
 use crate::format_arg::{FormatArg, TypedPath};
@@ -100,12 +102,22 @@ pub(super) fn check(args: &RunArgs) -> Result<(), Failure> {
 }
 
 /// Disks that are open while a machine runs.
-pub(super) struct OpenDisks(Vec<(String, OpenedDisk)>);
+pub(super) struct OpenDisks(Mutex<Vec<OpenDisk>>);
+
+/// One of them.
+struct OpenDisk {
+    /// As messages name it.
+    image: String,
+    /// What the guest sees as its serial number.
+    id: String,
+    read_only: bool,
+    opened: OpenedDisk,
+}
 
 impl OpenDisks {
     /// Opens all of them, and says what is odd about them.
     pub(super) fn open(args: &RunArgs) -> Result<(Self, Vec<MachineDisk>), Failure> {
-        let mut disks = Self(Vec::new());
+        let disks = Self(Mutex::default());
         let mut of_machine = Vec::new();
         for spec in specs(args) {
             let image = spec.typed();
@@ -113,25 +125,47 @@ impl OpenDisks {
             let read_only = spec.read_only || source.is_snapshot && !spec.snapshot;
             let opened = open(args, &spec, image, &source, read_only)?;
             let disk = opened.disk();
-            let name = spec.id.unwrap_or_else(|| serial(&disk.info().identity));
+            let name = spec.id.unwrap_or_else(|| serial(disk.info().identity));
+            disks.disks().push(OpenDisk {
+                image: source.name,
+                id: name.clone(),
+                read_only,
+                opened,
+            });
             of_machine.push(MachineDisk { disk, read_only, name });
-            disks.0.push((source.name, opened));
         }
         Ok((disks, of_machine))
     }
 
     /// The first, under its name.
-    pub(super) fn first(&self) -> Option<(&str, Disk)> {
-        let (name, opened) = self.0.first()?;
-        Some((name, opened.disk()))
+    pub(super) fn first(&self) -> Option<(String, Disk)> {
+        let disks = self.disks();
+        let disk = disks.first()?;
+        Some((disk.image.clone(), disk.opened.disk()))
+    }
+
+    /// What they are, in the guest's order.
+    pub(super) fn info(&self) -> Vec<DiskInfo> {
+        let info = |disk: &OpenDisk| DiskInfo {
+            id: disk.id.clone(),
+            image: disk.image.clone(),
+            read_only: disk.read_only,
+            size: disk.opened.disk().size(),
+        };
+        self.disks().iter().map(info).collect()
+    }
+
+    fn disks(&self) -> MutexGuard<'_, Vec<OpenDisk>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Closes all of them; the first failure is told.
-    pub(super) fn close(self) -> Result<(), Failure> {
+    pub(super) fn close(&self) -> Result<(), Failure> {
         let mut result = Ok(());
-        for (name, opened) in self.0 {
-            let closed = opened.close().map_err(|error| Failure::from(error).about(name));
-            result = result.and(closed);
+        for disk in std::mem::take(&mut *self.disks()) {
+            let closed = disk.opened.close();
+            let closed = closed.map_err(|error| Failure::from(error).about(disk.image));
+            result = result.and(closed.map(drop));
         }
         result
     }
@@ -181,13 +215,15 @@ fn open_remote(
     Ok(opened)
 }
 
-/// The beginning of a disk's identity, in hexadecimal digits: the same after a move.
-fn serial(identity: &[u8; 16]) -> String {
-    identity[..10].iter().fold(String::new(), |mut text, byte| {
-        // Writing to a string does not fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+/// The beginning of a disk's identity, in hexadecimal digits: the same after a move. Zeroes for a disk that has none.
+fn serial(identity: Option<[u8; 16]>) -> String {
+    identity.unwrap_or_default()[..10]
+        .iter()
+        .fold(String::new(), |mut text, byte| {
+            // Writing to a string does not fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }
 
 #[cfg(test)]
@@ -218,6 +254,6 @@ mod tests {
 
     #[test]
     fn serials_have_twenty_digits() {
-        assert_eq!(serial(&[0xab; 16]), "abababababababababab");
+        assert_eq!(serial(Some([0xab; 16])), "abababababababababab");
     }
 }

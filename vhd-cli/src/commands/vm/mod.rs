@@ -3,19 +3,22 @@
 mod boot;
 mod console;
 mod disks;
+mod manage;
 mod run;
+mod worker;
 
 use clap::{Args, Subcommand};
 
 use crate::exit::Exit;
 use crate::failure::Failure;
 
-pub(crate) const NAME: &str = "vm run";
-
 const EXAMPLES: &str = "\
 Examples:
   vhd vm run disk.avhd
-  vhd vm run disk.avhd --kernel vmlinux --append 'root=/dev/vda rw'
+  vhd vm run disk.avhd --name web </dev/null >web.console &
+  vhd vm list
+  vhd vm console web
+  vhd vm stop web
   vhd vm run --help";
 
 /// Arguments of `vhd vm`.
@@ -31,10 +34,41 @@ pub(crate) struct VmArgs {
 enum Job {
     /// Run a Linux guest until it powers off; its serial console is standard input and output
     Run(run::RunArgs),
+    /// List the machines of this user that run
+    List(manage::ListArgs),
+    /// Show a machine and its disks
+    Info(manage::InfoArgs),
+    /// Hold a machine where it is
+    Pause(manage::NamedArgs),
+    /// Let a machine go on
+    Resume(manage::NamedArgs),
+    /// Press the power button of a machine and wait until it has ended
+    Stop(manage::StopArgs),
+    /// Attach to the console of a machine
+    Console(manage::NamedArgs),
+}
+
+/// The command's name, and whether a failure of it is told as JSON on standard output.
+pub(crate) fn identity(args: &VmArgs) -> (&'static str, bool) {
+    match &args.job {
+        Job::Run(_) => ("vm run", false),
+        Job::List(args) => ("vm list", args.report.json),
+        Job::Info(args) => ("vm info", args.report.json),
+        Job::Pause(_) => ("vm pause", false),
+        Job::Resume(_) => ("vm resume", false),
+        Job::Stop(_) => ("vm stop", false),
+        Job::Console(_) => ("vm console", false),
+    }
 }
 
 pub(crate) fn run(args: &VmArgs) -> Result<Exit, Failure> {
     match &args.job {
         Job::Run(args) => run::run(args),
+        Job::List(args) => manage::list(args),
+        Job::Info(args) => manage::info(args),
+        Job::Pause(args) => manage::pause(args),
+        Job::Resume(args) => manage::resume(args),
+        Job::Stop(args) => manage::stop(args),
+        Job::Console(args) => manage::console(args),
     }
 }

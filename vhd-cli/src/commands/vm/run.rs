@@ -1,7 +1,7 @@
 //! `vhd vm run`: a guest from its first instruction to its end.
 
-use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 
 use clap::{Args, ValueEnum, ValueHint};
@@ -13,6 +13,7 @@ use vhd_core::error::with_causes;
 use super::boot::Started;
 use super::console::{HINT, RawTerminal, pass_input};
 use super::disks::{self, DiskSpec, OpenDisks};
+use super::worker::{Claim, Console, Event, Events, Facts, MachineName, Server, Worker};
 use crate::children::ChildrenArgs;
 use crate::codes::Kind;
 use crate::exit::Exit;
@@ -76,6 +77,13 @@ pub(crate) struct RunArgs {
     /// Memory of the guest, from 16M
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_bytes)]
     memory: u64,
+    /// What the machine is called in `vhd vm list` and for the commands that control it; without it, vm- and the number of
+    /// the process
+    #[arg(long, value_name = "NAME")]
+    name: Option<MachineName>,
+    /// Append what happens to the machine to a file, as lines of JSON
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    events: Option<PathBuf>,
     #[command(flatten)]
     pub(super) children: ChildrenArgs,
     #[command(flatten)]
@@ -106,32 +114,70 @@ pub(crate) fn run(args: &RunArgs) -> Result<Exit, Failure> {
         .search
         .require_locks("a machine needs its disks for itself")?;
     disks::check(args)?;
+    let claim = claim(args.name.as_ref())?;
+    let name = claim
+        .as_ref()
+        .map_or_else(MachineName::of_this_process, |claim| claim.name().clone());
+    let events = Arc::new(Events::open(&name, args.events.as_deref())?);
+    let ended = run_named(args, name, claim.as_ref(), &events);
+    events.say(&match &ended {
+        Ok(end) => Event::ended(*end),
+        Err(failure) => Event::failed(failure),
+    });
+    // The name is free again once the disks are.
+    drop(claim);
+    exit(ended?)
+}
+
+/// The right to the machine's name. Without it a machine runs that was given none, and nobody finds it.
+fn claim(name: Option<&MachineName>) -> Result<Option<Claim>, Failure> {
+    match name {
+        Some(name) => Claim::take(name.clone()).map(Some),
+        None => Ok(Claim::take(MachineName::of_this_process())
+            .inspect_err(|failure| {
+                output::warning(format_args!("`vhd vm list` will not find it: {}", failure.message()))
+            })
+            .ok()),
+    }
+}
+
+fn run_named(args: &RunArgs, name: MachineName, claim: Option<&Claim>, events: &Arc<Events>) -> Result<End, Failure> {
     let named = Started::named(args)?;
     let (opened, of_machine) = OpenDisks::open(args)?;
-    let ended = started(args, named, &opened).and_then(|started| run_machine(args, started, of_machine));
+    let opened = Arc::new(opened);
+    let ended = started(args, named, &opened)
+        .and_then(|started| run_machine(args, started, of_machine, (name, claim), &opened, events));
     // Whatever happened to the machine, the images are closed in order.
     let closed = opened.close();
     let end = ended?;
     closed?;
-    exit(end)
+    Ok(end)
 }
 
 fn started(args: &RunArgs, named: Option<Started>, disks: &OpenDisks) -> Result<Started, Failure> {
     match (named, disks.first()) {
         (Some(named), _) => Ok(named),
-        (None, Some((image, disk))) => Started::found(args, &disk, image),
+        (None, Some((image, disk))) => Started::found(args, &disk, &image),
         (None, None) => Err(Failure::usage(
             "name a disk that a kernel is on, or a kernel with --kernel",
         )),
     }
 }
 
-fn run_machine(args: &RunArgs, started: Started, disks: Vec<MachineDisk>) -> Result<End, Failure> {
+fn run_machine(
+    args: &RunArgs,
+    started: Started,
+    disks: Vec<MachineDisk>,
+    (name, claim): (MachineName, Option<&Claim>),
+    opened: &Arc<OpenDisks>,
+    events: &Arc<Events>,
+) -> Result<End, Failure> {
     let machine_type = match args.machine {
         Some(named) => named.into(),
         None => MachineType::for_kernel(&started.kernel)
             .map_err(|error| Failure::io("read", Path::new(&started.name), &error))?,
     };
+    let console = Console::default();
     let config = MachineConfig {
         machine_type,
         cpus: args.cpus,
@@ -141,11 +187,21 @@ fn run_machine(args: &RunArgs, started: Started, disks: Vec<MachineDisk>) -> Res
         command_line: started.command_line,
         append: args.append.clone(),
         disks,
-        console: Box::new(io::stdout()),
+        console: Box::new(console.clone()),
     };
-    Machine::new(config)
-        .and_then(run_attended)
-        .map_err(|error| failed(&started.name, error))
+    let facts = Facts {
+        name,
+        kernel: started.name,
+        machine: machine_type.name(),
+        cpus: args.cpus,
+        memory: args.memory,
+    };
+    let machine = Machine::new(config).map_err(|error| failed(&facts.kernel, error))?;
+    let kernel = facts.kernel.clone();
+    let worker = Worker::new(facts, machine.handle(), Arc::clone(opened), console, Arc::clone(events));
+    let _server = claim.map(|claim| Server::listen(claim, Arc::new(worker))).transpose()?;
+    events.say(&Event::Started);
+    run_attended(machine).map_err(|error| failed(&kernel, error))
 }
 
 fn exit(end: End) -> Result<Exit, Failure> {
@@ -161,7 +217,8 @@ fn exit(end: End) -> Result<Exit, Failure> {
     }
 }
 
-fn failed(kernel: &str, error: Error) -> Failure {
+/// A failure of the library; with the name of the kernel, for people.
+pub(super) fn failed(kernel: &str, error: Error) -> Failure {
     let kind = match &error {
         Error::NoKvm { .. } => Kind::NoKvm,
         Error::NotAKernel { .. } => {
@@ -172,6 +229,7 @@ fn failed(kernel: &str, error: Error) -> Failure {
         Error::CommandLine { .. } | Error::CommandLineCharacter => Kind::KernelCommandLine,
         Error::Crashed { .. } => Kind::GuestCrashed,
         Error::Disk(error) => return Failure::library(error.kind(), error),
+        Error::NoPowerButton | Error::NoHotPlug | Error::NoDisk { .. } | Error::Disks { .. } => Kind::MachineCannot,
         _ => Kind::Machine,
     };
     Failure::new(kind, with_causes(&error))

@@ -21,6 +21,7 @@ pub struct Dependants {
 
 /// A differencing image that names one of the images as its parent.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Child {
     /// Where it was found.
     pub path: PathBuf,
@@ -34,6 +35,7 @@ pub struct Child {
 
 /// A manifest of snapshots that lists one of the images.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Listed {
     /// Which image, as in [`Child`].
     pub image: usize,

@@ -63,6 +63,7 @@ impl DependantsError {
 
 /// An image that a snapshot keeps as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Frozen {
     /// The image.
     pub image: PathBuf,

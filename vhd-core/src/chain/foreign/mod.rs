@@ -19,7 +19,7 @@ use image_formats::{Layer as FormatLayer, LayeredImage};
 
 use super::ImageFormat;
 use super::error::ChainError;
-use super::open::{OpenOptions, OpenedDisk};
+use super::{OpenOptions, OpenedDisk};
 use crate::device::{BlockDevice, Disk};
 use crate::format::{DiskType, UniqueId};
 use crate::image::ParentPath;
@@ -44,6 +44,7 @@ pub struct ForeignLayer {
 
 /// What an image of another program says of itself.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct ForeignFacts {
     /// Its format.
     pub format: ImageFormat,
@@ -75,6 +76,7 @@ pub struct ForeignFacts {
 
 /// What an image of another program says of its parent.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct ForeignParent {
     /// By what the parent is known.
     pub id: UniqueId,
@@ -82,6 +84,13 @@ pub struct ForeignParent {
     pub second_id: Option<UniqueId>,
     /// Where it is, best first.
     pub paths: Vec<ParentPath>,
+}
+
+impl ForeignFacts {
+    /// What tells its disk from others, if anything does.
+    fn identity(&self) -> Option<[u8; 16]> {
+        (!self.id.is_nil()).then_some(self.id.0)
+    }
 }
 
 impl ForeignParent {
@@ -104,7 +113,7 @@ impl fmt::Debug for ForeignDisk {
 impl ForeignDisk {
     fn new(layers: Vec<ForeignLayer>) -> Self {
         let leaf = &layers[0].facts;
-        let (format, identity) = (leaf.format, leaf.id.0);
+        let (format, identity) = (leaf.format, leaf.identity());
         let device = LayeredImage::new(layers.iter().map(|layer| Arc::clone(&layer.layer)).collect(), identity);
         Self {
             device: Arc::new(device),
@@ -148,7 +157,7 @@ impl ForeignLayer {
     pub fn alone(&self) -> Disk {
         Disk::new(Arc::new(LayeredImage::new(
             vec![Arc::clone(&self.layer)],
-            self.facts.id.0,
+            self.facts.identity(),
         )))
     }
 }

@@ -164,11 +164,11 @@ impl Walk<'_> {
     fn take(&mut self, path: &Path, image: (ForeignLayer, Vec<Oddity>)) -> Result<ForeignLayer, ChainError> {
         let (layer, oddities) = image;
         self.table_bytes += layer.layer.table_memory();
-        if self.table_bytes > self.options.table_limit() {
+        if self.table_bytes > self.options.max_table_bytes {
             return Err(ChainError::TablesTooLarge {
                 path: path.to_owned(),
                 bytes: self.table_bytes,
-                maximum: self.options.table_limit(),
+                maximum: self.options.max_table_bytes,
             });
         }
         let is_worth_it = |oddity: &Oddity| !matches!(oddity, Oddity::UnusedSpace(_) | Oddity::UnknownRegions(_));
@@ -206,10 +206,10 @@ impl Walk<'_> {
         parent: &ForeignParent,
         layer: &ForeignLayer,
     ) -> Result<ForeignLayer, ChainError> {
-        let (explicit, dirs) = self.options.parent_places();
+        let (explicit, dirs) = (&self.options.parents, &self.options.parent_dirs);
         let mut tried = Vec::new();
         for candidate in candidates_with(child, &parent.paths, explicit, dirs, is_vhdx) {
-            let outcome = match examine(child, &candidate, parent, self.options.parent_gate()) {
+            let outcome = match examine(child, &candidate, parent, &*self.options.gate) {
                 Ok(()) => match self.open_parent(child, &candidate.path, parent)? {
                     Ok(file) => return self.take_parent(child, layer, &candidate.path, file),
                     Err(outcome) => outcome,
@@ -239,7 +239,7 @@ impl Walk<'_> {
         path: &Path,
         parent: &ForeignParent,
     ) -> Result<Result<Arc<HostFile>, ParentOutcome>, ChainError> {
-        let sharing = self.options.file_sharing();
+        let sharing = self.options.sharing;
         let opened = HostFile::open(path, Access::ReadOnly, sharing);
         if let Err(StorageError::Locked { .. }) = &opened {
             self.enter(child, path, &HostFile::open(path, Access::ReadOnly, Sharing::Unlocked)?)?;

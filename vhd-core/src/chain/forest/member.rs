@@ -11,6 +11,7 @@ use crate::storage::{Access, HostFile, Sharing, StorageFile};
 
 /// A file with an image's name.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Member {
     /// Where it was found first.
     pub path: PathBuf,

@@ -24,6 +24,7 @@ const CREATOR_VERSION: u32 = 0x000A_0000;
 
 /// What was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PrepareReport {
     /// What was copied.
     pub converted: ConvertReport,

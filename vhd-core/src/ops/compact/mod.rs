@@ -73,6 +73,7 @@ pub struct CompactPlan {
 
 /// The figures of a plan.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CompactSummary {
     /// Bytes in the file now.
     pub file_bytes: u64,
@@ -113,6 +114,7 @@ pub struct CompactReport {
 
 /// What every block of a disk's leaf holds.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Survey {
     findings: Vec<BlockFinding>,
     arrangement: Arrangement,

@@ -27,6 +27,7 @@ pub struct DeltaExport {
 
 /// What a delta is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ExportReport {
     /// The identity of the delta.
     pub id: UniqueId,

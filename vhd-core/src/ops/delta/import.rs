@@ -23,6 +23,7 @@ pub struct DeltaImport {
 
 /// What was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ImportReport {
     /// What was copied.
     pub converted: ConvertReport,

@@ -22,6 +22,7 @@ pub enum DiffMode {
 
 /// What a diff found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Difference {
     /// What was found in the ranges that were looked at. After [`DiffMode::Allocated`] it counts ranges, not bytes
     /// that were compared.

@@ -61,6 +61,7 @@ impl MergeOptions<'_> {
 
 /// What was copied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CopiedBytes {
     /// Bytes read from the layers.
     pub read: u64,

@@ -112,6 +112,7 @@ pub struct CarriedChild {
 
 /// The figures of a plan.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MergeSummary {
     /// Bytes of the disk.
     pub disk_bytes: u64,
@@ -187,6 +188,7 @@ impl MergePlan {
 
 /// What a merge did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MergeReport {
     /// What was written.
     pub target: PathBuf,

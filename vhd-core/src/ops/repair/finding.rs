@@ -84,6 +84,7 @@ impl fmt::Display for RepairCode {
 
 /// One thing that a repair found, and what it does about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RepairFinding {
     /// What it is about.
     pub code: RepairCode,

@@ -10,6 +10,7 @@ const SHOWN: usize = 8;
 
 /// One change of a repair, in short.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ChangeSummary {
     /// Where it starts in the file, in bytes.
     pub offset: u64,

@@ -66,6 +66,7 @@ pub struct Request<'a> {
 
 /// What a resize did.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ResizeReport {
     /// What was planned.
     pub plan: ResizePlan,

@@ -18,7 +18,7 @@ use super::subject::{Failed, HeldFile, Subject};
 use super::{Request, Resize, ResizeError, journal};
 use crate::ErrorKind;
 use crate::chain::{ChainWarning, OpenOptions, OpenedDisk};
-use crate::device::{BlockDevice, ByteRange, Capabilities, DeviceError, DeviceInfo, ExtentVisitor, ZeroOptions};
+use crate::device::{BlockDevice, ByteRange, DeviceError, DeviceInfo, ExtentVisitor, ZeroOptions};
 use crate::error::with_causes;
 use crate::storage::{Access, HostFile, Sharing};
 
@@ -124,15 +124,10 @@ impl ResizableDisk {
     }
 
     fn new(subject: Box<dyn Subject>, opened: OpenedDisk) -> Self {
-        let info = opened.device().info();
+        let mut info = opened.device().info().clone();
+        info.capabilities.resize = true;
         Self {
-            info: DeviceInfo {
-                capabilities: Capabilities {
-                    resize: true,
-                    ..info.capabilities
-                },
-                ..info.clone()
-            },
+            info,
             size: AtomicU64::new(opened.device().size_bytes()),
             warnings: opened.warnings().to_vec(),
             gate: Gate::new(Gated {
@@ -161,7 +156,7 @@ impl ResizableDisk {
         let poisoned = gated.state.writable().map(drop);
         let state = mem::replace(&mut gated.state, closed);
         let closed = match state {
-            State::Open(opened) | State::Poisoned(opened) => opened.close(),
+            State::Open(opened) | State::Poisoned(opened) => opened.close().map(drop),
             State::Gone { .. } => Ok(()),
         };
         gated.subject = None;
@@ -202,7 +197,7 @@ impl ResizableDisk {
                 return state.writable().map(drop);
             }
         };
-        let ran = ran.and_then(|()| job());
+        let ran = ran.and_then(|_| job());
         *state = reopened(&**subject, ran.as_ref().err());
         if let Ok(opened) = state.opened() {
             self.size.store(opened.device().size_bytes(), Ordering::Release);

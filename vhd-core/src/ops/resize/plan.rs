@@ -13,6 +13,7 @@ use crate::units::{BlockIndex, u64_from};
 
 /// What is going to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ResizePlan {
     /// Bytes that the disks will have.
     pub size: u64,
@@ -28,6 +29,7 @@ pub struct ResizePlan {
 
 /// What is going to be done with one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct FilePlan {
     /// The file.
     pub path: PathBuf,

@@ -57,6 +57,7 @@ impl VerifyOptions<'_> {
 
 /// What [`record`] wrote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RecordReport {
     /// Bytes of the record.
     pub record_bytes: u64,
@@ -79,6 +80,7 @@ pub enum Verdict {
 
 /// What [`verify`] found of one layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LayerReport {
     /// What became of it.
     pub verdict: Verdict,

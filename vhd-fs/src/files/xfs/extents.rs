@@ -70,6 +70,12 @@ impl Extents {
         let block = u64::from(geometry.superblock.blocksize);
         let mut extents: Vec<Extent> = Vec::with_capacity(records.len());
         for record in records {
+            // As Linux has it, a file has at most 2^63 - 1 bytes; nothing that is computed below is larger than that.
+            let end = (record.startoff + record.blockcount).checked_mul(block);
+            if end.is_none_or(|end| i64::try_from(end).is_err()) {
+                let what = format!("an extent of a file at its block {:#x}", record.startoff);
+                return Err(FileError::damaged(FORMAT, what));
+            }
             let extent = Extent {
                 start: record.startoff * block,
                 len: record.blockcount * block,

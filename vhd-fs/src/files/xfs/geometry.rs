@@ -46,7 +46,7 @@ impl Geometry {
         }
         let inodes_log = u32::from(superblock.inopblog);
         let group_log = u32::from(superblock.agblklog);
-        if block >> inodes_log != inode
+        if block.checked_shr(inodes_log) != Some(inode)
             || superblock.agblocks == 0
             || group_log > 31
             || superblock.agblocks > 1 << group_log
@@ -54,6 +54,13 @@ impl Geometry {
             return damaged(format!(
                 "{} blocks in a group, {inodes_log} and {group_log} as their logarithms",
                 superblock.agblocks
+            ));
+        }
+        let blocks = u64::from(superblock.agcount) * u64::from(superblock.agblocks);
+        if blocks.checked_mul(u64::from(block)).is_none() {
+            return damaged(format!(
+                "{} groups of {} blocks",
+                superblock.agcount, superblock.agblocks
             ));
         }
         let directory_log = byte(bytes, DIRECTORY_BLOCK_LOG_AT);

@@ -1,0 +1,138 @@
+//! What others ask of a machine, done.
+
+use std::io::{self, Read as _};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use hypervisor::{Error, MachineHandle};
+
+use super::events::now;
+use super::message::{Answer, Job, MachineInfo};
+use super::{Console, Event, Events, MachineName};
+use crate::codes::Kind;
+use crate::commands::vm::disks::OpenDisks;
+use crate::commands::vm::run::failed;
+use crate::failure::Failure;
+
+/// What does not change about a machine.
+#[derive(Clone, Debug)]
+pub(crate) struct Facts {
+    pub(crate) name: MachineName,
+    /// The file of the kernel.
+    pub(crate) kernel: String,
+    pub(crate) machine: &'static str,
+    pub(crate) cpus: u8,
+    /// Bytes.
+    pub(crate) memory: u64,
+}
+
+/// A machine that runs in this process.
+pub(crate) struct Worker {
+    facts: Facts,
+    started: String,
+    handle: MachineHandle,
+    disks: Arc<OpenDisks>,
+    console: Console,
+    events: Arc<Events>,
+}
+
+impl Worker {
+    pub(crate) fn new(
+        facts: Facts,
+        handle: MachineHandle,
+        disks: Arc<OpenDisks>,
+        console: Console,
+        events: Arc<Events>,
+    ) -> Self {
+        Self {
+            facts,
+            started: now(),
+            handle,
+            disks,
+            console,
+            events,
+        }
+    }
+
+    /// Does what is asked for.
+    pub(super) fn answer(&self, job: Job) -> Result<Answer, Failure> {
+        match job {
+            Job::Info => return self.info().map(Answer::Info),
+            Job::Pause => {
+                self.handle.pause().map_err(|error| self.failed(error))?;
+                self.events.say(&Event::Paused);
+            }
+            Job::Resume => {
+                self.handle.resume().map_err(|error| self.failed(error))?;
+                self.events.say(&Event::Resumed);
+            }
+            Job::Stop { force: true } => self.handle.stop(),
+            Job::Stop { force: false } => self.press_power_button()?,
+            // Its connection does not end with an answer.
+            Job::Console => {}
+        }
+        Ok(Answer::Done)
+    }
+
+    /// Passes the console on until the client goes away.
+    pub(super) fn attach(&self, mut client: &UnixStream) -> io::Result<()> {
+        client.set_read_timeout(None)?;
+        self.console.attach(client.try_clone()?);
+        let mut typed = [0; 1024];
+        loop {
+            match client.read(&mut typed) {
+                // It may still listen.
+                Ok(0) => return Ok(()),
+                Ok(len) => self.handle.input(&typed[..len]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn info(&self) -> Result<MachineInfo, Failure> {
+        let is_paused = self.handle.is_paused().map_err(|error| self.failed(error))?;
+        let Facts {
+            name,
+            kernel,
+            machine,
+            cpus,
+            memory,
+        } = self.facts.clone();
+        Ok(MachineInfo {
+            name,
+            pid: std::process::id(),
+            state: if is_paused { "paused" } else { "running" }.to_owned(),
+            machine: machine.to_owned(),
+            cpus,
+            memory,
+            started: self.started.clone(),
+            kernel,
+            disks: self.disks.info(),
+        })
+    }
+
+    /// A guest that is held would not notice.
+    fn press_power_button(&self) -> Result<(), Failure> {
+        if self.handle.is_paused().map_err(|error| self.failed(error))? {
+            let message = format!(
+                "the machine {} is paused, and so does not notice its power button; resume it first, or stop it with --force",
+                self.facts.name
+            );
+            return Err(Failure::new(Kind::MachineCannot, message));
+        }
+        self.handle.press_power_button().map_err(|error| self.failed(error))?;
+        self.events.say(&Event::PowerButton);
+        Ok(())
+    }
+
+    fn failed(&self, error: Error) -> Failure {
+        match error {
+            Error::Ended => Failure::new(
+                Kind::NoSuchMachine,
+                format!("the machine {} has ended", self.facts.name),
+            ),
+            error => failed(&self.facts.kernel, error),
+        }
+    }
+}

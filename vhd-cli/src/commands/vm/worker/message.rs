@@ -1,0 +1,77 @@
+//! What is said over the socket of a machine: one request, one answer, each a line of JSON; behind the answer to
+//! [`Job::Console`] follow the bytes of the console, both ways.
+
+use serde::{Deserialize, Serialize};
+
+use super::MachineName;
+
+/// Changes when a message changes its meaning.
+pub(super) const VERSION: u32 = 1;
+
+/// What a command asks for.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Request {
+    pub(crate) version: u32,
+    #[serde(flatten)]
+    pub(crate) job: Job,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(tag = "request", rename_all = "kebab-case")]
+pub(crate) enum Job {
+    /// Say what the machine is.
+    Info,
+    /// Hold the guest.
+    Pause,
+    /// Let it go on.
+    Resume,
+    /// Press the power button, or with `force` cut the power.
+    Stop { force: bool },
+    /// Pass the console on.
+    Console,
+}
+
+/// What the process of a machine answers.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Answer {
+    Info(MachineInfo),
+    Done,
+    /// Why not, as a code of the command and a message for people.
+    Failed {
+        code: String,
+        message: String,
+    },
+}
+
+/// A machine.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct MachineInfo {
+    pub(crate) name: MachineName,
+    /// The process.
+    pub(crate) pid: u32,
+    /// `running` or `paused`.
+    pub(crate) state: String,
+    /// `vhd-1` or `mmio`.
+    pub(crate) machine: String,
+    pub(crate) cpus: u8,
+    /// Bytes.
+    pub(crate) memory: u64,
+    /// When the process began to run the guest, in UTC.
+    pub(crate) started: String,
+    /// The file of the kernel.
+    pub(crate) kernel: String,
+    pub(crate) disks: Vec<DiskInfo>,
+}
+
+/// A disk of a machine.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct DiskInfo {
+    /// What the guest sees as its serial number.
+    pub(crate) id: String,
+    /// As it was named when it was given to the machine.
+    pub(crate) image: String,
+    pub(crate) read_only: bool,
+    /// Bytes.
+    pub(crate) size: u64,
+}

@@ -1,0 +1,27 @@
+//! The process of a machine, which others of the same user find and control.
+//!
+//! ```text
+//!   name.rs      what a machine is called
+//!   place.rs     its directory: a lock that says whether it lives, and a socket
+//!   message.rs   what is said over the socket            console.rs   the guest's console for all who are attached
+//!   server.rs    listens while the machine runs          events.rs    what happened, as lines of JSON
+//!   jobs.rs      does what is asked for                  client.rs    asks
+//! ```
+
+mod client;
+mod console;
+mod events;
+mod jobs;
+mod message;
+mod name;
+mod place;
+mod server;
+
+pub(super) use client::{Client, living};
+pub(super) use console::Console;
+pub(super) use events::{Event, Events};
+pub(super) use jobs::{Facts, Worker};
+pub(super) use message::{DiskInfo, Job, MachineInfo};
+pub(super) use name::MachineName;
+pub(super) use place::Claim;
+pub(super) use server::Server;
