@@ -1,4 +1,4 @@
-//! Little-endian numbers in structures whose length was checked.
+//! Numbers in structures whose length was checked.
 
 /// The array at `at`.
 pub(crate) fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
@@ -17,4 +17,12 @@ pub(crate) fn le32(bytes: &[u8], at: usize) -> u32 {
 
 pub(crate) fn le64(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(array(bytes, at))
+}
+
+pub(crate) fn be32(bytes: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes(array(bytes, at))
+}
+
+pub(crate) fn be64(bytes: &[u8], at: usize) -> u64 {
+    u64::from_be_bytes(array(bytes, at))
 }

@@ -111,6 +111,10 @@ rules! {
     BlockInMetadata = "block-in-metadata", "block in the image's metadata";
     /// A block lies in the file.
     BlockPastEnd = "block-past-end", "block past the end of the file";
+    /// A table of a qcow2 is at the start of a cluster, inside the file.
+    Table = "table", "table";
+    /// A compressed cluster holds one cluster.
+    Compression = "compression", "compressed cluster";
     /// Two blocks do not overlap.
     BlockOverlap = "block-overlap", "overlapping blocks";
     /// A block that is partly present has a sector bitmap.

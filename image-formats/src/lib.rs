@@ -1,11 +1,13 @@
-//! Reads disk images in the formats of other programs, without trust in what it reads. Nothing is ever written.
+//! Reads disk images in the formats of other programs, without trust in what it reads. Nothing that exists is ever
+//! written; [`qcow2::Writer`] makes new images.
 //!
 //! ```text
 //!   LayeredImage    a chain as a `BlockDevice`, for reading                    device.rs
 //!        |
 //!   Layer           where the bytes of one image are: stored, zero, absent     layer.rs
 //!        |
-//!   vhdx::Image     one file each; parents are found by the caller             vhdx/
+//!   vhdx::Image, qcow2::Image, RawLayer                                       vhdx/, qcow2/, raw.rs
+//!        |           one file each; parents are found by the caller
 //!        |
 //!   ImageFile       the bytes of the file, from whatever holds them            file.rs
 //! ```
@@ -21,9 +23,12 @@ mod error;
 mod file;
 mod layer;
 pub mod limits;
+pub mod qcow2;
+mod raw;
 pub mod vhdx;
 
 pub use device::LayeredImage;
 pub use error::{BrokenRule, DAMAGED, FEATURE, ImageError, Rule};
 pub use file::{ImageFile, Segment};
 pub use layer::{Layer, Place};
+pub use raw::RawLayer;

@@ -1,6 +1,8 @@
 //! The fuzz targets of other programs' formats, for a bounded time.
 #![allow(unreachable_pub, reason = "parts of another package")]
 
+#[path = "../../fuzz/src/qcow2.rs"]
+mod qcow2;
 #[path = "../../fuzz/src/replay.rs"]
 mod replay;
 mod support;
@@ -10,6 +12,11 @@ mod vhdx;
 use std::collections::BTreeMap;
 
 use support::vhdx_writer::{Block, Change, Image, MIB, Parent, TABLE, write_log};
+
+#[test]
+fn qcow2_files() {
+    replay::replay("qcow2", 3000, qcow2::qcow2);
+}
 
 #[test]
 fn vhdx_files() {

@@ -17,6 +17,8 @@ pub(crate) enum FormatArg {
     Vhd,
     /// A fixed, dynamic or differencing VHDX, for reading
     Vhdx,
+    /// A qcow2 image, for reading
+    Qcow2,
 }
 
 impl From<FormatArg> for ImageFormat {
@@ -25,6 +27,7 @@ impl From<FormatArg> for ImageFormat {
             FormatArg::Raw => Self::Raw,
             FormatArg::Vhd => Self::Vhd,
             FormatArg::Vhdx => Self::Vhdx,
+            FormatArg::Qcow2 => Self::Qcow2,
         }
     }
 }
@@ -50,6 +53,7 @@ impl From<OsString> for TypedPath {
             ("raw:", FormatArg::Raw),
             ("vhd:", FormatArg::Vhd),
             ("vhdx:", FormatArg::Vhdx),
+            ("qcow2:", FormatArg::Qcow2),
         ];
         for (prefix, format) in formats {
             if let Some(path) = text.as_bytes().strip_prefix(prefix.as_bytes()) {

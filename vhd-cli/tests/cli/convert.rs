@@ -153,7 +153,9 @@ fn arguments_that_do_not_fit_are_usage_errors() {
     lab.dynamic("a.vhd", MIB);
     for rest in [
         &[][..],
-        &["--to", "qcow2"],
+        &["--to", "vdi"],
+        &["--to", "qcow2", "--block-size", "2M"],
+        &["--to", "qcow2", "--preallocate", "full"],
         &["--to", "raw", "--block-size", "2M"],
         &["--to", "fixed", "--block-size", "2M"],
         &["--to", "raw", "--preallocate", "full"],
@@ -166,6 +168,7 @@ fn arguments_that_do_not_fit_are_usage_errors() {
         lab.run(&args, 2);
     }
     lab.run(&["convert", "a.vhd", "-", "--to", "dynamic"], 2);
+    lab.run(&["convert", "a.vhd", "-", "--to", "qcow2"], 2);
     lab.run(&["convert", "a.vhd", "-", "--to", "raw", "--force"], 2);
     assert!(!lab.exists("out"));
 }

@@ -36,6 +36,7 @@ mod nbd_sockets;
 mod nbd_space;
 mod odd_places;
 mod pages;
+mod qcow2;
 mod repair;
 mod reparent;
 mod reports;

@@ -339,6 +339,10 @@ pub enum ParentOutcome {
     NotVhd,
     /// A file that is no VHDX.
     NotVhdx,
+    /// A file that the user named, and that has another name than the backing file.
+    OtherName,
+    /// A raw file, which the user did not name.
+    RawUnnamed,
     /// A file in another program's format.
     Foreign(ForeignFormat),
     /// A file that can't be read.
@@ -360,6 +364,8 @@ impl fmt::Display for ParentOutcome {
             }
             Self::NotVhd => f.write_str("not a VHD"),
             Self::NotVhdx => f.write_str("not a VHDX"),
+            Self::OtherName => f.write_str("not looked at: the backing file has another name"),
+            Self::RawUnnamed => f.write_str("a raw file, or no image: a raw backing file must be named with --parent"),
             Self::Foreign(format) => write!(f, "{format}, not a VHD"),
             Self::Unreadable(reason) => write!(f, "unreadable: {reason}"),
         }

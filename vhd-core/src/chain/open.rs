@@ -227,7 +227,7 @@ impl OpenOptions {
                 let explicit = self.clone().write(false).gate(Arc::new(ExplicitOnly));
                 ChainBuilder::new(&explicit, &mut Vec::new()).build(name, file, None)
             }
-            Some(format @ ImageFormat::Vhdx) => {
+            Some(format @ (ImageFormat::Vhdx | ImageFormat::Qcow2)) => {
                 let explicit = self.clone().gate(Arc::new(ExplicitOnly));
                 foreign::open(&explicit, format, name, file, None, &mut Vec::new())
             }
@@ -312,7 +312,9 @@ impl OpenOptions {
                 Ok(opened)
             }
             ImageFormat::Vhd => ChainBuilder::new(self, found).build(path, Arc::clone(&file) as _, Some(&file)),
-            ImageFormat::Vhdx => foreign::open(self, format, path, Arc::clone(&file) as _, Some(&file), found),
+            ImageFormat::Vhdx | ImageFormat::Qcow2 => {
+                foreign::open(self, format, path, Arc::clone(&file) as _, Some(&file), found)
+            }
         }
     }
 

@@ -89,8 +89,9 @@ struct GeometryReport {
 struct BlocksReport {
     block_size: u64,
     blocks: u64,
-    allocated_blocks: u64,
-    allocated_bytes: u64,
+    /// Unknown where all of the file would have to be looked through for it.
+    allocated_blocks: Option<u64>,
+    allocated_bytes: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -185,7 +186,7 @@ impl ForeignReport {
                 block_size: facts.block_size,
                 blocks: facts.blocks,
                 allocated_blocks: facts.allocated_blocks,
-                allocated_bytes: facts.allocated_blocks * facts.block_size,
+                allocated_bytes: facts.allocated_blocks.map(|blocks| blocks * facts.block_size),
             },
             logical_sector_size: facts.logical_sector,
             physical_sector_size: facts.physical_sector,
@@ -265,13 +266,23 @@ impl GeometryReport {
 }
 
 impl BlocksReport {
+    fn text(&self) -> String {
+        let (all, size) = (self.blocks, human::binary(self.block_size));
+        match (self.allocated_blocks, self.allocated_bytes) {
+            (Some(allocated), Some(bytes)) => {
+                format!("{allocated} of {all} allocated, {size} each: {}", human::bytes(bytes))
+            }
+            _ => format!("{all}, {size} each"),
+        }
+    }
+
     fn of(image: &Image) -> Option<Self> {
         let layout = image.header()?.layout;
         Some(Self {
             block_size: layout.block_size(),
             blocks: layout.blocks_for(image.disk_size()),
-            allocated_blocks: image.allocated_bytes() / layout.block_size(),
-            allocated_bytes: image.allocated_bytes(),
+            allocated_blocks: Some(image.allocated_bytes() / layout.block_size()),
+            allocated_bytes: Some(image.allocated_bytes()),
         })
     }
 }
@@ -332,13 +343,7 @@ impl fmt::Display for LayerReport {
         }
         let blocks = self.vhd.as_ref().and_then(|vhd| vhd.blocks.as_ref());
         if let Some(blocks) = blocks.or(self.foreign.as_ref().map(|foreign| &foreign.blocks)) {
-            let (allocated, all) = (blocks.allocated_blocks, blocks.blocks);
-            let size = human::binary(blocks.block_size);
-            let bytes = human::bytes(blocks.allocated_bytes);
-            fields.add(
-                "blocks",
-                format!("{allocated} of {all} allocated, {size} each: {bytes}"),
-            );
+            fields.add("blocks", blocks.text());
         }
         if let Some(owned) = self.owned_bytes {
             fields.add("owns", format!("{} of the disk", human::bytes(owned)));

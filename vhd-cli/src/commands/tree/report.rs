@@ -80,7 +80,7 @@ pub(super) struct FactsReport {
     pub(super) disk_type: String,
     pub(super) id: String,
     pub(super) virtual_size: u64,
-    pub(super) allocated_bytes: u64,
+    pub(super) allocated_bytes: Option<u64>,
     pub(super) block_size: Option<u64>,
     pub(super) created: Option<String>,
     pub(super) footer_recovered: bool,

@@ -66,7 +66,9 @@ impl ForeignFormat {
     /// The format, if images in it are read here.
     #[must_use]
     pub fn readable(&self) -> Option<ImageFormat> {
-        [ImageFormat::Vhdx].into_iter().find(|format| format.name() == self.id)
+        [ImageFormat::Vhdx, ImageFormat::Qcow2]
+            .into_iter()
+            .find(|format| format.name() == self.id)
     }
 
     /// The row of a format that is read here.

@@ -41,6 +41,8 @@ pub enum ImageFormat {
     Vhd,
     /// A VHDX image, for reading.
     Vhdx,
+    /// A qcow2 image, for reading.
+    Qcow2,
 }
 
 /// What a file was found to be.
@@ -93,6 +95,7 @@ impl ImageFormat {
             Self::Raw => "raw",
             Self::Vhd => "vhd",
             Self::Vhdx => "vhdx",
+            Self::Qcow2 => "qcow2",
         }
     }
 
@@ -103,6 +106,7 @@ impl ImageFormat {
             Self::Raw => "raw",
             Self::Vhd => "VHD",
             Self::Vhdx => "VHDX",
+            Self::Qcow2 => "qcow2",
         }
     }
 }

@@ -4,10 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use image_formats::vhdx::{DiskType as VhdxType, Image, Oddity};
-use image_formats::{BrokenRule, ImageError};
+use image_formats::{BrokenRule, ImageError, qcow2};
 
 use super::shared;
-use crate::chain::ChainError;
+use crate::chain::detect::foreign_format;
+use crate::chain::{ChainError, ImageFormat};
 use crate::check::{CheckReport, FindingCode, Severity};
 use crate::format::DiskType;
 use crate::storage::StorageFile;
@@ -21,15 +22,20 @@ pub fn check(file: &Arc<dyn StorageFile>, path: &Path) -> Result<CheckReport, Ch
         path: path.to_owned(),
         source,
     };
+    let read = |source| {
+        failed(ImageError::Read {
+            offset: 0,
+            len: 0,
+            source,
+        })
+    };
+    let found = foreign_format(&**file).map_err(read)?;
+    if found.and_then(|format| format.readable()) == Some(ImageFormat::Qcow2) {
+        return check_qcow2(file, failed);
+    }
     let (image, broken) = Image::check(shared(file)).map_err(failed)?;
     let mut report = CheckReport {
-        file_size: file.len().map_err(|source| {
-            failed(ImageError::Read {
-                offset: 0,
-                len: 0,
-                source,
-            })
-        })?,
+        file_size: file.len().map_err(read)?,
         ..CheckReport::default()
     };
     for rule in broken {
@@ -38,6 +44,45 @@ pub fn check(file: &Arc<dyn StorageFile>, path: &Path) -> Result<CheckReport, Ch
     }
     if let Some(image) = image {
         describe(&image, &mut report);
+    }
+    Ok(report)
+}
+
+/// All tables of a qcow2. Its reference counts are not looked at: they say nothing of what it reads.
+fn check_qcow2(
+    file: &Arc<dyn StorageFile>,
+    failed: impl Fn(ImageError) -> ChainError,
+) -> Result<CheckReport, ChainError> {
+    let mut report = CheckReport::default();
+    let image = match qcow2::Image::open(shared(file)) {
+        Ok(image) => image,
+        Err(ImageError::Broken(rule)) => {
+            report.push(
+                FindingCode::Rule(rule.rule),
+                Severity::Corrupt,
+                Some(rule.offset),
+                text(&rule),
+            );
+            return Ok(report);
+        }
+        Err(error) => return Err(failed(error)),
+    };
+    let header = image.header();
+    let (allocated, broken) = image.survey().map_err(failed)?;
+    report.disk_type = Some(match header.backing_file {
+        Some(_) => DiskType::Differencing,
+        None => DiskType::Dynamic,
+    });
+    report.disk_size = header.disk_size;
+    report.blocks = header.disk_size.div_ceil(header.cluster_size);
+    report.allocated_blocks = allocated;
+    for rule in broken {
+        report.push(
+            FindingCode::Rule(rule.rule),
+            Severity::Corrupt,
+            Some(rule.offset),
+            text(&rule),
+        );
     }
     Ok(report)
 }

@@ -3,30 +3,35 @@
 //! ```text
 //! mod.rs    the disk, its files, and what each says of itself
 //! file.rs   a file of this host, or any other, as the readers of formats want it
-//! vhdx.rs   the chain of a VHDX: which file is the parent
+//! chain.rs  a leaf and its parents
+//! vhdx.rs   VHDX: what an image says, and which file is its parent
+//! qcow2.rs  the same of qcow2
 //! check.rs  what a check finds in one
 //! ```
 
+mod chain;
 mod check;
 mod file;
+mod qcow2;
 mod vhdx;
 
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use image_formats::{Layer as FormatLayer, LayeredImage};
+use image_formats::{ImageError, Layer as FormatLayer, LayeredImage};
 
 use super::ImageFormat;
+use super::detect::foreign_format;
 use super::error::ChainError;
 use super::{OpenOptions, OpenedDisk};
 use crate::device::{BlockDevice, Disk};
 use crate::format::{DiskType, UniqueId};
 use crate::image::ParentPath;
 use crate::storage::{HostFile, StorageFile};
+pub(super) use chain::examine;
 pub use check::check;
 use file::SharedFile;
-pub(super) use vhdx::examine;
 
 /// A disk in images of another program.
 pub struct ForeignDisk {
@@ -62,8 +67,8 @@ pub struct ForeignFacts {
     pub block_size: u64,
     /// Blocks on the disk.
     pub blocks: u64,
-    /// Blocks that have space in the file.
-    pub allocated_blocks: u64,
+    /// Blocks that have space in the file, if that is known without looking through all of it.
+    pub allocated_blocks: Option<u64>,
     /// Bytes in a logical sector.
     pub logical_sector: u32,
     /// Bytes in a physical sector.
@@ -78,6 +83,8 @@ pub struct ForeignFacts {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ForeignParent {
+    /// The format of the child, which says what a parent is known by.
+    pub format: ImageFormat,
     /// By what the parent is known.
     pub id: UniqueId,
     /// By what it may be known as well.
@@ -172,7 +179,7 @@ pub(super) fn open(
     found: &mut Vec<std::path::PathBuf>,
 ) -> Result<OpenedDisk, ChainError> {
     options.require_reading(format, path)?;
-    vhdx::open(options, path, file, host, found)
+    chain::open(options, format, path, file, host, found)
 }
 
 /// What the image in a file says of itself, without its ancestors.
@@ -180,9 +187,21 @@ pub(super) fn open(
 /// # Errors
 /// That it is not readable, or not in a format of another program that is read here.
 pub fn read_alone(file: Arc<dyn StorageFile>, path: &Path) -> Result<ForeignLayer, ChainError> {
-    vhdx::read(file, path)
+    let format = foreign_format(&*file).map_err(|source| ChainError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    let format = format.and_then(|format| format.readable()).unwrap_or(ImageFormat::Vhdx);
+    chain::read_image(format, file, path).map(|(layer, _)| layer)
 }
 
 fn shared(file: &Arc<dyn StorageFile>) -> Arc<dyn image_formats::ImageFile> {
     Arc::new(SharedFile(Arc::clone(file)))
+}
+
+fn foreign_error(path: &Path, source: ImageError) -> ChainError {
+    ChainError::ForeignImage {
+        path: path.to_owned(),
+        source,
+    }
 }

@@ -55,11 +55,12 @@ pub(super) fn resolve(child: &Member) -> Resolved {
     let mut tried = Vec::new();
     for candidate in candidates(&child.path, &parent.paths, &[], &[]) {
         let examined = match facts.format {
-            ImageFormat::Vhdx => {
+            format @ (ImageFormat::Vhdx | ImageFormat::Qcow2) => {
                 let wanted = ForeignParent {
+                    format,
                     id: parent.id,
                     second_id: parent.second_id,
-                    paths: Vec::new(),
+                    paths: parent.paths.clone(),
                 };
                 foreign::examine(&child.path, &candidate, &wanted, &AllowAll)
             }

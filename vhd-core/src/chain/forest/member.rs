@@ -40,8 +40,9 @@ pub struct Facts {
     pub disk_type: DiskType,
     /// Bytes on the disk.
     pub disk_size: u64,
-    /// Bytes of block data that have space in the file (of a fixed image: the whole disk).
-    pub allocated_bytes: u64,
+    /// Bytes of block data that have space in the file (of a fixed image: the whole disk); `None` if all of the file would
+    /// have to be looked through for that.
+    pub allocated_bytes: Option<u64>,
     /// Bytes in a block; `None` for a fixed image.
     pub block_size: Option<u64>,
     /// When the image was made.
@@ -131,7 +132,7 @@ impl Facts {
             id: facts.id,
             disk_type: facts.disk_type,
             disk_size: facts.disk_size,
-            allocated_bytes: facts.allocated_blocks * facts.block_size,
+            allocated_bytes: facts.allocated_blocks.map(|blocks| blocks * facts.block_size),
             block_size: Some(facts.block_size),
             created: Timestamp::UNSET,
             footer_recovered: false,
@@ -151,7 +152,7 @@ impl Facts {
             id: image.unique_id(),
             disk_type: image.footer().disk_type,
             disk_size: image.disk_size(),
-            allocated_bytes: image.allocated_bytes(),
+            allocated_bytes: Some(image.allocated_bytes()),
             block_size: image.header().map(|header| header.layout.block_size()),
             created: image.footer().timestamp,
             footer_recovered: image.footers().source == FooterSource::Copy,
