@@ -6,7 +6,7 @@
 //!        |
 //!   Layer           where the bytes of one image are: stored, zero, absent     layer.rs
 //!        |
-//!   vhdx::Image, qcow2::Image, RawLayer                                       vhdx/, qcow2/, raw.rs
+//!   vhdx::Image, qcow2::Image, vmdk::Image, RawLayer                          vhdx/, qcow2/, vmdk/, raw.rs
 //!        |           one file each; parents are found by the caller
 //!        |
 //!   ImageFile       the bytes of the file, from whatever holds them            file.rs
@@ -21,11 +21,13 @@ mod bytes;
 mod device;
 mod error;
 mod file;
+mod inflate;
 mod layer;
 pub mod limits;
 pub mod qcow2;
 mod raw;
 pub mod vhdx;
+pub mod vmdk;
 
 pub use device::LayeredImage;
 pub use error::{BrokenRule, DAMAGED, FEATURE, ImageError, Rule};

@@ -19,6 +19,8 @@ pub(crate) enum FormatArg {
     Vhdx,
     /// A qcow2 image, for reading
     Qcow2,
+    /// A VMDK image in one file, for reading
+    Vmdk,
 }
 
 impl From<FormatArg> for ImageFormat {
@@ -28,6 +30,7 @@ impl From<FormatArg> for ImageFormat {
             FormatArg::Vhd => Self::Vhd,
             FormatArg::Vhdx => Self::Vhdx,
             FormatArg::Qcow2 => Self::Qcow2,
+            FormatArg::Vmdk => Self::Vmdk,
         }
     }
 }
@@ -54,6 +57,7 @@ impl From<OsString> for TypedPath {
             ("vhd:", FormatArg::Vhd),
             ("vhdx:", FormatArg::Vhdx),
             ("qcow2:", FormatArg::Qcow2),
+            ("vmdk:", FormatArg::Vmdk),
         ];
         for (prefix, format) in formats {
             if let Some(path) = text.as_bytes().strip_prefix(prefix.as_bytes()) {

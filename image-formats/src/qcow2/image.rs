@@ -10,6 +10,7 @@ use vhd_block::units::usize_from;
 use super::header::Header;
 use super::tables::{Cluster, Tables};
 use crate::error::ReadContext as _;
+use crate::inflate::inflate_raw;
 use crate::{BrokenRule, ImageError, ImageFile, Layer, Place, Rule};
 
 /// Clusters that are compared with each other: 4 TiB of data in clusters of 64 KiB, 1 GiB of memory.
@@ -149,28 +150,13 @@ impl Image {
         let mut packed = vec![0; usize_from(len)];
         self.file.read_exact_at(&mut packed, offset).at(offset, packed.len())?;
         let mut cluster = vec![0; usize_from(self.header.cluster_size)];
-        inflate(&packed, &mut cluster).map_err(|found| {
+        inflate_raw(&packed, &mut cluster).map_err(|found| {
             let expected = format!("a deflated cluster of {:#x} bytes", cluster.len());
             BrokenRule::new(Rule::Compression, offset, found, expected)
         })?;
         let cluster: Arc<[u8]> = cluster.into();
         *lock() = Some((offset, Arc::clone(&cluster)));
         Ok(cluster)
-    }
-}
-
-/// Inflates exactly one cluster. Behind the stream may be bytes of the next one.
-fn inflate(packed: &[u8], cluster: &mut [u8]) -> Result<(), String> {
-    use miniz_oxide::inflate::TINFLStatus;
-    use miniz_oxide::inflate::core::inflate_flags::TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
-    use miniz_oxide::inflate::core::{DecompressorOxide, decompress};
-
-    let mut state = Box::<DecompressorOxide>::default();
-    let flags = TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
-    let (status, _, written) = decompress(&mut state, packed, cluster, 0, flags);
-    match status {
-        TINFLStatus::Done | TINFLStatus::HasMoreOutput if written == cluster.len() => Ok(()),
-        status => Err(format!("{written:#x} bytes, {status:?}")),
     }
 }
 

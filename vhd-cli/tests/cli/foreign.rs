@@ -47,14 +47,6 @@ fn make_containers(lab: &Lab) -> Vec<(&'static str, &'static str)> {
     };
     qemu("qcow", "a.qcow", &[], "a qcow image of version 1");
     qemu("qed", "a.qed", &[], "a QED image");
-    qemu("vmdk", "a.vmdk", &[], "a VMDK image");
-    qemu("vmdk", "flat.vmdk", &["-o", "subformat=monolithicFlat"], "a VMDK image");
-    qemu(
-        "vmdk",
-        "stream.vmdk",
-        &["-o", "subformat=streamOptimized"],
-        "a VMDK image",
-    );
     qemu("vdi", "a.vdi", &[], "a VDI image");
     qemu("parallels", "a.hdd", &[], "a Parallels image");
     let mut pack = |program: &str, args: &[&str], name: &'static str, words| {

@@ -152,3 +152,46 @@ fn what_is_not_read_is_named() {
     assert!(said.contains("VHD-E0141") && said.contains("0x14"), "{said}");
     lab.run(&["check", "bad.qcow2"], 3);
 }
+
+#[test]
+fn vmdk_images_in_one_file_are_sources_and_others_are_refused() {
+    if !have(&["qemu-img"], "VMDK images of qemu") {
+        return;
+    }
+    let lab = Lab::new();
+    let mut content = vec![0; 3 * MIB as usize];
+    content[1_000_000..1_500_000].fill(7);
+    fs::write(lab.path("disk.raw"), &content).unwrap();
+    for subformat in ["monolithicSparse", "streamOptimized"] {
+        let option = format!("subformat={subformat}");
+        qemu_img(
+            &lab,
+            &[
+                "convert", "-f", "raw", "-O", "vmdk", "-o", &option, "disk.raw", "a.vmdk",
+            ],
+        );
+        lab.run(&["compare", "a.vmdk", "disk.raw"], 0);
+        lab.run(&["convert", "a.vmdk", "out.vhd", "--force"], 0);
+        lab.run(&["compare", "out.vhd", "disk.raw"], 0);
+        lab.run(&["check", "a.vmdk"], 0);
+        assert_eq!(lab.json(&["info", "a.vmdk"], 0)["format"], "vmdk");
+        let said = stderr(&lab.run(&["resize", "a.vmdk", "16M"], 8));
+        assert!(said.contains("VHD-E0140"), "{said}");
+    }
+    qemu_img(
+        &lab,
+        &[
+            "convert",
+            "-f",
+            "raw",
+            "-O",
+            "vmdk",
+            "-o",
+            "subformat=monolithicFlat",
+            "disk.raw",
+            "b.vmdk",
+        ],
+    );
+    let said = stderr(&lab.run(&["hash", "b.vmdk"], 8));
+    assert!(said.contains("VHD-E0142") && said.contains("other files"), "{said}");
+}

@@ -50,7 +50,7 @@ pub(super) fn open(options: &OpenOptions, files: Vec<OwnedFd>) -> Result<OpenedD
             .err()
             .unwrap_or(ChainError::RawWrite { path })),
         // Its parents are found by paths alone.
-        (ImageFormat::Vhdx | ImageFormat::Qcow2, _) => {
+        (ImageFormat::Vhdx | ImageFormat::Qcow2 | ImageFormat::Vmdk, _) => {
             let refused = options.clone().foreign(false).require_reading(format, &path);
             Err(refused.err().unwrap_or(ChainError::RawWrite { path }))
         }

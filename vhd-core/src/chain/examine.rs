@@ -77,7 +77,7 @@ pub(super) fn identify_content(
             match ImageFormat::detect(file, path) {
                 Ok(ImageFormat::Raw) => Ok(Examined::Raw),
                 Ok(ImageFormat::Vhd) => Err(ParentOutcome::NotVhd),
-                Ok(ImageFormat::Vhdx | ImageFormat::Qcow2) => Err(not_vhd(file)),
+                Ok(ImageFormat::Vhdx | ImageFormat::Qcow2 | ImageFormat::Vmdk) => Err(not_vhd(file)),
                 Err(ChainError::Foreign { format, .. }) => Err(ParentOutcome::Foreign(format)),
                 Err(error) => Err(unreadable(&error)),
             }

@@ -227,7 +227,7 @@ impl OpenOptions {
                 let explicit = self.clone().write(false).gate(Arc::new(ExplicitOnly));
                 ChainBuilder::new(&explicit, &mut Vec::new()).build(name, file, None)
             }
-            Some(format @ (ImageFormat::Vhdx | ImageFormat::Qcow2)) => {
+            Some(format @ (ImageFormat::Vhdx | ImageFormat::Qcow2 | ImageFormat::Vmdk)) => {
                 let explicit = self.clone().gate(Arc::new(ExplicitOnly));
                 foreign::open(&explicit, format, name, file, None, &mut Vec::new())
             }
@@ -312,7 +312,7 @@ impl OpenOptions {
                 Ok(opened)
             }
             ImageFormat::Vhd => ChainBuilder::new(self, found).build(path, Arc::clone(&file) as _, Some(&file)),
-            ImageFormat::Vhdx | ImageFormat::Qcow2 => {
+            ImageFormat::Vhdx | ImageFormat::Qcow2 | ImageFormat::Vmdk => {
                 foreign::open(self, format, path, Arc::clone(&file) as _, Some(&file), found)
             }
         }

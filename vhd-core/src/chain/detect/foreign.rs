@@ -66,7 +66,7 @@ impl ForeignFormat {
     /// The format, if images in it are read here.
     #[must_use]
     pub fn readable(&self) -> Option<ImageFormat> {
-        [ImageFormat::Vhdx, ImageFormat::Qcow2]
+        [ImageFormat::Vhdx, ImageFormat::Qcow2, ImageFormat::Vmdk]
             .into_iter()
             .find(|format| format.name() == self.id)
     }

@@ -43,6 +43,8 @@ pub enum ImageFormat {
     Vhdx,
     /// A qcow2 image, for reading.
     Qcow2,
+    /// A VMDK image, for reading.
+    Vmdk,
 }
 
 /// What a file was found to be.
@@ -96,6 +98,7 @@ impl ImageFormat {
             Self::Vhd => "vhd",
             Self::Vhdx => "vhdx",
             Self::Qcow2 => "qcow2",
+            Self::Vmdk => "vmdk",
         }
     }
 
@@ -107,6 +110,7 @@ impl ImageFormat {
             Self::Vhd => "VHD",
             Self::Vhdx => "VHDX",
             Self::Qcow2 => "qcow2",
+            Self::Vmdk => "VMDK",
         }
     }
 }

@@ -13,7 +13,7 @@ use super::super::{
     Candidate, ChainError, ChainWarning, ImageFormat, MAX_DEPTH, ParentGate, ParentOutcome, TriedParent,
 };
 use super::super::{OpenOptions, OpenedDisk};
-use super::{ForeignDisk, ForeignLayer, ForeignParent, foreign_error, qcow2, vhdx};
+use super::{ForeignDisk, ForeignLayer, ForeignParent, foreign_error, qcow2, vhdx, vmdk};
 use crate::storage::{Access, FileIdentity, HostFile, Sharing, StorageError, StorageFile};
 use crate::units::SECTOR_SIZE;
 
@@ -24,6 +24,7 @@ pub(super) type Read = (ForeignLayer, Vec<String>);
 pub(super) fn read_image(format: ImageFormat, file: Arc<dyn StorageFile>, path: &Path) -> Result<Read, ChainError> {
     match format {
         ImageFormat::Qcow2 => qcow2::read(file, path),
+        ImageFormat::Vmdk => vmdk::read(file, path),
         ImageFormat::Raw => qcow2::raw(file, path),
         _ => vhdx::read(file, path),
     }

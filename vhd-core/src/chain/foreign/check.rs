@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use image_formats::vhdx::{DiskType as VhdxType, Image, Oddity};
-use image_formats::{BrokenRule, ImageError, qcow2};
+use image_formats::{BrokenRule, ImageError, qcow2, vmdk};
 
 use super::shared;
 use crate::chain::detect::foreign_format;
@@ -30,18 +30,17 @@ pub fn check(file: &Arc<dyn StorageFile>, path: &Path) -> Result<CheckReport, Ch
         })
     };
     let found = foreign_format(&**file).map_err(read)?;
-    if found.and_then(|format| format.readable()) == Some(ImageFormat::Qcow2) {
-        return check_qcow2(file, failed);
+    match found.and_then(|format| format.readable()) {
+        Some(ImageFormat::Qcow2) => return check_qcow2(file, failed),
+        Some(ImageFormat::Vmdk) => return check_vmdk(file, failed),
+        _ => {}
     }
     let (image, broken) = Image::check(shared(file)).map_err(failed)?;
     let mut report = CheckReport {
         file_size: file.len().map_err(read)?,
         ..CheckReport::default()
     };
-    for rule in broken {
-        let offset = Some(rule.offset);
-        report.push(FindingCode::Rule(rule.rule), Severity::Corrupt, offset, text(&rule));
-    }
+    broken.iter().for_each(|rule| push(&mut report, rule));
     if let Some(image) = image {
         describe(&image, &mut report);
     }
@@ -57,12 +56,7 @@ fn check_qcow2(
     let image = match qcow2::Image::open(shared(file)) {
         Ok(image) => image,
         Err(ImageError::Broken(rule)) => {
-            report.push(
-                FindingCode::Rule(rule.rule),
-                Severity::Corrupt,
-                Some(rule.offset),
-                text(&rule),
-            );
+            push(&mut report, &rule);
             return Ok(report);
         }
         Err(error) => return Err(failed(error)),
@@ -76,15 +70,40 @@ fn check_qcow2(
     report.disk_size = header.disk_size;
     report.blocks = header.disk_size.div_ceil(header.cluster_size);
     report.allocated_blocks = allocated;
-    for rule in broken {
-        report.push(
-            FindingCode::Rule(rule.rule),
-            Severity::Corrupt,
-            Some(rule.offset),
-            text(&rule),
-        );
-    }
+    broken.iter().for_each(|rule| push(&mut report, rule));
     Ok(report)
+}
+
+/// All tables of a VMDK.
+fn check_vmdk(
+    file: &Arc<dyn StorageFile>,
+    failed: impl Fn(ImageError) -> ChainError,
+) -> Result<CheckReport, ChainError> {
+    let mut report = CheckReport::default();
+    let image = match vmdk::Image::open(shared(file)) {
+        Ok(image) => image,
+        Err(ImageError::Broken(rule)) => {
+            push(&mut report, &rule);
+            return Ok(report);
+        }
+        Err(error) => return Err(failed(error)),
+    };
+    let (allocated, broken) = image.survey().map_err(failed)?;
+    report.disk_type = Some(DiskType::Dynamic);
+    report.disk_size = image.header().disk_size;
+    report.blocks = report.disk_size.div_ceil(image.header().grain_size);
+    report.allocated_blocks = allocated;
+    broken.iter().for_each(|rule| push(&mut report, rule));
+    Ok(report)
+}
+
+fn push(report: &mut CheckReport, rule: &BrokenRule) {
+    report.push(
+        FindingCode::Rule(rule.rule),
+        Severity::Corrupt,
+        Some(rule.offset),
+        text(rule),
+    );
 }
 
 fn text(rule: &BrokenRule) -> String {

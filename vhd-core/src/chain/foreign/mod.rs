@@ -5,7 +5,7 @@
 //! file.rs   a file of this host, or any other, as the readers of formats want it
 //! chain.rs  a leaf and its parents
 //! vhdx.rs   VHDX: what an image says, and which file is its parent
-//! qcow2.rs  the same of qcow2
+//! qcow2.rs, vmdk.rs   the same of qcow2 and VMDK
 //! check.rs  what a check finds in one
 //! ```
 
@@ -14,6 +14,7 @@ mod check;
 mod file;
 mod qcow2;
 mod vhdx;
+mod vmdk;
 
 use std::fmt;
 use std::path::Path;

@@ -55,7 +55,7 @@ pub(super) fn resolve(child: &Member) -> Resolved {
     let mut tried = Vec::new();
     for candidate in candidates(&child.path, &parent.paths, &[], &[]) {
         let examined = match facts.format {
-            format @ (ImageFormat::Vhdx | ImageFormat::Qcow2) => {
+            format @ (ImageFormat::Vhdx | ImageFormat::Qcow2 | ImageFormat::Vmdk) => {
                 let wanted = ForeignParent {
                     format,
                     id: parent.id,

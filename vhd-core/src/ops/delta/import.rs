@@ -42,7 +42,9 @@ impl DeltaImport {
         let opened_base = options.open(base)?;
         let over_base = match opened_base.format() {
             ImageFormat::Raw => options.raw_parents([base.to_owned()]),
-            ImageFormat::Vhd | ImageFormat::Vhdx | ImageFormat::Qcow2 => options.parents([base.to_owned()]),
+            ImageFormat::Vhd | ImageFormat::Vhdx | ImageFormat::Qcow2 | ImageFormat::Vmdk => {
+                options.parents([base.to_owned()])
+            }
         };
         let over_base = over_base.format(Some(ImageFormat::Vhd));
         let opened_delta = over_base.open(delta)?;

@@ -102,7 +102,7 @@ impl Subject for HeldFile {
                 Box::new(|| resize.run())
             }
             // What is open for writing is no image of another program.
-            ImageFormat::Vhd | ImageFormat::Vhdx | ImageFormat::Qcow2 => {
+            ImageFormat::Vhd | ImageFormat::Vhdx | ImageFormat::Qcow2 | ImageFormat::Vmdk => {
                 self.check_name()?;
                 let request = Request {
                     image: &self.path,
