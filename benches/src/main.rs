@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use vhd_benches::{BLOCK, Bench, REQUEST, SCATTERED, one_offset_per_block, places, random_offsets};
 use vhd_core::chain::OpenedDisk;
-use vhd_core::device::Disk;
+use vhd_core::device::{ByteRange, Disk, ReadSpan};
 use vhd_core::storage::StorageFile;
 
 const READ_DISK: u64 = 1 << 30;
@@ -44,6 +44,7 @@ fn reads(dir: &Path, rounds: usize) -> Result<()> {
     let offsets = random_offsets(READ_DISK, REQUESTS, &mut random);
     let pairs = measure(rounds, || read_file(&raw, &offsets), || read_disk(&disk, &offsets))?;
     report("read, dynamic", &pairs, offsets.len());
+    span_reads(&disk, &offsets, rounds)?;
     drop((bench, disk));
     for (piece, what) in [(BLOCK, "whole blocks"), (SCATTERED, "64 KiB pieces")] {
         for depth in [1, 4, 16, 64] {
@@ -86,6 +87,34 @@ fn chain_reads(
     };
     let pairs = measure(rounds, &mut read_places, || read_disk(&disk, &offsets))?;
     report("- against preads of the same places", &pairs, places.len());
+    span_reads(&disk, &offsets, rounds)
+}
+
+/// The same reads by whoever asks where the bytes are and moves them himself, against those through the disk.
+fn span_reads(disk: &Disk, offsets: &[u64], rounds: usize) -> Result<()> {
+    let mut buffer = vec![0; REQUEST];
+    let by_spans = || {
+        time_each(offsets, |offset| {
+            let mut done = 0;
+            while done < REQUEST {
+                let rest = ByteRange::new(offset + u64::try_from(done)?, u64::try_from(REQUEST - done)?);
+                let span = disk.resolve_read(rest)?;
+                let len = usize::try_from(span.len())?;
+                match &span {
+                    ReadSpan::Data { file, offset, len } => {
+                        let found = file.descriptor(*offset, *len).context("a file of the host")?;
+                        let part = &mut buffer[done..done + usize::try_from(*len)?];
+                        anyhow::ensure!(rustix::io::pread(found, part, *offset)? == usize::try_from(*len)?);
+                    }
+                    ReadSpan::Zero { .. } => buffer[done..done + len].fill(0),
+                }
+                done += len;
+            }
+            Ok(())
+        })
+    };
+    let pairs = measure(rounds, || read_disk(disk, offsets), by_spans)?;
+    report("- through resolve_read, against read_at", &pairs, offsets.len());
     Ok(())
 }
 

@@ -279,6 +279,39 @@ fn a_disk_is_added_and_removed_while_the_guest_runs() {
 }
 
 #[test]
+fn a_disk_grows_while_the_guest_runs() {
+    if !has_kvm("a disk that grows") {
+        return;
+    }
+    let (device, ram) = Ram::disk(1 << 20);
+    let guest = Payload::on_pci()
+        .start_disk(0)
+        .request(0, READ, 4000, 512)
+        .print_status(0)
+        .wait_for_capacity(0, 4096)
+        .request(0, STORE, 4000, 512)
+        .print_status(0)
+        .power_off();
+    let console = Console::default();
+    let config = MachineConfig {
+        machine_type: MachineType::Vhd1,
+        disks: vec![disk(&device, false)],
+        ..config(&guest.elf(), &console)
+    };
+    let machine = Machine::new(config).unwrap();
+    let handle = machine.handle();
+    let running = thread::spawn(move || machine.run());
+    until(&console, |bytes| bytes == b"1");
+    assert!(matches!(handle.resize_disk(2, 2 << 20), Err(Error::NoDisk { slot: 2 })));
+    ram.fails.store(true, Ordering::Relaxed);
+    assert!(matches!(handle.resize_disk(1, 2 << 20), Err(Error::Disk(_))));
+    ram.fails.store(false, Ordering::Relaxed);
+    handle.resize_disk(1, 2 << 20).unwrap();
+    assert_eq!(running.join().unwrap().unwrap(), End::PowerOff);
+    assert_eq!(console.text(), "10");
+}
+
+#[test]
 fn a_machine_without_pci_has_no_hot_plug() {
     if !has_kvm("hot-plug without PCI") {
         return;
@@ -290,6 +323,7 @@ fn a_machine_without_pci_has_no_hot_plug() {
         Err(Error::NoHotPlug)
     ));
     assert!(matches!(machine.handle().remove_disk(1), Err(Error::NoHotPlug)));
+    assert!(matches!(machine.handle().resize_disk(1, 4096), Err(Error::NoHotPlug)));
 }
 
 #[test]

@@ -71,6 +71,14 @@ pub(crate) enum Kind {
     GuestKeepsRunning,
     /// A machine of this kind, or in this state, cannot do what it is asked for.
     MachineCannot,
+    /// The file of a saved machine is none, cut off or altered.
+    SavedDamaged,
+    /// The file of a saved machine is of another version.
+    SavedVersion,
+    /// The processors of this host are not those that a saved guest knows.
+    SavedProcessor,
+    /// A disk of a saved machine is another one, or was changed since.
+    SavedDisk,
 }
 
 /// What scripts see of a kind of failure. Codes and names never change their meaning; new ones are added.
@@ -222,6 +230,10 @@ const TABLE: &[Code] = &[
     own(Kind::MachineControl,           "VHD-E0812", "machine-control",   Exit::Failed),
     own(Kind::GuestKeepsRunning,        "VHD-E0813", "guest-keeps-running", Exit::Failed),
     own(Kind::MachineCannot,            "VHD-E0814", "machine-cannot",    Exit::Refused),
+    own(Kind::SavedDamaged,             "VHD-E0815", "saved-damaged",     Exit::Corrupt),
+    own(Kind::SavedVersion,             "VHD-E0816", "saved-version",     Exit::Refused),
+    own(Kind::SavedProcessor,           "VHD-E0817", "saved-processor",   Exit::Refused),
+    own(Kind::SavedDisk,                "VHD-E0818", "saved-disk",        Exit::Refused),
 ];
 
 /// What a kind that is newer than the table gets: the table's test fails then.

@@ -66,6 +66,20 @@ pub(crate) struct SearchArgs {
 }
 
 impl ChainArgs {
+    /// Files to try as parents, and nothing else that is special.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn with_parents(parents: impl Iterator<Item = PathBuf>) -> Self {
+        let parents = parents.map(|path| TypedPath { format: None, path });
+        Self {
+            parents: parents.collect(),
+            search: SearchArgs {
+                parent_dirs: Vec::new(),
+                explicit_parents: false,
+                force_share: false,
+            },
+        }
+    }
+
     /// As the library takes them.
     pub(crate) fn options(&self) -> OpenOptions {
         self.add_parents(self.search.options())

@@ -15,6 +15,7 @@ use crate::Error;
 use crate::bus::Bus;
 use crate::error::host;
 use crate::running::Event;
+use crate::state::Processor;
 
 /// How long a thread is given to notice that it is to end, before it is interrupted once more: the signal may come just
 /// before it enters the guest.
@@ -133,6 +134,12 @@ impl Processors {
     pub(crate) fn resume(&self) {
         self.shared.gate().closed = false;
         self.shared.changed.notify_all();
+    }
+
+    /// The state of each, while they are held.
+    pub(crate) fn save(&self, msrs: &[u32]) -> Result<Vec<Processor>, Error> {
+        let locked = |vcpu: &Arc<Mutex<Vcpu>>| vcpu.lock().unwrap_or_else(PoisonError::into_inner).save(msrs);
+        self.vcpus.iter().map(locked).collect()
     }
 
     /// Interrupts all of them.

@@ -59,6 +59,8 @@ mod vm_control;
 mod vm_kill;
 #[cfg(target_arch = "x86_64")]
 mod vm_linux;
+#[cfg(target_arch = "x86_64")]
+mod vm_saved;
 
 #[path = "../../../image-formats/tests/support/vhdx_writer.rs"]
 mod vhdx_writer;

@@ -228,7 +228,7 @@ impl OpenedDisk {
         let in_use = match self.device {
             Device::Raw(device) => {
                 device.flush()?;
-                Arc::try_unwrap(device).is_err()
+                Arc::try_unwrap(device).map_or(true, |device| device.has_spans())
             }
             Device::Remote(device) => {
                 device.flush()?;

@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use vhd_block::{
     BlockDevice, ByteRange, Capabilities, Coalescer, DeviceError, DeviceInfo, ErrorKind, Extent, ExtentKind,
-    ExtentVisitor, LOGICAL_BLOCK, ZeroOptions, check_range, scatter,
+    ExtentVisitor, LOGICAL_BLOCK, ReadSpan as BlockSpan, SpanFile, SpanStorage, WriteSpan, ZeroOptions, check_range,
+    scatter,
 };
 
 use super::merging::{Commit, Merging, Owed};
 use super::places::{Located, Place, PlaceIndex};
+use super::spans::{self, InImage};
 use super::stretches::{Stretches, push_stored};
 use crate::format::UniqueId;
 use crate::image::{Image, IoContext, ReadSpan, discard_file_range};
@@ -67,6 +69,14 @@ impl Layer {
         }
     }
 
+    fn span_storage(&self, is_written: bool) -> Arc<dyn SpanStorage> {
+        match self {
+            Self::Vhd(image) => spans::of_image(image, is_written),
+            // A file whose length can't be found is read by its own calls, which say why.
+            Self::Raw(file) => spans::of_raw(self.shared_file(), file.len().unwrap_or(0), file.padded_len()),
+        }
+    }
+
     /// The layer's image, if it is a VHD.
     #[must_use]
     pub fn image(&self) -> Option<&Image> {
@@ -105,6 +115,8 @@ pub struct LayeredDevice {
     layers: Vec<Layer>,
     /// Their files: one step nearer than through the layers.
     files: Box<[Arc<dyn StorageFile>]>,
+    /// The same for spans, which may outlive this device.
+    span_files: Box<[Arc<dyn SpanStorage>]>,
     parents: Option<PlaceIndex>,
     /// Layers that were frozen while they were written to, and may not be durable, the lowest first.
     unclean: Vec<Arc<Image>>,
@@ -224,13 +236,15 @@ impl LayeredDevice {
         let first_unchanging = usize::from(writable);
         let parents =
             (!ancestors.is_empty()).then(|| PlaceIndex::new(first_unchanging, size, block_size.unwrap_or(size)));
-        let capabilities = Capabilities::of_disk(writable);
+        let mut capabilities = Capabilities::of_disk(writable);
+        capabilities.resolve = true;
         let preferred = block_size.unwrap_or(MAX_PREFERRED_TRANSFER).min(MAX_PREFERRED_TRANSFER);
         let preferred = u32::try_from(preferred).unwrap_or(LOGICAL_BLOCK);
         let info = DeviceInfo::new(Some(leaf.unique_id().0), preferred, capabilities);
         let layers: Vec<Layer> = std::iter::once(Layer::Vhd(leaf)).chain(ancestors).collect();
         Self {
             files: layers.iter().map(Layer::shared_file).collect(),
+            span_files: layers.iter().map(|layer| layer.span_storage(writable)).collect(),
             layers,
             parents,
             unclean,
@@ -308,12 +322,19 @@ impl LayeredDevice {
         self.store_zeroes(range.start, range.len, options)
     }
 
-    /// The image that is written, without its parents; `None` if another disk has it too.
-    pub(crate) fn into_leaf(mut self) -> Option<Image> {
+    /// The image that is written, without its parents.
+    pub(crate) fn into_leaf(mut self) -> Arc<Image> {
         match self.layers.swap_remove(0) {
-            Layer::Vhd(image) => Arc::into_inner(image),
+            Layer::Vhd(image) => image,
             Layer::Raw(_) => unreachable!("the first layer is an image"),
         }
+    }
+
+    /// A place for the first bytes of the range: where in the leaf's file, and how many.
+    pub(super) fn hold_place(&self, range: ByteRange) -> Result<(SpanFile, FileOffset, u64), DeviceError> {
+        self.check_write(range.start, range.len)?;
+        let (offset, len) = self.leaf().hold_place(VirtualOffset(range.start), range.len)?;
+        Ok((SpanFile::new(Arc::clone(&self.span_files[0])), offset, len))
     }
 
     /// Flushes and closes the leaf: what only a close can say about the file is said here.
@@ -328,10 +349,11 @@ impl LayeredDevice {
             // The close of the leaf flushes it.
             None => self.flush_unclean()?,
         }
-        match self.into_leaf() {
-            Some(leaf) => leaf.close().map(|()| true),
-            // Somebody reads it, or keeps a place in it.
-            None => Ok(false),
+        let has_spans = self.span_files.iter().any(|file| Arc::strong_count(file) > 1);
+        match Arc::try_unwrap(self.into_leaf()) {
+            Ok(leaf) => leaf.close().map(|()| !has_spans),
+            // Somebody reads it, or has a place in it.
+            Err(shared) => shared.flush().map(|()| false),
         }
     }
 
@@ -594,6 +616,31 @@ impl BlockDevice for LayeredDevice {
         }
         coalescer.finish();
         Ok(())
+    }
+
+    fn resolve_read(&self, range: ByteRange) -> Result<BlockSpan, DeviceError> {
+        check_range(range.start, range.len, self.size)?;
+        let Located { place, len } = self.locate(range.start, range.len)?;
+        Ok(match place {
+            Some(Place {
+                layer,
+                offset: FileOffset(offset),
+            }) => BlockSpan::Data {
+                file: SpanFile::new(Arc::clone(&self.span_files[usize_from(u64::from(layer))])),
+                offset,
+                len,
+            },
+            None => BlockSpan::Zero { len },
+        })
+    }
+
+    fn resolve_write(&self, range: ByteRange) -> Result<WriteSpan, DeviceError> {
+        let (file, FileOffset(offset), len) = self.hold_place(range)?;
+        let outcome = InImage {
+            image: Arc::clone(self.leaf_image()),
+            range: ByteRange::new(range.start, len),
+        };
+        Ok(WriteSpan::new(file, offset, len, Box::new(outcome)))
     }
 
     fn resize(&self, _size: u64) -> Result<(), DeviceError> {

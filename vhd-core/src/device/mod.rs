@@ -8,14 +8,16 @@ mod live;
 mod merging;
 mod places;
 mod raw;
+mod spans;
 mod stretches;
 
 pub use layered::{Layer, LayeredDevice};
-pub use live::{LiveDevice, Successor};
+pub use live::{LiveDevice, NotSwitched, Successor};
 pub use merging::{Commit, LeafMerge, LeafMerged};
 pub(crate) use places::{Held, held};
 pub use raw::RawDevice;
 pub use vhd_block::{
     BlockDevice, ByteRange, Capabilities, Coalescer, DeviceError, DeviceInfo, Disk, DiskStats, Extent, ExtentKind,
-    ExtentVisitor, LOGICAL_BLOCK, MAXIMUM_TRANSFER, PHYSICAL_BLOCK, ZeroOptions, check_range, check_request, scatter,
+    ExtentVisitor, LOGICAL_BLOCK, MAXIMUM_TRANSFER, PHYSICAL_BLOCK, ReadSpan, ReadTarget, SpanFile, WriteSource,
+    WriteSpan, ZeroOptions, check_range, check_request, scatter,
 };

@@ -17,7 +17,7 @@ use super::create::{Created, frozen};
 use super::error::SnapshotError;
 use super::manifest::{Active, ImageFile, Pending, Snapshot};
 use super::tree::SnapshotTree;
-use crate::device::{DeviceError, LayeredDevice, LiveDevice, Successor};
+use crate::device::{DeviceError, LayeredDevice, LiveDevice, NotSwitched, Successor};
 use crate::image::{Image, OpenMode};
 use crate::storage::{Access, HostFile, Sharing, share_with_readers};
 
@@ -90,9 +90,19 @@ pub fn create_together(wanted: &mut [WantedSnapshot<'_, '_>]) -> Result<Vec<Crea
         kept.push((one.device, one.snapshot, one.active));
         switched.push((one.device, one.successor));
     }
-    let Some(paused) = LiveDevice::switch(switched) else {
-        take_back(wanted);
-        return Err(wanted[0].tree.stale("the disk has gone on in another file".to_owned()));
+    let paused = match LiveDevice::switch(switched) {
+        Ok(paused) => paused,
+        Err(reason) => {
+            take_back(wanted);
+            let tree = &wanted[0].tree;
+            return Err(match reason {
+                NotSwitched::OtherLeaf => tree.stale(reason.to_string()),
+                NotSwitched::PlaceHeld => SnapshotError::Device {
+                    path: tree.path(&tree.manifest.active.file),
+                    source: DeviceError::PlaceHeld("the snapshot"),
+                },
+            });
+        }
     };
     let mut created = Vec::with_capacity(kept.len());
     let mut failed = None;

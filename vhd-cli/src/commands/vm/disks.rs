@@ -1,21 +1,23 @@
 //! The disks of a machine.
 
 use std::ffi::OsString;
-use std::fmt::Write as _;
 use std::str::FromStr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hypervisor::{MAX_DISKS, MachineDisk};
+use serde::{Deserialize, Serialize};
 use vhd_block::Disk;
 use vhd_core::chain::OpenedDisk;
 use vhd_nbd::client::NbdUri;
 
+use super::record::{SavedDisk, SavedFile, hex};
 use super::run::RunArgs;
 use super::worker::DiskInfo;
 use crate::children;
+use crate::codes::Kind;
 use crate::failure::Failure;
 use crate::format_arg::{FormatArg, TypedPath};
-use crate::input::{Source, SourceArgs, require_file};
+use crate::input::{ChainArgs, Source, SourceArgs, require_file};
 use crate::output;
 use crate::throw_away;
 
@@ -23,7 +25,7 @@ use crate::throw_away;
 const COMMA: &str = ",,";
 
 /// A disk as the command line names it: `PATH[,ro][,snapshot][,id=NAME]`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub(super) struct DiskSpec {
     image: String,
     read_only: bool,
@@ -39,6 +41,22 @@ impl DiskSpec {
             read_only: false,
             snapshot: false,
             id: None,
+        }
+    }
+
+    /// The same from any directory.
+    fn absolute(&self, is_remote: bool) -> Self {
+        let typed = self.typed();
+        let prefix = match typed.format {
+            _ if is_remote => return self.clone(),
+            Some(FormatArg::Raw) => "raw:",
+            Some(FormatArg::Vhd) => "vhd:",
+            None => "",
+        };
+        let path = std::path::absolute(&typed.path).unwrap_or(typed.path);
+        Self {
+            image: format!("{prefix}{}", path.display()),
+            ..self.clone()
         }
     }
 
@@ -102,6 +120,7 @@ pub(super) fn check(args: &RunArgs) -> Result<(), Failure> {
 }
 
 /// Disks that are open while a machine runs.
+#[derive(Default)]
 pub(super) struct OpenDisks(Mutex<Vec<OpenDisk>>);
 
 /// One of them.
@@ -111,30 +130,105 @@ struct OpenDisk {
     /// What the guest sees as its serial number.
     id: String,
     read_only: bool,
+    /// Where it is in the machine.
+    slot: usize,
+    spec: DiskSpec,
+    ignore_children: bool,
     opened: OpenedDisk,
 }
 
-impl OpenDisks {
-    /// Opens all of them, and says what is odd about them.
-    pub(super) fn open(args: &RunArgs) -> Result<(Self, Vec<MachineDisk>), Failure> {
-        let disks = Self(Mutex::default());
-        let mut of_machine = Vec::new();
-        for spec in specs(args) {
-            let image = spec.typed();
-            let source = Source::or_remote(&image.path, None)?;
-            let read_only = spec.read_only || source.is_snapshot && !spec.snapshot;
-            let opened = open(args, &spec, image, &source, read_only)?;
-            let disk = opened.disk();
-            let name = spec.id.unwrap_or_else(|| serial(disk.info().identity));
-            disks.disks().push(OpenDisk {
-                image: source.name,
-                id: name.clone(),
-                read_only,
-                opened,
-            });
-            of_machine.push(MachineDisk { disk, read_only, name });
+impl OpenDisk {
+    /// What is to be known of it to open it again. Its files may still change.
+    fn describe(&self) -> SavedDisk {
+        let info = self.opened.disk().info().clone();
+        let is_remote = self.opened.file_at_depth(0).is_none();
+        let paths = self.opened.paths().iter().filter(|_| !is_remote);
+        SavedDisk {
+            slot: self.slot,
+            spec: self.spec.absolute(is_remote),
+            id: self.id.clone(),
+            read_only: self.read_only,
+            ignore_children: self.ignore_children,
+            identity: info.identity.map(|identity| hex(&identity)).unwrap_or_default(),
+            size: self.opened.disk().size(),
+            files: paths.map(|path| SavedFile::new(path)).collect(),
         }
-        Ok((disks, of_machine))
+    }
+}
+
+impl OpenDisks {
+    /// Opens those of the command line, and says what is odd about them.
+    pub(super) fn open(&self, args: &RunArgs) -> Result<Vec<MachineDisk>, Failure> {
+        let how = How {
+            chain: args.chain.clone(),
+            ignore_children: args.children.ignore_children,
+        };
+        specs(args).into_iter().map(|spec| self.open_one(spec, &how)).collect()
+    }
+
+    /// Opens those of a machine that was saved: each must be the disk that it was, and with `trust` that is all.
+    pub(super) fn reopen(&self, saved: &[SavedDisk], trust: bool) -> Result<Vec<(usize, MachineDisk)>, Failure> {
+        let reopen = |disk: &SavedDisk| {
+            let parents = disk.files.iter().skip(1);
+            let how = How {
+                chain: ChainArgs::with_parents(parents.map(|file| file.path.clone())),
+                ignore_children: disk.ignore_children,
+            };
+            let about = |failure: Failure| failure.about(&disk.spec.image);
+            let mut of_machine = self.open_one(disk.spec.clone(), &how)?;
+            let mut disks = self.disks();
+            let opened = disks.last_mut().expect("it was just opened");
+            (opened.slot, opened.id) = (disk.slot, disk.id.clone());
+            disk.require_same(&opened.describe().stamped(), trust).map_err(about)?;
+            of_machine.name.clone_from(&disk.id);
+            Ok((disk.slot, of_machine))
+        };
+        saved.iter().map(reopen).collect()
+    }
+
+    fn open_one(&self, spec: DiskSpec, how: &How) -> Result<MachineDisk, Failure> {
+        let source = Source::or_remote(&spec.typed().path, None)?;
+        let read_only = spec.read_only || source.is_snapshot && !spec.snapshot;
+        let opened = open(how, &spec, &source, read_only)?;
+        let disk = opened.disk();
+        let name = spec.id.clone().unwrap_or_else(|| serial(disk.info().identity));
+        self.disks().push(OpenDisk {
+            image: source.name,
+            id: name.clone(),
+            read_only,
+            slot: 0,
+            spec,
+            ignore_children: how.ignore_children,
+            opened,
+        });
+        Ok(MachineDisk { disk, read_only, name })
+    }
+
+    /// Says that they are in slots that follow each other.
+    pub(super) fn place(&self, first: usize) {
+        let mut disks = self.disks();
+        (first..)
+            .zip(disks.iter_mut())
+            .for_each(|(slot, disk)| disk.slot = slot);
+    }
+
+    /// What is to be known of them to open them again.
+    pub(super) fn describe(&self) -> Vec<SavedDisk> {
+        self.disks().iter().map(OpenDisk::describe).collect()
+    }
+
+    /// Refuses disks that are gone when the machine has ended.
+    pub(super) fn require_lasting(&self) -> Result<(), Failure> {
+        match self.disks().iter().find(|disk| disk.spec.snapshot) {
+            None => Ok(()),
+            Some(disk) => {
+                let message = format!(
+                    "what the guest wrote to {} is in a temporary layer that ends with the machine, so the machine cannot be saved",
+                    disk.image
+                );
+                Err(Failure::new(Kind::MachineCannot, message))
+            }
+        }
     }
 
     /// The first, under its name.
@@ -171,16 +265,16 @@ impl OpenDisks {
     }
 }
 
-fn open(
-    args: &RunArgs,
-    spec: &DiskSpec,
-    image: TypedPath,
-    source: &Source,
-    read_only: bool,
-) -> Result<OpenedDisk, Failure> {
+/// How images are opened.
+struct How {
+    chain: ChainArgs,
+    ignore_children: bool,
+}
+
+fn open(how: &How, spec: &DiskSpec, source: &Source, read_only: bool) -> Result<OpenedDisk, Failure> {
     let input = SourceArgs {
-        from: image.format,
-        chain: args.chain.clone(),
+        from: spec.typed().format,
+        chain: how.chain.clone(),
     };
     if let Some(uri) = source.remote() {
         return open_remote(spec, &input, source, uri, read_only);
@@ -189,7 +283,7 @@ fn open(
         return throw_away::open(&input, source);
     }
     let options = input.options(source).write(!read_only);
-    let options = options.ignore_children(args.children.ignore_children);
+    let options = options.ignore_children(how.ignore_children);
     let opened = options.open(&source.path).map_err(children::explain)?;
     opened.warnings().iter().for_each(output::warning);
     Ok(opened)
@@ -217,13 +311,7 @@ fn open_remote(
 
 /// The beginning of a disk's identity, in hexadecimal digits: the same after a move. Zeroes for a disk that has none.
 fn serial(identity: Option<[u8; 16]>) -> String {
-    identity.unwrap_or_default()[..10]
-        .iter()
-        .fold(String::new(), |mut text, byte| {
-            // Writing to a string does not fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+    hex(&identity.unwrap_or_default()[..10])
 }
 
 #[cfg(test)]

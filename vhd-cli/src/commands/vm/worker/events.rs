@@ -19,11 +19,13 @@ use crate::output;
 pub(crate) enum Event<'a> {
     /// The guest begins.
     Started,
+    /// The guest goes on where it was saved.
+    Restored,
     Paused,
     Resumed,
     /// Somebody pressed the power button.
     PowerButton,
-    /// The machine has ended: `power-off`, `reset`, `panic`, `stopped`, or `failed` with a code and a message.
+    /// The machine has ended: `power-off`, `reset`, `panic`, `stopped`, `saved`, or `failed` with a code and a message.
     Ended {
         reason: &'static str,
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -42,6 +44,7 @@ impl<'a> Event<'a> {
                 End::Reset => "reset",
                 End::Panic => "panic",
                 End::Stopped => "stopped",
+                End::Saved => "saved",
             },
             code: None,
             message: None,

@@ -2,14 +2,18 @@
 
 use std::io::{self, Read as _};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use hypervisor::{Error, MachineHandle};
+use vhd_core::storage::{StagedFile, StorageError, StorageFile as _};
 
 use super::events::now;
 use super::message::{Answer, Job, MachineInfo};
-use super::{Console, Event, Events, MachineName};
+use super::saving::Pending;
+use super::{Console, Event, Events, MachineName, Saving};
 use crate::codes::Kind;
+use crate::commands::vm::attend::Attended;
 use crate::commands::vm::disks::OpenDisks;
 use crate::commands::vm::run::failed;
 use crate::failure::Failure;
@@ -34,24 +38,41 @@ pub(crate) struct Worker {
     disks: Arc<OpenDisks>,
     console: Console,
     events: Arc<Events>,
+    saving: Arc<Saving>,
 }
 
 impl Worker {
-    pub(crate) fn new(
-        facts: Facts,
-        handle: MachineHandle,
-        disks: Arc<OpenDisks>,
-        console: Console,
-        events: Arc<Events>,
-    ) -> Self {
+    pub(crate) fn new(facts: Facts, handle: MachineHandle, attended: &Attended) -> Self {
         Self {
             facts,
             started: now(),
             handle,
-            disks,
-            console,
-            events,
+            disks: Arc::clone(&attended.disks),
+            console: attended.console.clone(),
+            events: Arc::clone(&attended.events),
+            saving: attended.saving(),
         }
+    }
+
+    /// Writes the machine to a file and ends it; whoever has the disks completes the file and answers the client.
+    pub(super) fn save(&self, path: PathBuf, client: UnixStream) -> Result<(), Failure> {
+        if path.symlink_metadata().is_ok() {
+            return Err(StorageError::Exists { path }.into());
+        }
+        self.disks.require_lasting()?;
+        let staged = StagedFile::create_beside(&path)?;
+        let storage = staged.storage();
+        let host_file = storage.host_file().expect("it was just created on this host");
+        let file = host_file
+            .try_clone()
+            .map_err(|error| Failure::io("write", &path, &error))?;
+        let (saving, about) = (Arc::clone(&self.saving), path.display().to_string());
+        let saved = self.handle.save(file, move |saved| {
+            staged.publish(false, false).map_err(io::Error::other)?;
+            saving.put(Pending { saved, path, client });
+            Ok(())
+        });
+        saved.map_err(|error| self.failed(error).about(about))
     }
 
     /// Does what is asked for.
@@ -68,8 +89,8 @@ impl Worker {
             }
             Job::Stop { force: true } => self.handle.stop(),
             Job::Stop { force: false } => self.press_power_button()?,
-            // Its connection does not end with an answer.
-            Job::Console => {}
+            // They are not answered like others.
+            Job::Console | Job::Save { .. } => {}
         }
         Ok(Answer::Done)
     }

@@ -27,6 +27,8 @@ pub(crate) enum Job {
     Resume,
     /// Press the power button, or with `force` cut the power.
     Stop { force: bool },
+    /// Write the machine to a file that does not exist, and end it. The answer comes when the file is complete.
+    Save { file: String },
     /// Pass the console on.
     Console,
 }
