@@ -23,6 +23,23 @@ pub(crate) enum FormatArg {
     Vmdk,
 }
 
+/// What stands before a file of a format that is said.
+const PREFIXES: [(&str, FormatArg); 5] = [
+    ("raw:", FormatArg::Raw),
+    ("vhd:", FormatArg::Vhd),
+    ("vhdx:", FormatArg::Vhdx),
+    ("qcow2:", FormatArg::Qcow2),
+    ("vmdk:", FormatArg::Vmdk),
+];
+
+impl FormatArg {
+    /// What stands before a file of this format.
+    pub(crate) fn prefix(self) -> &'static str {
+        let known = PREFIXES.iter().find(|(_, format)| *format == self);
+        known.map_or("", |(prefix, _)| prefix)
+    }
+}
+
 impl From<FormatArg> for ImageFormat {
     fn from(arg: FormatArg) -> Self {
         match arg {
@@ -52,14 +69,7 @@ impl TypedPath {
 
 impl From<OsString> for TypedPath {
     fn from(text: OsString) -> Self {
-        let formats = [
-            ("raw:", FormatArg::Raw),
-            ("vhd:", FormatArg::Vhd),
-            ("vhdx:", FormatArg::Vhdx),
-            ("qcow2:", FormatArg::Qcow2),
-            ("vmdk:", FormatArg::Vmdk),
-        ];
-        for (prefix, format) in formats {
+        for (prefix, format) in PREFIXES {
             if let Some(path) = text.as_bytes().strip_prefix(prefix.as_bytes()) {
                 return Self {
                     format: Some(format),

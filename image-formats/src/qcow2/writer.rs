@@ -90,7 +90,7 @@ impl Writer {
             });
             let bytes: Vec<u8> = entries.flat_map(u64::to_be_bytes).collect();
             write(&bytes, next * CLUSTER)?;
-            l1[index * 8..][..8].copy_from_slice(&(next * CLUSTER | COPIED).to_be_bytes());
+            l1[index * 8..][..8].copy_from_slice(&((next * CLUSTER) | COPIED).to_be_bytes());
             next += 1;
         }
         let l1_offset = next * CLUSTER;

@@ -44,7 +44,7 @@ impl Bitmaps {
 /// Whether the sector is present, and how many of the `count` sectors from it on are alike. The lowest bit of a byte is
 /// its first sector.
 pub(super) fn run(bits: &[u8], sector: u64, count: u64) -> (bool, u64) {
-    let bit = |sector: u64| bits[usize_from(sector / 8)] >> (sector % 8) & 1 == 1;
+    let bit = |sector: u64| (bits[usize_from(sector / 8)] >> (sector % 8)) & 1 == 1;
     let present = bit(sector);
     let whole = if present { 0xFF } else { 0 };
     let end = sector + count;
@@ -76,7 +76,7 @@ mod tests {
                 .collect();
             let sector = rng.u64(0..256);
             let count = rng.u64(1..=256 - sector);
-            let bit = |sector: u64| bits[usize_from(sector / 8)] >> (sector % 8) & 1 == 1;
+            let bit = |sector: u64| (bits[usize_from(sector / 8)] >> (sector % 8)) & 1 == 1;
             let expected = (sector..sector + count)
                 .take_while(|at| bit(*at) == bit(sector))
                 .count();

@@ -49,8 +49,7 @@ impl DiskSpec {
         let typed = self.typed();
         let prefix = match typed.format {
             _ if is_remote => return self.clone(),
-            Some(FormatArg::Raw) => "raw:",
-            Some(FormatArg::Vhd) => "vhd:",
+            Some(format) => format.prefix(),
             None => "",
         };
         let path = std::path::absolute(&typed.path).unwrap_or(typed.path);
