@@ -59,14 +59,8 @@ impl DiskSpec {
     pub(super) fn absolute(&self) -> Result<Self, Failure> {
         let typed = self.typed();
         let prefix = match typed.format {
-<<<<<<< HEAD
-            _ if is_remote => return self.clone(),
-            Some(format) => format.prefix(),
-=======
             _ if Source::or_remote(&typed.path, None)?.remote().is_some() => return Ok(self.clone()),
-            Some(FormatArg::Raw) => "raw:",
-            Some(FormatArg::Vhd) => "vhd:",
->>>>>>> main
+            Some(format) => format.prefix(),
             None => "",
         };
         let path = std::path::absolute(&typed.path).map_err(|error| Failure::io("find", &typed.path, &error))?;
