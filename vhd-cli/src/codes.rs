@@ -170,6 +170,7 @@ const TABLE: &[Code] = &[
     library(ErrorKind::TiedSizes,       "VHD-E0314", Exit::Refused),
     library(ErrorKind::TablesTooLarge,  "VHD-E0320", Exit::Refused),
     own(Kind::Control,                  "VHD-E0325", "control",           Exit::Failed),
+    library(ErrorKind::InUse,           "VHD-E0326", Exit::Locked),
     library(ErrorKind::Descriptor,      "VHD-E0329", Exit::Refused),
 
     library(ErrorKind::OutOfRange,      "VHD-E0401", Exit::Failed),

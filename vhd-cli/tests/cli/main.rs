@@ -14,6 +14,7 @@ mod failures;
 mod file_systems;
 mod foreign;
 mod habits;
+mod in_use;
 mod inside;
 mod kill;
 mod merge;

@@ -8,8 +8,10 @@ mod live;
 mod merging;
 mod places;
 mod raw;
+mod rework;
 mod spans;
 mod stretches;
+mod views;
 
 pub use layered::{Layer, LayeredDevice};
 pub use live::{LiveDevice, NotSwitched, Successor};
@@ -21,3 +23,5 @@ pub use vhd_block::{
     ExtentVisitor, LOGICAL_BLOCK, MAXIMUM_TRANSFER, PHYSICAL_BLOCK, ReadSpan, ReadTarget, SpanFile, WriteSource,
     WriteSpan, ZeroOptions, check_range, check_request, scatter,
 };
+pub use views::LayerMark;
+pub(crate) use views::{PATIENCE, soon, wait_until_closed};

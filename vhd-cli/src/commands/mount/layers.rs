@@ -1,7 +1,7 @@
 //! `layers/`: what each image of a chain stores by itself, for examination.
 
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -25,6 +25,9 @@ pub(super) struct Layers {
 struct File {
     path: PathBuf,
     kind: LayerKind,
+    /// This process may write to the disk: it has the locks of its files, and a look at one is not to stand in the way of what
+    /// is done with them.
+    in_use: bool,
 }
 
 /// How an image is shown by itself.
@@ -38,7 +41,8 @@ enum LayerKind {
 }
 
 impl Layers {
-    pub(super) fn new(opened: &OpenedDisk) -> Self {
+    /// Those of a disk that this process may write to, or not.
+    pub(super) fn new(opened: &OpenedDisk, writable: bool) -> Self {
         let vhds = opened.layers().map(|layer| match layer.layer.image() {
             Some(_) => LayerKind::Vhd,
             None => LayerKind::Raw,
@@ -51,6 +55,7 @@ impl Layers {
         let layers = files.map(|(depth, path)| File {
             path: path.clone(),
             kind: kinds.get(depth).copied().unwrap_or(LayerKind::Raw),
+            in_use: writable,
         });
         Self {
             layers: layers.collect(),
@@ -77,9 +82,9 @@ impl Directory for Layers {
             .and_then(|depth| self.layers.get(depth))
             .ok_or(NodeError::NotFound)?;
         let shown = match layer.kind {
-            LayerKind::Raw => raw(&layer.path),
-            LayerKind::Vhd => alone(&layer.path).map(DiskPart::whole),
-            LayerKind::Foreign => foreign_alone(&layer.path).map(DiskPart::whole),
+            LayerKind::Raw => raw(layer),
+            LayerKind::Vhd => alone(layer).map(DiskPart::whole),
+            LayerKind::Foreign => foreign_alone(layer).map(DiskPart::whole),
         };
         let shown = shown.map_err(|error| NodeError::Unreadable(format!("{}: {error}", layer.path.display())))?;
         let mut node = Node::of_mount(Kind::File(Content::Disk(Arc::new(shown))), self.time);
@@ -88,26 +93,32 @@ impl Directory for Layers {
     }
 }
 
-fn open(path: &Path) -> Result<HostFile, String> {
-    HostFile::open(path, Access::ReadOnly, Sharing::Exclusive).map_err(|error| with_causes(&error))
+fn open(file: &File) -> Result<HostFile, String> {
+    let opened = HostFile::open(&file.path, Access::ReadOnly, Sharing::Exclusive);
+    let opened = match (opened, file.in_use) {
+        // Nobody writes to it now.
+        (Ok(_), true) => HostFile::open(&file.path, Access::ReadOnly, Sharing::Unlocked),
+        (opened, _) => opened,
+    };
+    opened.map_err(|error| with_causes(&error))
 }
 
 /// A raw base.
-fn raw(path: &Path) -> Result<DiskPart, String> {
-    let file = Arc::new(open(path)?);
+fn raw(file: &File) -> Result<DiskPart, String> {
+    let file = Arc::new(open(file)?);
     let device = RawDevice::new(Arc::clone(&file) as _, false).map_err(|error| error.to_string())?;
     Ok(with_passthrough(Disk::new(Arc::new(device)), &*file))
 }
 
 /// An image of another program without its parents.
-fn foreign_alone(path: &Path) -> Result<Disk, String> {
-    let layer = foreign::read_alone(Arc::new(open(path)?), path).map_err(|error| with_causes(&error))?;
+fn foreign_alone(file: &File) -> Result<Disk, String> {
+    let layer = foreign::read_alone(Arc::new(open(file)?), &file.path).map_err(|error| with_causes(&error))?;
     Ok(layer.alone())
 }
 
 /// An image without its parents: what it does not have reads zero.
-fn alone(path: &Path) -> Result<Disk, String> {
-    let image = Image::open(Arc::new(open(path)?), &OpenMode::ancestor()).map_err(|error| with_causes(&error))?;
+fn alone(file: &File) -> Result<Disk, String> {
+    let image = Image::open(Arc::new(open(file)?), &OpenMode::ancestor()).map_err(|error| with_causes(&error))?;
     let ancestors = match image.is_differencing() {
         true => {
             // Behind the end of a parent a disk reads zero, and an empty file is nothing else.
