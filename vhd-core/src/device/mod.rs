@@ -3,6 +3,7 @@
 //! [`LayeredDevice`] is the one loop that moves the bytes of VHD images, whatever their type and however
 //! deep their chain; [`RawDevice`] is a plain file. A frontend holds a [`Disk`] over either.
 
+mod layer;
 mod layered;
 mod live;
 mod merging;
@@ -11,7 +12,8 @@ mod raw;
 mod spans;
 mod stretches;
 
-pub use layered::{Layer, LayeredDevice};
+pub use layer::Layer;
+pub use layered::LayeredDevice;
 pub use live::{LiveDevice, NotSwitched, Successor};
 pub use merging::{Commit, LeafMerge, LeafMerged};
 pub(crate) use places::{Held, held};

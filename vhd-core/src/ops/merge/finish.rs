@@ -4,7 +4,8 @@ use std::path::Path;
 
 use super::child_file::ChildFile;
 use super::dependants;
-use super::journal::{Journal, Known};
+use super::journal::Journal;
+use super::known::Known;
 use super::plan::{open_target, other_disk};
 use super::{MergeError, MergePlan, MergeReport};
 use crate::ErrorKind;

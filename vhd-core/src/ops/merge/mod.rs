@@ -25,6 +25,7 @@ mod execute;
 mod finish;
 mod groups;
 mod journal;
+mod known;
 mod leaf;
 mod new_image;
 mod plan;
@@ -41,7 +42,8 @@ pub use plan::plan;
 pub(crate) use plan::{Owner, plan_for};
 
 use crate::chain::OpenOptions;
-use journal::{Known, Phase};
+use journal::Phase;
+use known::Known;
 
 /// What is to be merged into what.
 #[derive(Clone)]

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use super::copy::WINDOW;
 use super::dependants::{self, Dependants, Recorded};
-use super::journal::{Journal, Known, Phase};
+use super::journal::{Journal, Phase};
+use super::known::Known;
 use super::{CarriedChild, MergeError, MergePlan, MergeRequest, MergeSummary, carry};
 use crate::chain::{ImageFormat, OpenOptions, OpenedDisk, link_to_disk};
 use crate::device::{ByteRange, DeviceError, Layer, held};
