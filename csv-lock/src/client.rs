@@ -5,7 +5,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use crate::clock::Clock;
-use crate::engine::Engine;
+use crate::engine::{Engine, Leader};
 use crate::error::{CsvError, Refusal};
 use crate::id::{Epoch, NodeId, Session};
 use crate::journal::RequestId;
@@ -28,6 +28,8 @@ pub struct Client<C, N, E> {
     asked: u64,
     /// The newest epoch that anybody named.
     epoch: Epoch,
+    /// The coordinator that answered last: the engine is asked when it answers no more.
+    leader: Option<Leader>,
 }
 
 impl<C: Clock, N: Net, E: Engine> Client<C, N, E> {
@@ -41,6 +43,7 @@ impl<C: Clock, N: Net, E: Engine> Client<C, N, E> {
             session: Session { node, id },
             asked: 0,
             epoch: Epoch::default(),
+            leader: None,
         }
     }
 
@@ -78,7 +81,10 @@ impl<C: Clock, N: Net, E: Engine> Client<C, N, E> {
 
     /// One message; `None` if there is no answer.
     fn try_once(&mut self, id: &RequestId, ask: &Ask) -> Option<Result<Answer, Refusal>> {
-        let leader = self.engine.leader(self.format.volume).ok()??;
+        let leader = match self.leader.take() {
+            Some(leader) => leader,
+            None => self.engine.leader(self.format.volume).ok()??,
+        };
         self.epoch = self.epoch.max(leader.epoch);
         let request = Request {
             cluster: self.format.cluster,
@@ -94,6 +100,9 @@ impl<C: Clock, N: Net, E: Engine> Client<C, N, E> {
             return None;
         }
         self.epoch = reply.epoch;
+        if !matches!(reply.result, Err(Refusal::Moved)) {
+            self.leader = Some(leader);
+        }
         Some(reply.result)
     }
 }

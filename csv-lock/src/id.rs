@@ -21,7 +21,7 @@ pub struct NodeId(pub String);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Epoch(pub u64);
 
-/// How often the right to write a disk was given away. A message of an older generation is refused.
+/// How often the right to write a disk was given away on a volume. A message of an older generation is refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Generation(pub u64);
 

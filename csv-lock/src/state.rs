@@ -19,7 +19,7 @@ pub struct Disk {
     pub table: Option<Table>,
     /// Where the next new block begins, in bytes. Never goes back in the life of the file.
     pub end: u64,
-    /// The last right to write that was given away.
+    /// The last right to write that was given away, 0 if none was.
     pub generation: Generation,
     /// Who has that right now.
     pub writer: Option<Session>,
@@ -30,8 +30,8 @@ pub struct Disk {
 pub struct State {
     /// The disks by path.
     pub disks: BTreeMap<String, Disk>,
-    /// Generations of disks that are gone: a path never gives the same one twice.
-    gone: BTreeMap<String, Generation>,
+    /// The last generation that was given away on the volume: none comes twice.
+    last: Generation,
     /// The last request of each session, and what came of it.
     #[serde(with = "as_list")]
     answered: BTreeMap<Session, Answered>,
@@ -98,16 +98,14 @@ impl State {
     fn change(&mut self, id: OpId, op: &Op) -> Outcome {
         match op {
             Op::Adopt { path, table, end } | Op::Create { path, table, end, .. } => {
-                self.insert(path, id, *table, *end, self.last_generation(path));
+                self.insert(path, id, *table, *end);
             }
             Op::Replace { path, table, end, .. } => {
-                // Grants on the file that is gone end with it.
-                self.insert(path, id, *table, *end, self.last_generation(path).next());
+                // The right to write the file that is gone ends with it.
+                self.insert(path, id, *table, *end);
             }
             Op::Delete { path } => {
-                let last = self.last_generation(path);
                 self.disks.remove(path);
-                self.gone.insert(path.clone(), last);
             }
             Op::Open { path, holder } | Op::Handover { path, to: holder } => {
                 return self.grant(path, Some(holder.clone()));
@@ -144,21 +142,14 @@ impl State {
         Outcome::Done(id)
     }
 
-    /// The last generation that was given away under this name.
-    fn last_generation(&self, path: &str) -> Generation {
-        let disk = self.disks.get(path).map(|disk| disk.generation);
-        disk.or_else(|| self.gone.get(path).copied()).unwrap_or_default()
-    }
-
-    fn insert(&mut self, path: &str, file: OpId, table: Option<Table>, end: u64, generation: Generation) {
+    fn insert(&mut self, path: &str, file: OpId, table: Option<Table>, end: u64) {
         let disk = Disk {
             file,
             table,
             end,
-            generation,
+            generation: Generation::default(),
             writer: None,
         };
-        self.gone.remove(path);
         self.disks.insert(path.to_owned(), disk);
     }
 
@@ -166,7 +157,8 @@ impl State {
         let Some(disk) = self.disks.get_mut(path) else {
             return Outcome::Writer(Generation::default());
         };
-        disk.generation = disk.generation.next();
+        self.last = self.last.next();
+        disk.generation = self.last;
         disk.writer = writer;
         Outcome::Writer(disk.generation)
     }

@@ -18,6 +18,7 @@ use crate::legacy::{COM1_IRQ, Com1, PanicWatch};
 use crate::mem::{self, MAX_MEMORY, MEMORY_UNIT, MIN_MEMORY};
 use crate::pci::SLOTS;
 use crate::running::{Event, Parts, Running};
+use crate::sandbox::Sandbox;
 use crate::slots::Slots;
 use crate::state::{self, Processor, StateError, StateFile};
 use crate::virtio::Interrupt;
@@ -37,6 +38,8 @@ pub struct MachineDisk {
     pub read_only: bool,
     /// What the guest sees as its serial number; 20 bytes of it.
     pub name: String,
+    /// The rules for the thread that serves it, if all that it takes are files that are open: not for disks on servers.
+    pub sandbox: Sandbox,
 }
 
 /// What a machine is made of.
@@ -59,6 +62,9 @@ pub struct MachineConfig {
     pub disks: Vec<MachineDisk>,
     /// Where the output of the guest's console goes. A writer that blocks stops the processor that writes.
     pub console: Box<dyn Write + Send>,
+    /// The rules for the threads of its processors. The console's writer is under them too: it writes and sends on
+    /// descriptors that are open.
+    pub sandbox: Sandbox,
 }
 
 /// How a guest ended.
@@ -82,6 +88,7 @@ pub struct Machine {
     parts: Parts,
     com1: Arc<Mutex<Com1>>,
     panic: PanicWatch,
+    sandbox: Sandbox,
     report: Sender<Event>,
     reports: Receiver<Event>,
 }
@@ -123,7 +130,11 @@ impl Machine {
         };
         let vcpus = vm.make_vcpus(config.cpus, Start::Boot(entry))?;
         let identity = identity(config.machine_type, config.cpus, config.memory);
-        Ok(Self::assemble(vm, vcpus, (com1, panic), (devices, disks), identity))
+        let machine = Self::assemble(vm, vcpus, (com1, panic), (devices, disks), identity);
+        Ok(Self {
+            sandbox: config.sandbox,
+            ..machine
+        })
     }
 
     /// Makes a machine as it was saved, with its disks in the slots that [`StateFile::slots`] names; nothing runs yet.
@@ -134,6 +145,7 @@ impl Machine {
         saved: &StateFile,
         disks: Vec<(usize, MachineDisk)>,
         console: Box<dyn Write + Send>,
+        sandbox: Sandbox,
     ) -> Result<Self, Error> {
         let (expected, found) = (saved.slots(), disks.iter().map(|(slot, _)| *slot).collect());
         if expected != found || expected.len() > MAX_DISKS || expected.iter().any(|slot| *slot >= SLOTS) {
@@ -159,7 +171,10 @@ impl Machine {
             MachineType::Mmio => on_mmio(&vm, disks.into_iter().map(|(_, disk)| disk).collect())?,
         };
         let identity = identity(saved.machine_type(), saved.cpus(), saved.memory());
-        let machine = Self::assemble(vm, vcpus, (com1, panic), equipped, identity);
+        let machine = Self {
+            sandbox,
+            ..Self::assemble(vm, vcpus, (com1, panic), equipped, identity)
+        };
         machine.parts.bus.for_each_device(&mut |device| device.pause());
         machine.parts.bus.restore(saved)?;
         Ok(machine)
@@ -190,6 +205,7 @@ impl Machine {
             parts,
             com1,
             panic,
+            sandbox: Sandbox::Off,
             report,
             reports,
         }
@@ -218,7 +234,7 @@ impl Machine {
     }
 
     fn run_from(self, is_held: bool) -> Result<End, Error> {
-        let processors = Processors::start(self.vcpus, &self.parts.bus, &self.report)?;
+        let processors = Processors::start(self.vcpus, &self.parts.bus, &self.report, self.sandbox)?;
         let mut running = Running::new(processors, self.parts);
         if !is_held {
             running.resume();
@@ -256,7 +272,7 @@ fn check(config: &MachineConfig) -> Result<(), Error> {
 
 /// A disk as a device.
 pub(crate) fn block(disk: MachineDisk) -> Result<Box<Block>, Error> {
-    let device = Block::new(disk.disk, &disk.name, disk.read_only);
+    let device = Block::new(disk.disk, &disk.name, disk.read_only, disk.sandbox);
     device.map(Box::new).map_err(host("start the thread of a disk"))
 }
 

@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use hypervisor::{End, Error, MAX_DISKS, MAX_MEMORY, MIN_MEMORY, Machine, MachineConfig, MachineDisk, MachineType};
+use hypervisor::{
+    End, Error, MAX_DISKS, MAX_MEMORY, MIN_MEMORY, Machine, MachineConfig, MachineDisk, MachineType, Sandbox,
+};
 
 #[allow(dead_code, reason = "these tests use a part of it")]
 #[path = "common/payload.rs"]
@@ -58,6 +60,7 @@ fn config(kernel: &[u8], console: &Console) -> MachineConfig {
         append: String::new(),
         disks: Vec::new(),
         console: Box::new(console.clone()),
+        sandbox: Sandbox::On,
     }
 }
 
@@ -82,6 +85,7 @@ fn disk(ram: &vhd_block::Disk, read_only: bool) -> MachineDisk {
         disk: ram.clone(),
         read_only,
         name: "test".into(),
+        sandbox: Sandbox::On,
     }
 }
 

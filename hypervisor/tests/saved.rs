@@ -9,8 +9,8 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use hypervisor::{
-    End, Error, MIN_MEMORY, Machine, MachineConfig, MachineDisk, MachineHandle, MachineType, Saved, StateError,
-    StateFile,
+    End, Error, MIN_MEMORY, Machine, MachineConfig, MachineDisk, MachineHandle, MachineType, Sandbox, Saved,
+    StateError, StateFile,
 };
 
 #[allow(dead_code, reason = "these tests use a part of it")]
@@ -55,6 +55,7 @@ fn disk(disk: &Disk) -> MachineDisk {
         disk: disk.clone(),
         read_only: false,
         name: "test".into(),
+        sandbox: Sandbox::On,
     }
 }
 
@@ -72,6 +73,7 @@ fn machine(machine_type: MachineType, guest: &Payload, disks: &[&Disk], console:
         append: String::new(),
         disks: disks.iter().map(|it| disk(it)).collect(),
         console: Box::new(console.clone()),
+        sandbox: Sandbox::On,
     };
     Machine::new(config).unwrap()
 }
@@ -100,7 +102,7 @@ fn restore(file: &File, disks: &[(usize, &Disk)], console: &Console) -> Result<M
     let state = StateFile::open(file.try_clone().unwrap())?;
     assert_eq!(state.owner().unwrap(), b"owner");
     let disks = disks.iter().map(|(slot, it)| (*slot, disk(it))).collect();
-    Machine::restore(&state, disks, Box::new(console.clone()))
+    Machine::restore(&state, disks, Box::new(console.clone()), Sandbox::On)
 }
 
 /// A guest with a disk, by its type; where the disk is.

@@ -77,6 +77,8 @@ pub(crate) enum Kind {
     SavedVersion,
     /// The processors of this host are not those that a saved guest knows.
     SavedProcessor,
+    /// The guest has not let go of a disk.
+    DiskNotReleased,
     /// A disk of a saved machine is another one, or was changed since.
     SavedDisk,
 }
@@ -165,6 +167,7 @@ const TABLE: &[Code] = &[
     library(ErrorKind::TiedSizes,       "VHD-E0314", Exit::Refused),
     library(ErrorKind::TablesTooLarge,  "VHD-E0320", Exit::Refused),
     own(Kind::Control,                  "VHD-E0325", "control",           Exit::Failed),
+    library(ErrorKind::InUse,           "VHD-E0326", Exit::Locked),
     library(ErrorKind::Descriptor,      "VHD-E0329", Exit::Refused),
 
     library(ErrorKind::OutOfRange,      "VHD-E0401", Exit::Failed),
@@ -231,6 +234,7 @@ const TABLE: &[Code] = &[
     own(Kind::SavedVersion,             "VHD-E0816", "saved-version",     Exit::Refused),
     own(Kind::SavedProcessor,           "VHD-E0817", "saved-processor",   Exit::Refused),
     own(Kind::SavedDisk,                "VHD-E0818", "saved-disk",        Exit::Refused),
+    own(Kind::DiskNotReleased,          "VHD-E0819", "disk-not-released", Exit::Failed),
 ];
 
 /// What a kind that is newer than the table gets: the table's test fails then.

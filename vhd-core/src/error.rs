@@ -104,6 +104,8 @@ pub enum ErrorKind {
     NoSpace,
     /// Another program holds the image.
     Locked,
+    /// It can only be done while nobody uses the disk.
+    InUse,
     /// A descriptor of the caller's is not open as it must be, or is not one of the chain.
     Descriptor,
     /// The destination exists.
@@ -212,6 +214,7 @@ impl ErrorKind {
         Self::NotFound,
         Self::NoSpace,
         Self::Locked,
+        Self::InUse,
         Self::Descriptor,
         Self::Exists,
         Self::JobPending,
@@ -290,6 +293,7 @@ impl ErrorKind {
             Self::NotFound => DeviceKind::NotFound.name(),
             Self::NoSpace => DeviceKind::NoSpace.name(),
             Self::Locked => "locked",
+            Self::InUse => "in-use",
             Self::Descriptor => "descriptor",
             Self::Exists => DeviceKind::Exists.name(),
             Self::JobPending => "job-pending",

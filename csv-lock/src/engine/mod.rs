@@ -3,12 +3,21 @@
 //! An engine elects; it never protects. A wrong election costs time: the epochs on the volume keep its metadata whole even if
 //! an engine elects everybody at once.
 
+#[cfg(feature = "etcd")]
+mod etcd;
+mod local;
+mod registry;
+
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::CsvError;
 use crate::id::{Epoch, NodeId, VolumeId};
+
+#[cfg(feature = "etcd")]
+pub use etcd::{EtcdConfig, EtcdEngine, EtcdTls};
+pub use local::LocalEngine;
 
 /// The right to be a volume's coordinator for some time.
 #[derive(Clone, Debug, PartialEq, Eq)]

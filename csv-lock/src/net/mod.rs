@@ -1,7 +1,11 @@
 //! Messages between sessions and coordinators.
 
+mod unix;
+
 use std::io;
 use std::time::Duration;
+
+pub use unix::{UnixInbox, UnixNet};
 
 /// A network. Messages may be lost, doubled, late; [`Request`](crate::Request) is made for that.
 pub trait Net: Send + Sync {

@@ -145,7 +145,7 @@ mod tests {
 
     fn transport() -> MmioTransport {
         let (disk, _) = crate::ram::Ram::disk(1 << 20);
-        let block = Block::new(disk, "disk", false).unwrap();
+        let block = Block::new(disk, "disk", false, crate::Sandbox::Off).unwrap();
         let interrupt = Arc::new(Interrupt::new(EventFd::new(EFD_NONBLOCK).unwrap()));
         MmioTransport::new(Box::new(block), allocate(1 << 20).unwrap(), interrupt)
     }

@@ -14,6 +14,7 @@ mod failures;
 mod file_systems;
 mod foreign;
 mod habits;
+mod in_use;
 mod inside;
 mod kill;
 mod merge;
@@ -53,6 +54,8 @@ mod vm;
 mod vm_boot;
 #[cfg(target_arch = "x86_64")]
 mod vm_control;
+#[cfg(target_arch = "x86_64")]
+mod vm_disk;
 #[cfg(target_arch = "x86_64")]
 mod vm_kill;
 #[cfg(target_arch = "x86_64")]

@@ -15,6 +15,7 @@ use super::merging::{Commit, Merging, Owed};
 use super::places::{Located, Place, PlaceIndex};
 use super::spans::InImage;
 use super::stretches::{Stretches, push_stored};
+use super::views::Joined;
 use crate::image::{Image, IoContext, ReadSpan, discard_file_range};
 use crate::storage::{StorageFile, reads_zero};
 use crate::units::{FileOffset, VirtualOffset, u64_from, usize_from};
@@ -105,13 +106,36 @@ impl LayeredDevice {
         }
     }
 
-    /// Whether another disk has the image below the leaf, too.
-    pub(crate) fn shares_parent(&self) -> bool {
-        let Some(Layer::Vhd(parent)) = self.layers.get(1) else {
-            return true;
+    /// The same disk with its leaf opened anew.
+    pub(crate) fn with_leaf(&self, leaf: Image) -> Self {
+        Self::of(Arc::new(leaf), self.layers[1..].to_vec(), self.unclean.clone())
+    }
+
+    /// The same disk with one layer in place of several; `None` if it does not have those.
+    pub(super) fn joined(&self, joined: &Joined<'_>) -> Option<Self> {
+        let is_first = |layer: &Layer| matches!(layer, Layer::Vhd(image) if Arc::ptr_eq(image, joined.first));
+        let first = self.layers.iter().position(is_first)?;
+        let (above, gone) = self.layers.split_at(first);
+        let (gone, below) = gone.split_at_checked(joined.count)?;
+        let mut layers = above.iter().chain([joined.layer]).chain(below).cloned();
+        let Some(Layer::Vhd(leaf)) = layers.next() else {
+            return None;
         };
-        let unclean = self.unclean.iter().filter(|image| Arc::ptr_eq(image, parent));
-        Arc::strong_count(parent) > 1 + unclean.count()
+        let went = |image: &Arc<Image>| {
+            gone.iter()
+                .any(|layer| matches!(layer, Layer::Vhd(one) if Arc::ptr_eq(one, image)))
+        };
+        let unclean = self.unclean.iter().filter(|image| !went(image)).cloned();
+        Some(Self::of(leaf, layers.collect(), unclean.collect()))
+    }
+
+    /// How often it has the image below another one.
+    pub(super) fn uses_below_top(&self, image: &Arc<Image>) -> usize {
+        let is_it = |layer: &&Layer| matches!(layer, Layer::Vhd(one) if Arc::ptr_eq(one, image));
+        match self.layers[1..].iter().filter(is_it).count() {
+            0 => 0,
+            layers => layers + self.unclean.iter().filter(|one| Arc::ptr_eq(one, image)).count(),
+        }
     }
 
     /// Whether somebody is told of what is written.

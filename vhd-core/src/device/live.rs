@@ -2,17 +2,19 @@
 
 use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vhd_block::switch::Held;
+use vhd_block::switch::{Held, InUse};
 use vhd_block::{
-    BlockDevice, ByteRange, DeviceError, DeviceInfo, ExtentVisitor, ReadSpan, Switch, Users, WriteOutcome, WriteSpan,
-    ZeroOptions, scatter,
+    BlockDevice, ByteRange, DeviceError, DeviceInfo, ErrorKind, ExtentVisitor, ReadSpan, Switch, Users, WriteOutcome,
+    WriteSpan, ZeroOptions, scatter,
 };
 
 use super::LayeredDevice;
+use super::views::Companions;
 use crate::image::Image;
 use crate::units::{FileOffset, VirtualOffset};
 
@@ -22,10 +24,14 @@ const LONGEST_PART: u64 = 64 << 20;
 /// A chain that is written to, behind a [`Switch`]: [`switch`](Self::switch) makes a child of the leaf the new leaf. The
 /// former leaf is frozen: the same open file, read from then on. Requests wait for that moment and none fails.
 pub struct LiveDevice {
-    present: Switch<Arc<LayeredDevice>>,
+    pub(super) present: Switch<Arc<LayeredDevice>>,
     info: DeviceInfo,
-    /// Bytes. A child has the size of its parent.
-    size: u64,
+    /// Bytes of the disk; changes while requests are held.
+    pub(super) size: AtomicU64,
+    /// What is read beside it in its open files.
+    pub(super) companions: Companions,
+    /// Why no request can be served any more.
+    lost: OnceLock<(ErrorKind, String)>,
 }
 
 /// How long requests wait at most for places to write to that are held, when the leaf is to be replaced.
@@ -76,7 +82,9 @@ impl LiveDevice {
     pub fn new(device: Arc<LayeredDevice>) -> Self {
         Self {
             info: device.info().clone(),
-            size: device.size_bytes(),
+            size: AtomicU64::new(device.size_bytes()),
+            companions: Companions::default(),
+            lost: OnceLock::new(),
             present: Switch::new(device),
         }
     }
@@ -129,6 +137,22 @@ impl LiveDevice {
         let paused = start.elapsed();
         drop(former);
         Ok(paused)
+    }
+
+    /// From now on every request fails.
+    pub(super) fn lose(&self, why: &DeviceError) {
+        let _ = self.lost.set((why.kind(), why.to_string()));
+    }
+
+    /// The device, for one request.
+    fn pass(&self) -> Result<InUse<'_, Arc<LayeredDevice>>, DeviceError> {
+        match self.lost.get() {
+            None => Ok(self.present.pass()),
+            Some((kind, message)) => Err(DeviceError::Gone {
+                kind: *kind,
+                message: message.clone(),
+            }),
+        }
     }
 
     /// Puts another device over the same leaf in the present one's place. What is written to a place that is held is told to
@@ -192,7 +216,7 @@ impl LiveDevice {
         let mut at = range.start;
         loop {
             let part = ByteRange::new(at, (range.end() - at).min(LONGEST_PART));
-            let device = self.present.pass();
+            let device = self.pass()?;
             let done = act(&device, part);
             device.written(part);
             drop(device);
@@ -267,19 +291,19 @@ impl BlockDevice for LiveDevice {
     }
 
     fn size_bytes(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Acquire)
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), DeviceError> {
-        self.present.pass().read_at(buf, offset)
+        self.pass()?.read_at(buf, offset)
     }
 
     fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<(), DeviceError> {
-        self.present.pass().read_vectored_at(bufs, offset)
+        self.pass()?.read_vectored_at(bufs, offset)
     }
 
     fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64, fua: bool) -> Result<(), DeviceError> {
-        let device = self.present.pass();
+        let device = self.pass()?;
         let written = device.write_vectored_at(bufs, offset, false);
         if device.is_followed() {
             let len = scatter::total_len(bufs.iter().map(|buf| &**buf));
@@ -292,7 +316,8 @@ impl BlockDevice for LiveDevice {
 
     fn flush(&self) -> Result<(), DeviceError> {
         // A switch does not wait for a sync: what is to be flushed is in the device that is present now, and stays there.
-        self.present().flush()
+        let device = self.pass()?.clone();
+        device.flush()
     }
 
     fn write_zeroes(&self, range: ByteRange, options: ZeroOptions) -> Result<(), DeviceError> {
@@ -308,19 +333,20 @@ impl BlockDevice for LiveDevice {
 
     fn extents(&self, range: ByteRange, visitor: ExtentVisitor<'_>) -> Result<(), DeviceError> {
         // Not passed: the visitor may use the disk.
-        self.present().extents(range, visitor)
+        let device = self.pass()?.clone();
+        device.extents(range, visitor)
     }
 
     fn resolve_read(&self, range: ByteRange) -> Result<ReadSpan, DeviceError> {
         // INV-80: the span keeps the file. Whatever becomes the leaf, what it names is not overwritten by others; only who
         // moves blocks waits for the lease.
-        let present = self.present.pass();
+        let present = self.pass()?;
         let span = present.resolve_read(range)?;
         Ok(span.under(|| present.lease_to_read()))
     }
 
     fn resolve_write(&self, range: ByteRange) -> Result<WriteSpan, DeviceError> {
-        let present = self.present.pass();
+        let present = self.pass()?;
         let (file, FileOffset(offset), len) = present.hold_place(range)?;
         let outcome = InDevice {
             device: Arc::clone(&present),

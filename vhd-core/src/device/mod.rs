@@ -9,8 +9,10 @@ mod live;
 mod merging;
 mod places;
 mod raw;
+mod rework;
 mod spans;
 mod stretches;
+mod views;
 
 pub use layer::Layer;
 pub use layered::LayeredDevice;
@@ -23,3 +25,5 @@ pub use vhd_block::{
     ExtentVisitor, LOGICAL_BLOCK, MAXIMUM_TRANSFER, PHYSICAL_BLOCK, ReadSpan, ReadTarget, SpanFile, WriteSource,
     WriteSpan, ZeroOptions, check_range, check_request, scatter,
 };
+pub use views::LayerMark;
+pub(crate) use views::{PATIENCE, soon, wait_until_closed};

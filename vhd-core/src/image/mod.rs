@@ -178,6 +178,19 @@ impl Image {
         self.writable && !self.frozen.load(Ordering::Acquire)
     }
 
+    /// How it was opened.
+    pub(crate) fn mode(&self) -> OpenMode {
+        let fence = self.writer().and_then(|(_, writer)| writer.fence.clone());
+        let mode = match self.writable {
+            true => OpenMode::read_write(),
+            false => OpenMode::read_only(),
+        };
+        match fence {
+            Some(fence) => mode.with_fence(fence),
+            None => mode,
+        }
+    }
+
     /// From now on nothing is written to the image; what was written before is made durable by a flush. For one who knows
     /// that no write is under way.
     pub(crate) fn freeze(&self) {

@@ -34,8 +34,8 @@ pub struct WantedSnapshot<'t, 'w> {
 pub struct CreatedInUse {
     /// The snapshot, and the file that is written to from here on.
     pub created: Created,
-    /// What was kept, for reading: the same open files that the disk goes on with.
-    pub frozen: Arc<LayeredDevice>,
+    /// What was kept, for reading: the same open files that the disk goes on with, whatever becomes of them.
+    pub frozen: Arc<LiveDevice>,
     /// The new leaf over it.
     pub present: Arc<LayeredDevice>,
     /// How long requests had to wait at most.
@@ -109,13 +109,13 @@ pub fn create_together(wanted: &mut [WantedSnapshot<'_, '_>]) -> Result<Vec<Crea
     for (WantedSnapshot { tree, .. }, (device, snapshot, active)) in wanted.iter_mut().zip(kept) {
         tree.work.steps.done("switched");
         let present = device.present();
-        let frozen = present.below().expect("the leaf is over an image");
+        let frozen = device.view(1).expect("the leaf is over an image");
         if let Err(error) = tree.seal(device) {
             failed.get_or_insert(error);
         }
         created.push(CreatedInUse {
             created: Created { snapshot, active },
-            frozen: Arc::new(frozen),
+            frozen,
             present,
             paused,
         });

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use vhd_block::Disk;
 use vhd_block::units::usize_from;
+use vhd_block::{Disk, with_causes};
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -14,6 +14,7 @@ use super::config::{self, Config, QUEUE_SIZE, WRITEBACK};
 use super::execute::{DiskId, Executor};
 use super::serve::Served;
 use crate::mem::GuestMemory;
+use crate::sandbox::{Sandbox, Task};
 use crate::state::StateError;
 use crate::virtio::{Interrupt, VirtioDevice};
 
@@ -49,7 +50,7 @@ impl Shared {
 
 impl Block {
     /// A device for `disk`, called `name` in the guest (20 bytes of it), with a thread of its own.
-    pub(crate) fn new(disk: Disk, name: &str, read_only: bool) -> io::Result<Self> {
+    pub(crate) fn new(disk: Disk, name: &str, read_only: bool, sandbox: Sandbox) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             served: Mutex::new(None),
             doorbell: EventFd::new(0)?,
@@ -60,9 +61,13 @@ impl Block {
         let config = config::config(&disk);
         let executor = Executor::new(disk.clone(), id(name), read_only);
         let of_worker = Arc::clone(&shared);
-        let worker = thread::Builder::new()
-            .name(format!("disk {name}"))
-            .spawn(move || work(&of_worker, executor))?;
+        let worker = thread::Builder::new().name(format!("disk {name}")).spawn(move || {
+            match sandbox.confine_thread(Task::Disk) {
+                Ok(()) => work(&of_worker, executor),
+                // Without its rules it serves nothing.
+                Err(error) => tracing::error!(error = with_causes(&error), "a disk is not served"),
+            }
+        })?;
         Ok(Self {
             disk,
             shared,

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::thread;
 
-use hypervisor::{End, Error, Machine};
+use hypervisor::{End, Error, Machine, Sandbox};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -30,13 +30,14 @@ pub(super) struct Attended {
     pub(super) disks: Arc<OpenDisks>,
     pub(super) console: Console,
     pub(super) events: Arc<Events>,
+    sandbox: Sandbox,
     facts: OnceLock<Facts>,
     saving: Arc<Saving>,
 }
 
 impl Attended {
     /// Takes the name. A machine that was given none runs without it too, and nobody finds it.
-    pub(super) fn new(name: Option<&MachineName>, events: Option<&Path>) -> Result<Self, Failure> {
+    pub(super) fn new(name: Option<&MachineName>, events: Option<&Path>, sandbox: Sandbox) -> Result<Self, Failure> {
         let claim = match name {
             Some(name) => Some(Claim::take(name.clone())?),
             None => Claim::take(MachineName::of_this_process())
@@ -53,6 +54,7 @@ impl Attended {
             name,
             claim,
             disks: Arc::default(),
+            sandbox,
             console: Console::default(),
             facts: OnceLock::new(),
             saving: Arc::default(),
@@ -108,6 +110,8 @@ impl Attended {
         let handle = machine.handle();
         let worker = Worker::new(facts, handle, self);
         let listen = |claim| Server::listen(claim, Arc::new(worker));
+        // The machine and its disks are made: nothing starts a program or changes the process from here on.
+        self.sandbox.confine_process().map_err(|error| failed(&kernel, error))?;
         let _server = self.claim.as_ref().map(listen).transpose()?;
         run_attended(machine).map_err(|error| failed(&kernel, error))
     }

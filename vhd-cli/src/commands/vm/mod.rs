@@ -4,6 +4,7 @@ mod attend;
 mod boot;
 mod console;
 mod disks;
+mod equip;
 mod manage;
 mod record;
 mod run;
@@ -52,6 +53,8 @@ enum Job {
     Save(save::SaveArgs),
     /// Let a machine that was saved go on
     Restore(save::RestoreArgs),
+    /// Add, remove and resize disks of a machine that runs
+    Disk(equip::DiskArgs),
     /// Attach to the console of a machine
     Console(manage::NamedArgs),
 }
@@ -66,6 +69,7 @@ pub(crate) fn identity(args: &VmArgs) -> (&'static str, bool) {
         Job::Resume(_) => ("vm resume", false),
         Job::Stop(_) => ("vm stop", false),
         Job::Console(_) => ("vm console", false),
+        Job::Disk(args) => (equip::name(args), false),
         Job::Save(_) => ("vm save", false),
         Job::Restore(_) => ("vm restore", false),
     }
@@ -80,6 +84,7 @@ pub(crate) fn run(args: &VmArgs) -> Result<Exit, Failure> {
         Job::Resume(args) => manage::resume(args),
         Job::Stop(args) => manage::stop(args),
         Job::Console(args) => manage::console(args),
+        Job::Disk(args) => equip::run(args),
         Job::Save(args) => save::save(args),
         Job::Restore(args) => save::restore(args),
     }

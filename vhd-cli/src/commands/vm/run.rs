@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum, ValueHint};
-use hypervisor::{Error, MAX_CPUS, Machine, MachineConfig, MachineType};
+use hypervisor::{Error, MAX_CPUS, Machine, MachineConfig, MachineType, Sandbox};
 use vhd_core::error::with_causes;
 
 use super::attend::Attended;
@@ -69,6 +69,10 @@ pub(crate) struct RunArgs {
     /// Memory of the guest, from 16M
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_bytes)]
     memory: u64,
+    /// Whether the machine's threads are confined to what they need: on; log lets them go on and is told in the kernel's
+    /// log; off
+    #[arg(long, value_enum, value_name = "MODE", default_value = "on")]
+    sandbox: SandboxArg,
     /// What the machine is called in `vhd vm list` and for the commands that control it; without it, vm- and the number of
     /// the process
     #[arg(long, value_name = "NAME")]
@@ -80,6 +84,28 @@ pub(crate) struct RunArgs {
     pub(super) children: ChildrenArgs,
     #[command(flatten)]
     pub(super) chain: ChainArgs,
+}
+
+/// The value of `--sandbox`.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub(crate) enum SandboxArg {
+    /// Whoever breaks a rule ends the machine
+    #[default]
+    On,
+    /// Whoever breaks a rule is in the kernel's log
+    Log,
+    /// There are no rules
+    Off,
+}
+
+impl From<SandboxArg> for Sandbox {
+    fn from(arg: SandboxArg) -> Self {
+        match arg {
+            SandboxArg::On => Self::On,
+            SandboxArg::Log => Self::Log,
+            SandboxArg::Off => Self::Off,
+        }
+    }
 }
 
 /// The value of `--machine`.
@@ -106,7 +132,8 @@ pub(crate) fn run(args: &RunArgs) -> Result<Exit, Failure> {
         .search
         .require_locks("a machine needs its disks for itself")?;
     disks::check(args)?;
-    Attended::new(args.name.as_ref(), args.events.as_deref())?.run(|attended| begin(args, attended))
+    Attended::new(args.name.as_ref(), args.events.as_deref(), args.sandbox.into())?
+        .run(|attended| begin(args, attended))
 }
 
 fn begin(args: &RunArgs, attended: &Attended) -> Result<Machine, Failure> {
@@ -136,6 +163,7 @@ fn begin(args: &RunArgs, attended: &Attended) -> Result<Machine, Failure> {
         append: args.append.clone(),
         disks,
         console: Box::new(attended.console.clone()),
+        sandbox: args.sandbox.into(),
     };
     let machine = Machine::new(config).map_err(|error| failed(&started.name, error))?;
     attended.events.say(&Event::Started);

@@ -11,7 +11,7 @@ use vhd_core::error::with_causes;
 use super::attend::Attended;
 use super::manage::NamedArgs;
 use super::record::Record;
-use super::run::failed;
+use super::run::{SandboxArg, failed};
 use super::worker::{Client, Event, Facts, Job, MachineName};
 use crate::codes::Kind;
 use crate::exit::Exit;
@@ -43,6 +43,9 @@ pub(crate) struct RestoreArgs {
     /// Append what happens to the machine to a file, as lines of JSON
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     events: Option<PathBuf>,
+    /// As of `vhd vm run`
+    #[arg(long, value_enum, value_name = "MODE", default_value = "on")]
+    sandbox: SandboxArg,
     /// Go on although the disks' files were written since, or copied without their times: a guest whose disk was really
     /// changed destroys it
     #[arg(long)]
@@ -74,7 +77,7 @@ pub(super) fn restore(args: &RestoreArgs) -> Result<Exit, Failure> {
         .and_then(Record::parse)
         .map_err(about)?;
     let name = args.name.clone().unwrap_or_else(|| record.name.clone());
-    let attended = Attended::new(Some(&name), args.events.as_deref())?;
+    let attended = Attended::new(Some(&name), args.events.as_deref(), args.sandbox.into())?;
     attended.run(|attended| begin_again(args, &saved, &record, attended))
 }
 
@@ -84,7 +87,7 @@ fn begin_again(
     record: &Record,
     attended: &Attended,
 ) -> Result<Machine, Failure> {
-    let disks = attended.disks.reopen(&record.disks, args.trust_disks)?;
+    let disks = attended.disks.reopen(&record.disks, &saved.slots(), args.trust_disks)?;
     attended.describe(Facts {
         name: attended.name().clone(),
         kernel: record.kernel.clone(),
@@ -92,7 +95,7 @@ fn begin_again(
         cpus: saved.cpus(),
         memory: saved.memory(),
     });
-    let machine = Machine::restore(saved, disks, Box::new(attended.console.clone()));
+    let machine = Machine::restore(saved, disks, Box::new(attended.console.clone()), args.sandbox.into());
     let machine = machine.map_err(|error| failed(&record.kernel, error).about(args.file.display()))?;
     attended.events.say(&Event::Restored);
     Ok(machine)

@@ -23,6 +23,18 @@ pub(crate) enum Event<'a> {
     Restored,
     Paused,
     Resumed,
+    /// The guest was given a disk, or has let go of one.
+    DiskAdded {
+        id: &'a str,
+    },
+    DiskRemoved {
+        id: &'a str,
+    },
+    /// A disk has another size in bytes.
+    DiskResized {
+        id: &'a str,
+        size: u64,
+    },
     /// Somebody pressed the power button.
     PowerButton,
     /// The machine has ended: `power-off`, `reset`, `panic`, `stopped`, `saved`, or `failed` with a code and a message.

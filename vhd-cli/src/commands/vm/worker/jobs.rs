@@ -14,7 +14,7 @@ use super::saving::Pending;
 use super::{Console, Event, Events, MachineName, Saving};
 use crate::codes::Kind;
 use crate::commands::vm::attend::Attended;
-use crate::commands::vm::disks::OpenDisks;
+use crate::commands::vm::disks::{DiskSpec, OpenDisks};
 use crate::commands::vm::run::failed;
 use crate::failure::Failure;
 
@@ -89,6 +89,16 @@ impl Worker {
             }
             Job::Stop { force: true } => self.handle.stop(),
             Job::Stop { force: false } => self.press_power_button()?,
+            Job::DiskAdd { disk } => self.add_disk(disk)?,
+            Job::DiskRemove { id } => return self.remove_disk(&id),
+            Job::DiskResize { id, size, shrink } => {
+                self.disks.require_growth(&id, size, shrink)?;
+                let slot = self.disks.slot(&id)?;
+                self.handle
+                    .resize_disk(slot, size)
+                    .map_err(|error| self.failed(error))?;
+                self.events.say(&Event::DiskResized { id: &id, size });
+            }
             // They are not answered like others.
             Job::Console | Job::Save { .. } => {}
         }
@@ -131,6 +141,30 @@ impl Worker {
             kernel,
             disks: self.disks.info(),
         })
+    }
+
+    fn add_disk(&self, disk: DiskSpec) -> Result<(), Failure> {
+        let (id, of_machine) = self.disks.add(disk)?;
+        match self.handle.add_disk(of_machine) {
+            Ok(slot) => self.disks.put(&id, slot),
+            Err(error) => {
+                // It was not given to the machine, and is closed again.
+                self.disks.close_one(&id)?;
+                return Err(self.failed(error));
+            }
+        }
+        self.events.say(&Event::DiskAdded { id: &id });
+        Ok(())
+    }
+
+    fn remove_disk(&self, id: &str) -> Result<Answer, Failure> {
+        let slot = self.disks.slot(id)?;
+        if !self.handle.remove_disk(slot).map_err(|error| self.failed(error))? {
+            return Ok(Answer::Waits);
+        }
+        self.disks.close_one(id)?;
+        self.events.say(&Event::DiskRemoved { id });
+        Ok(Answer::Done)
     }
 
     /// A guest that is held would not notice.

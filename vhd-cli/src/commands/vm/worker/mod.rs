@@ -23,7 +23,7 @@ pub(super) use client::{Client, living};
 pub(super) use console::Console;
 pub(super) use events::{Event, Events};
 pub(super) use jobs::{Facts, Worker};
-pub(super) use message::{DiskInfo, Job, MachineInfo};
+pub(super) use message::{Answer, DiskInfo, Job, MachineInfo};
 pub(super) use name::MachineName;
 pub(super) use place::Claim;
 pub(super) use saving::Saving;
