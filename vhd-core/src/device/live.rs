@@ -9,15 +9,14 @@ use std::time::{Duration, Instant};
 
 use vhd_block::switch::{Held, InUse};
 use vhd_block::{
-    BlockDevice, ByteRange, DeviceError, DeviceInfo, ErrorKind, ExtentVisitor, ReadSpan, Switch, Users, WriteSpan,
-    ZeroOptions, scatter,
+    BlockDevice, ByteRange, DeviceError, DeviceInfo, ErrorKind, ExtentVisitor, ReadSpan, Switch, Users, WriteOutcome,
+    WriteSpan, ZeroOptions, scatter,
 };
 
 use super::LayeredDevice;
-use super::spans::InDevice;
 use super::views::Companions;
 use crate::image::Image;
-use crate::units::FileOffset;
+use crate::units::{FileOffset, VirtualOffset};
 
 /// Bytes of zeroes, or of a discard, during which a switch has to wait. Longer ones are done in parts.
 const LONGEST_PART: u64 = 64 << 20;
@@ -231,6 +230,27 @@ impl LiveDevice {
 
     fn flush_if(&self, fua: bool) -> Result<(), DeviceError> {
         if fua { self.flush() } else { Ok(()) }
+    }
+}
+
+/// A place in the leaf of a disk whose leaf may be replaced, or merged: the device over it is told of what was written.
+/// A lease of the span keeps that device in its place.
+struct InDevice {
+    device: Arc<LayeredDevice>,
+    range: ByteRange,
+}
+
+impl WriteOutcome for InDevice {
+    fn complete(self: Box<Self>) -> Result<(), DeviceError> {
+        let image = self.device.leaf_image();
+        let completed = image.complete_place(VirtualOffset(self.range.start), self.range.len);
+        self.device.written(self.range);
+        completed
+    }
+
+    fn abandon(self: Box<Self>) {
+        // Sectors that were there may have been overwritten.
+        self.device.written(self.range);
     }
 }
 

@@ -3,6 +3,7 @@
 //! [`LayeredDevice`] is the one loop that moves the bytes of VHD images, whatever their type and however
 //! deep their chain; [`RawDevice`] is a plain file. A frontend holds a [`Disk`] over either.
 
+mod layer;
 mod layered;
 mod live;
 mod merging;
@@ -13,7 +14,8 @@ mod spans;
 mod stretches;
 mod views;
 
-pub use layered::{Layer, LayeredDevice};
+pub use layer::Layer;
+pub use layered::LayeredDevice;
 pub use live::{LiveDevice, NotSwitched, Successor};
 pub use merging::{Commit, LeafMerge, LeafMerged};
 pub(crate) use places::{Held, held};

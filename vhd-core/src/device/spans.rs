@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use vhd_block::{ByteRange, DeviceError, SpanFile, SpanStorage, WriteOutcome, WriteSpan};
 
-use super::LayeredDevice;
 use crate::image::Image;
 use crate::storage::StorageFile;
 use crate::units::VirtualOffset;
@@ -69,27 +68,6 @@ impl WriteOutcome for InImage {
     }
 
     fn abandon(self: Box<Self>) {}
-}
-
-/// A place in the leaf of a disk whose leaf may be replaced, or merged: the device over it is told of what was written.
-/// A lease of the span keeps that device in its place.
-pub(super) struct InDevice {
-    pub(super) device: Arc<LayeredDevice>,
-    pub(super) range: ByteRange,
-}
-
-impl WriteOutcome for InDevice {
-    fn complete(self: Box<Self>) -> Result<(), DeviceError> {
-        let image = self.device.leaf_image();
-        let completed = image.complete_place(VirtualOffset(self.range.start), self.range.len);
-        self.device.written(self.range);
-        completed
-    }
-
-    fn abandon(self: Box<Self>) {
-        // Sectors that were there may have been overwritten.
-        self.device.written(self.range);
-    }
 }
 
 /// A place in a raw file.

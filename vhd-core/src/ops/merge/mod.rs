@@ -27,6 +27,7 @@ mod finish;
 mod groups;
 mod holder;
 mod journal;
+mod known;
 mod leaf;
 mod new_image;
 mod plan;
@@ -45,7 +46,8 @@ pub use plan::plan;
 pub(crate) use plan::{Owner, plan_for};
 
 use crate::chain::OpenOptions;
-use journal::{Known, Phase};
+use journal::Phase;
+use known::Known;
 
 /// What is to be merged into what.
 #[derive(Clone)]
