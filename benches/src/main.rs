@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use rustix::time::{ClockId, clock_gettime};
 use vhd_benches::{BLOCK, Bench, REQUEST, SCATTERED, one_offset_per_block, places, random_offsets};
 use vhd_core::chain::OpenedDisk;
-use vhd_core::device::Disk;
+use vhd_core::device::{ByteRange, Disk, ReadSpan};
 use vhd_core::storage::StorageFile;
 
 const READ_DISK: u64 = 1 << 30;
@@ -44,6 +45,7 @@ fn reads(dir: &Path, rounds: usize) -> Result<()> {
     let offsets = random_offsets(READ_DISK, REQUESTS, &mut random);
     let pairs = measure(rounds, || read_file(&raw, &offsets), || read_disk(&disk, &offsets))?;
     report("read, dynamic", &pairs, offsets.len());
+    span_reads(&disk, &offsets, rounds)?;
     drop((bench, disk));
     for (piece, what) in [(BLOCK, "whole blocks"), (SCATTERED, "64 KiB pieces")] {
         for depth in [1, 4, 16, 64] {
@@ -86,6 +88,39 @@ fn chain_reads(
     };
     let pairs = measure(rounds, &mut read_places, || read_disk(&disk, &offsets))?;
     report("- against preads of the same places", &pairs, places.len());
+    span_reads(&disk, &offsets, rounds)
+}
+
+/// The same reads by whoever asks where the bytes are and moves them himself, against those through the disk. The two differ
+/// by less than a machine does that others use too, so it is the processor time of the thread that counts.
+fn span_reads(disk: &Disk, offsets: &[u64], rounds: usize) -> Result<()> {
+    let mut buffer = vec![0; REQUEST];
+    let mut by_spans = || {
+        time_each(offsets, |offset| {
+            let mut done = 0;
+            while done < REQUEST {
+                let rest = ByteRange::new(offset + u64::try_from(done)?, u64::try_from(REQUEST - done)?);
+                let span = disk.resolve_read(rest)?;
+                let len = usize::try_from(span.len())?;
+                match &span {
+                    ReadSpan::Data { file, offset, len } => {
+                        let found = file.descriptor(*offset, *len).context("a file of the host")?;
+                        let part = &mut buffer[done..done + usize::try_from(*len)?];
+                        anyhow::ensure!(rustix::io::pread(found, part, *offset)? == usize::try_from(*len)?);
+                    }
+                    ReadSpan::Zero { .. } => buffer[done..done + len].fill(0),
+                }
+                done += len;
+            }
+            Ok(())
+        })
+    };
+    let pairs = measure(
+        rounds,
+        || processor_time(|| read_disk(disk, offsets)),
+        || processor_time(&mut by_spans),
+    )?;
+    report("- through resolve_read, against read_at", &pairs, offsets.len());
     Ok(())
 }
 
@@ -153,6 +188,14 @@ fn time_each(offsets: &[u64], mut request: impl FnMut(u64) -> Result<()>) -> Res
         request(offset)?;
     }
     Ok(start.elapsed())
+}
+
+/// The processor time that the thread takes for something.
+fn processor_time(work: impl FnOnce() -> Result<Duration>) -> Result<Duration> {
+    let now = || Duration::try_from(clock_gettime(ClockId::ThreadCPUTime));
+    let start = now()?;
+    work()?;
+    Ok(now()? - start)
 }
 
 /// Runs both in turn, once without counting.

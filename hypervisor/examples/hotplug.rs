@@ -21,7 +21,7 @@ mod guest {
     use std::sync::{Arc, Mutex};
     use std::time::{Duration, Instant};
 
-    use hypervisor::{End, Machine, MachineConfig, MachineDisk, MachineHandle, MachineType};
+    use hypervisor::{End, Machine, MachineConfig, MachineDisk, MachineHandle, MachineType, Sandbox};
     use vhd_block::Disk;
 
     use super::ram::Ram;
@@ -73,6 +73,7 @@ mod guest {
             disk: disk.clone(),
             read_only: false,
             name: name.to_owned(),
+            sandbox: Sandbox::On,
         };
         (of_machine, disk)
     }
@@ -127,6 +128,7 @@ mod guest {
             append: String::new(),
             disks: vec![first],
             console: Box::new(console.clone()),
+            sandbox: Sandbox::On,
         });
         let machine = machine.expect("a machine");
         let handle = machine.handle();

@@ -9,6 +9,7 @@ use crate::legacy::{CMOS_DATA, CMOS_INDEX, COM1, Cmos, Com1, PowerPort};
 use crate::mem::HOLE_START;
 use crate::pci::{CONFIG_PORTS, HOTPLUG_PORTS};
 use crate::slots::Slots;
+use crate::state::{self as message, Section, StateError, StateFile, section};
 use crate::virtio::VirtioDevice;
 use crate::virtio::mmio::{MmioTransport, PAGE};
 
@@ -43,6 +44,38 @@ impl Bus {
         match &self.devices {
             Devices::Mmio(devices) => devices.iter().for_each(|device| job(locked(device).device_mut())),
             Devices::Pci(slots) => slots.host.for_each(&mut |_, function| job(function.device_mut())),
+        }
+    }
+
+    /// The state of all devices, which are held.
+    pub(crate) fn save(&self) -> Vec<Section> {
+        let index = locked(&self.cmos).selected().into();
+        let mut sections = vec![
+            section("com1", 0, &locked(&self.com1).save()),
+            section("cmos", 0, &message::Cmos { index }),
+        ];
+        match &self.devices {
+            Devices::Mmio(devices) => {
+                let saved =
+                    |(number, device): (u32, &Mutex<MmioTransport>)| section("mmio", number, &locked(device).save());
+                sections.extend((0..).zip(devices).map(saved));
+            }
+            Devices::Pci(slots) => sections.extend(slots.save()),
+        }
+        sections
+    }
+
+    /// Gives new devices, which are held, the state of those that were saved. COM1 has its own already.
+    pub(crate) fn restore(&self, saved: &StateFile) -> Result<(), StateError> {
+        let cmos: message::Cmos = saved.one("cmos")?;
+        locked(&self.cmos).select(cmos.index.to_le_bytes()[0]);
+        match &self.devices {
+            Devices::Mmio(devices) => {
+                let messages = saved.numbered("mmio", devices.len())?;
+                let mut devices = devices.iter().zip(&messages);
+                devices.try_for_each(|(device, message)| locked(device).restore(message))
+            }
+            Devices::Pci(slots) => slots.restore(saved),
         }
     }
 

@@ -117,6 +117,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A machine cannot be saved or restored.
+    #[error(transparent)]
+    State(#[from] crate::state::StateError),
     /// A disk could not be flushed at the end.
     #[error("a disk cannot be flushed")]
     Disk(#[from] vhd_block::DeviceError),

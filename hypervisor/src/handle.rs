@@ -1,5 +1,7 @@
 //! What other threads do with a machine that runs.
 
+use std::fs::File;
+use std::io;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -8,6 +10,7 @@ use crate::legacy::Com1;
 use crate::machine::{End, MachineDisk};
 use crate::running::{Event, Running};
 use crate::slots::Slots;
+use crate::state::Saved;
 
 /// What a machine is controlled by from other threads while it runs.
 #[derive(Clone)]
@@ -71,6 +74,17 @@ impl MachineHandle {
         self.ask(|running| Ok(running.is_paused()))
     }
 
+    /// Writes the machine to an empty file, and ends it with [`End::Saved`] when `commit` has taken it and given the file its name. The file is
+    /// good for a restore when it was completed, after the disks are closed. Where something fails before, the machine goes
+    /// on as it was.
+    ///
+    /// # Errors
+    /// [`Error::State`] where it cannot be written, [`Error::Disk`] where a disk cannot be flushed, [`Error::Host`] for
+    /// `commit`, [`Error::Kvm`], [`Error::Ended`].
+    pub fn save(&self, file: File, commit: impl FnOnce(Saved) -> io::Result<()> + Send + 'static) -> Result<(), Error> {
+        self.ask(|running| running.save(file, commit))
+    }
+
     /// Gives the guest another disk while it runs, and says so to it; returns the slot, by which it is removed. A guest that
     /// has no driver for hot-plug does not look.
     ///
@@ -88,6 +102,14 @@ impl MachineHandle {
     /// [`Error::NoHotPlug`], [`Error::NoDisk`], [`Error::Ended`], and [`Error::Disk`] where the disk cannot be flushed.
     pub fn remove_disk(&self, slot: usize) -> Result<bool, Error> {
         self.slots.as_ref().ok_or(Error::NoHotPlug)?.remove(slot)
+    }
+
+    /// Gives the disk in a slot another size in bytes, and says so to the guest.
+    ///
+    /// # Errors
+    /// [`Error::NoHotPlug`], [`Error::NoDisk`], [`Error::Ended`], and [`Error::Disk`] where the disk cannot have that size.
+    pub fn resize_disk(&self, slot: usize, size: u64) -> Result<(), Error> {
+        self.slots.as_ref().ok_or(Error::NoHotPlug)?.resize(slot, size)
     }
 
     /// Has the thread that runs the machine do something, and waits for it.

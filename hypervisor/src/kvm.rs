@@ -1,6 +1,6 @@
 //! The machine as KVM has it: memory, interrupt controllers, timers, doorbells.
 //!
-//! The only file of this crate with unsafe code: KVM is given the addresses of guest memory.
+//! The only file of this crate with unsafe code: KVM is given the addresses of guest memory, and structures that it reads.
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -8,18 +8,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::{
     KVM_API_VERSION, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
-    KVM_PIT_SPEAKER_DUMMY, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1,
-    kvm_irq_routing_irqchip, kvm_irq_routing_msi, kvm_pit_config, kvm_userspace_memory_region,
+    KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY, KvmIrqRouting, kvm_clock_data, kvm_irq_routing_entry,
+    kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_irqchip, kvm_irq_routing_msi, kvm_irqchip, kvm_pit_config,
+    kvm_userspace_memory_region, kvm_xsave,
 };
-use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use vm_memory::{Address as _, GuestMemoryBackend as _, GuestMemoryRegion as _};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::Error;
-use crate::cpu::{BootEntry, Cpuid, Vcpu, prepare};
+use crate::cpu::state::{bytes, saved_msrs, structure};
+use crate::cpu::{self, BootEntry, Cpuid, Processors, Vcpu, prepare};
 use crate::error::kvm;
 use crate::mem::GuestMemory;
 use crate::pci::{Message, Wires};
+use crate::state::{CpuTable, Interrupts, Processor, StateError};
 
 /// Three pages that KVM on Intel processors takes for itself, below 4 GiB where nothing else is.
 const TSS: usize = 0xfffb_d000;
@@ -27,6 +30,9 @@ const TSS: usize = 0xfffb_d000;
 /// Lines of the I/O APIC, and those of them that the two 8259 have too.
 pub(crate) const IOAPIC_LINES: u32 = 24;
 const ISA_LINES: u32 = 16;
+
+/// The interrupt controllers of KVM that are saved.
+const CHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];
 
 /// What a host's KVM must be able to do.
 const NEEDED: &[(Cap, &str)] = &[
@@ -44,13 +50,30 @@ const NEEDED: &[(Cap, &str)] = &[
 pub(crate) struct Vm {
     fd: Arc<VmFd>,
     cpuid: Cpuid,
+    /// The registers of processors that are saved.
+    msrs: Vec<u32>,
     memory: GuestMemory,
 }
 
+/// How processors begin.
+#[derive(Clone, Copy)]
+pub(crate) enum Start<'a> {
+    /// The first with a kernel; the others wait for it.
+    Boot(BootEntry),
+    /// All where they were.
+    Saved(&'a [Processor]),
+}
+
 impl Vm {
-    /// A machine with this memory and no processors.
-    pub(crate) fn new(memory: GuestMemory) -> Result<Self, Error> {
+    /// A machine with this memory and no processors yet; they are those of the host, or those that were saved.
+    pub(crate) fn new(memory: GuestMemory, saved: Option<CpuTable>) -> Result<Self, Error> {
         let system = open()?;
+        // Before anything is made that would be for nothing.
+        let cpuid = Cpuid::of_host(&system)?;
+        let cpuid = match saved {
+            Some(saved) => cpuid.saved(saved)?,
+            None => cpuid,
+        };
         let fd = system.create_vm().map_err(kvm("make a virtual machine"))?;
         for (slot, region) in (0..).zip(memory.iter()) {
             let host = region.get_host_address(vm_memory::MemoryRegionAddress(0));
@@ -76,24 +99,105 @@ impl Vm {
             ..Default::default()
         };
         fd.create_pit2(timer).map_err(kvm("make a timer"))?;
-        let cpuid = Cpuid::new(&system)?;
+        let msrs = saved_msrs(&system)?;
         let fd = Arc::new(fd);
-        Ok(Self { fd, cpuid, memory })
+        Ok(Self {
+            fd,
+            cpuid,
+            msrs,
+            memory,
+        })
     }
 
     pub(crate) fn memory(&self) -> &GuestMemory {
         &self.memory
     }
 
-    /// Makes the processors; the first begins at `entry`.
-    pub(crate) fn make_vcpus(&self, count: u8, entry: BootEntry) -> Result<Vec<Vcpu>, Error> {
+    /// Makes the processors.
+    pub(crate) fn make_vcpus(&self, count: u8, start: Start<'_>) -> Result<Vec<Vcpu>, Error> {
         let make = |number: u8| {
             let fd = self.fd.create_vcpu(number.into()).map_err(kvm("make a processor"))?;
             self.cpuid.apply(&fd, number, count)?;
-            prepare(&fd, (number == 0).then_some(entry))?;
+            match start {
+                Start::Boot(entry) => prepare(&fd, (number == 0).then_some(entry))?,
+                Start::Saved(all) => {
+                    let tsc = all.first().and_then(cpu::state::tsc);
+                    cpu::state::restore(self, &fd, &all[usize::from(number)], tsc)?;
+                }
+            }
             Ok(Vcpu::new(fd, self.memory.clone()))
         };
         (0..count).map(make).collect()
+    }
+
+    /// The state of processors that are held.
+    pub(crate) fn save_processors(&self, processors: &Processors) -> Result<Vec<Processor>, Error> {
+        self.require_plain_state()?;
+        processors.save(&self.msrs)
+    }
+
+    /// What the processors say about themselves.
+    pub(crate) fn cpu_table(&self) -> &CpuTable {
+        self.cpuid.table()
+    }
+
+    /// Sets the state of the floating point unit and of vectors.
+    pub(crate) fn set_xsave(&self, vcpu: &VcpuFd, xsave: &kvm_xsave) -> Result<(), Error> {
+        self.require_plain_state()?;
+        // SAFETY: KVM reads as many bytes as the state of this machine's processors has; those are no more than the
+        // structure has, as was asked just now. Its content is checked by KVM.
+        unsafe { vcpu.set_xsave(xsave) }.map_err(kvm("set the state of a processor"))
+    }
+
+    /// Refuses a host whose processors have more state than the structure that we know.
+    fn require_plain_state(&self) -> Result<(), Error> {
+        let bytes = usize::try_from(self.fd.check_extension_int(Cap::Xsave2)).unwrap_or(0);
+        if bytes <= size_of::<kvm_xsave>() {
+            return Ok(());
+        }
+        let reasons = vec![format!(
+            "a processor has {bytes} bytes of state, more than this program can save"
+        )];
+        Err(StateError::Processor { reasons }.into())
+    }
+
+    /// The state of interrupt controllers, timer and clock, while the processors are held.
+    pub(crate) fn save_interrupts(&self) -> Result<Interrupts, Error> {
+        let failed = kvm("read the state of its interrupt controllers");
+        let chip = |chip_id: u32| {
+            let mut chip = kvm_irqchip {
+                chip_id,
+                ..Default::default()
+            };
+            self.fd.get_irqchip(&mut chip).map_err(&failed)?;
+            Ok(bytes(&chip))
+        };
+        Ok(Interrupts {
+            chips: CHIPS.into_iter().map(chip).collect::<Result<_, Error>>()?,
+            pit: bytes(&self.fd.get_pit2().map_err(&failed)?),
+            clock: bytes(&self.fd.get_clock().map_err(&failed)?),
+        })
+    }
+
+    /// Sets it, after the processors.
+    pub(crate) fn restore_interrupts(&self, saved: &Interrupts) -> Result<(), Error> {
+        let failed = kvm("set the state of its interrupt controllers");
+        if saved.chips.len() != CHIPS.len() {
+            return Err(StateError::damaged("interrupts", "has other controllers").into());
+        }
+        for (chip, chip_id) in saved.chips.iter().zip(CHIPS) {
+            let mut chip: kvm_irqchip = structure(chip)?;
+            chip.chip_id = chip_id;
+            self.fd.set_irqchip(&chip).map_err(&failed)?;
+        }
+        self.fd.set_pit2(&structure(&saved.pit)?).map_err(&failed)?;
+        let clock: kvm_clock_data = structure(&saved.clock)?;
+        // The guest's clock goes on where it was: it does not learn how long it was away.
+        let clock = kvm_clock_data {
+            clock: clock.clock,
+            ..Default::default()
+        };
+        self.fd.set_clock(&clock).map_err(&failed)
     }
 
     /// What is signalled is an edge of this interrupt line.

@@ -16,6 +16,8 @@
 //!      |         virtio/session.rs  what driver and device agree on, whatever the transport
 //!      |            |
 //!      |         virtio/block/  virtio-blk on a Disk, a thread per disk
+//!      +-- sandbox.rs  what its threads may ask of the kernel
+//!      +-- state/    the machine as data: saved to a file, restored from it
 //!      +-- mem.rs    guest memory: one sealed memory file
 //!      +-- kvm.rs    the machine as KVM has it
 //! ```
@@ -45,7 +47,9 @@ mod pci;
 #[path = "../tests/common/ram.rs"]
 mod ram;
 mod running;
+mod sandbox;
 mod slots;
+mod state;
 mod virtio;
 
 pub use error::Error;
@@ -53,6 +57,8 @@ pub use handle::MachineHandle;
 pub use machine::{End, Machine, MachineConfig, MachineDisk};
 pub use machine_type::MachineType;
 pub use mem::{MAX_MEMORY, MEMORY_UNIT, MIN_MEMORY};
+pub use sandbox::Sandbox;
+pub use state::{Saved, StateError, StateFile};
 
 /// The most processors of a machine.
 pub const MAX_CPUS: u8 = 8;

@@ -13,11 +13,14 @@ use crate::bus::{Bus, Devices};
 use crate::cpu::{Processors, Vcpu};
 use crate::error::host;
 use crate::handle::MachineHandle;
-use crate::kvm::Vm;
+use crate::kvm::{Start, Vm};
 use crate::legacy::{COM1_IRQ, Com1, PanicWatch};
 use crate::mem::{self, MAX_MEMORY, MEMORY_UNIT, MIN_MEMORY};
-use crate::running::{Event, Running};
+use crate::pci::SLOTS;
+use crate::running::{Event, Parts, Running};
+use crate::sandbox::Sandbox;
 use crate::slots::Slots;
+use crate::state::{self, Processor, StateError, StateFile};
 use crate::virtio::Interrupt;
 use crate::virtio::block::Block;
 use crate::virtio::mmio::{DOORBELL, MmioTransport};
@@ -35,6 +38,8 @@ pub struct MachineDisk {
     pub read_only: bool,
     /// What the guest sees as its serial number; 20 bytes of it.
     pub name: String,
+    /// The rules for the thread that serves it, if all that it takes are files that are open: not for disks on servers.
+    pub sandbox: Sandbox,
 }
 
 /// What a machine is made of.
@@ -57,6 +62,9 @@ pub struct MachineConfig {
     pub disks: Vec<MachineDisk>,
     /// Where the output of the guest's console goes. A writer that blocks stops the processor that writes.
     pub console: Box<dyn Write + Send>,
+    /// The rules for the threads of its processors. The console's writer is under them too: it writes and sends on
+    /// descriptors that are open.
+    pub sandbox: Sandbox,
 }
 
 /// How a guest ended.
@@ -70,18 +78,17 @@ pub enum End {
     Panic,
     /// [`MachineHandle::stop`] was called.
     Stopped,
+    /// [`MachineHandle::save`] was called: it goes on when it is restored.
+    Saved,
 }
 
 /// A machine that is ready to run.
 pub struct Machine {
-    vm: Arc<Vm>,
     vcpus: Vec<Vcpu>,
-    bus: Bus,
+    parts: Parts,
     com1: Arc<Mutex<Com1>>,
-    slots: Option<Arc<Slots>>,
-    /// Those that are in no slot.
-    disks: Vec<Disk>,
     panic: PanicWatch,
+    sandbox: Sandbox,
     report: Sender<Event>,
     reports: Receiver<Event>,
 }
@@ -93,12 +100,8 @@ impl Machine {
     /// Each reason why there can be no such machine is a variant of [`Error`].
     pub fn new(mut config: MachineConfig) -> Result<Self, Error> {
         check(&config)?;
-        let vm = Arc::new(Vm::new(mem::allocate(config.memory)?)?);
-        let announced: Vec<(u64, u32)> = (0..)
-            .map(Bus::address)
-            .zip(DISK_IRQS)
-            .take(config.disks.len())
-            .collect();
+        let vm = Arc::new(Vm::new(mem::allocate(config.memory)?, None)?);
+        let announced: Vec<(u64, u32)> = places().take(config.disks.len()).collect();
         let boot = Boot {
             kernel: &mut config.kernel,
             initrd: config.initrd.as_mut(),
@@ -123,36 +126,95 @@ impl Machine {
                 }
                 (Devices::Pci(Arc::new(slots)), Vec::new())
             }
-            MachineType::Mmio => {
-                let disks = config.disks.iter().map(|disk| disk.disk.clone()).collect();
-                let devices = on_mmio(&vm, config.disks, &announced)?;
-                (Devices::Mmio(devices), disks)
-            }
+            MachineType::Mmio => on_mmio(&vm, config.disks)?,
         };
+        let vcpus = vm.make_vcpus(config.cpus, Start::Boot(entry))?;
+        let identity = identity(config.machine_type, config.cpus, config.memory);
+        let machine = Self::assemble(vm, vcpus, (com1, panic), (devices, disks), identity);
+        Ok(Self {
+            sandbox: config.sandbox,
+            ..machine
+        })
+    }
+
+    /// Makes a machine as it was saved, with its disks in the slots that [`StateFile::slots`] names; nothing runs yet.
+    ///
+    /// # Errors
+    /// [`Error::State`] with the reason why it cannot be restored here, and what [`new`](Self::new) says of KVM and the host.
+    pub fn restore(
+        saved: &StateFile,
+        disks: Vec<(usize, MachineDisk)>,
+        console: Box<dyn Write + Send>,
+        sandbox: Sandbox,
+    ) -> Result<Self, Error> {
+        let (expected, found) = (saved.slots(), disks.iter().map(|(slot, _)| *slot).collect());
+        if expected != found || expected.len() > MAX_DISKS || expected.iter().any(|slot| *slot >= SLOTS) {
+            return Err(StateError::Disks { expected, found }.into());
+        }
+        let memory = mem::allocate(saved.memory())?;
+        let vm = Arc::new(Vm::new(memory, Some(saved.one("cpuid")?))?);
+        saved.read_memory(mem::backing(vm.memory()).ok_or(Error::Ended)?)?;
+        let processors: Vec<Processor> = saved.numbered("processor", saved.cpus().into())?;
+        let vcpus = vm.make_vcpus(saved.cpus(), Start::Saved(&processors))?;
+        vm.restore_interrupts(&saved.one("interrupts")?)?;
+        let panic = PanicWatch::default();
+        let com1 = Com1::restore(console, panic.clone(), &saved.one("com1")?)?;
+        vm.connect_interrupt(com1.event(), COM1_IRQ)?;
+        let equipped = match saved.machine_type() {
+            MachineType::Vhd1 => {
+                let slots = Slots::new(Arc::clone(&vm))?;
+                for (slot, disk) in disks {
+                    slots.equip_again(slot, disk)?;
+                }
+                (Devices::Pci(Arc::new(slots)), Vec::new())
+            }
+            MachineType::Mmio => on_mmio(&vm, disks.into_iter().map(|(_, disk)| disk).collect())?,
+        };
+        let identity = identity(saved.machine_type(), saved.cpus(), saved.memory());
+        let machine = Self {
+            sandbox,
+            ..Self::assemble(vm, vcpus, (com1, panic), equipped, identity)
+        };
+        machine.parts.bus.for_each_device(&mut |device| device.pause());
+        machine.parts.bus.restore(saved)?;
+        Ok(machine)
+    }
+
+    fn assemble(
+        vm: Arc<Vm>,
+        vcpus: Vec<Vcpu>,
+        (com1, panic): (Com1, PanicWatch),
+        (devices, disks): (Devices, Vec<Disk>),
+        identity: state::Machine,
+    ) -> Self {
         let slots = match &devices {
             Devices::Pci(slots) => Some(Arc::clone(slots)),
             Devices::Mmio(_) => None,
         };
-        let vcpus = vm.make_vcpus(config.cpus, entry)?;
         let com1 = Arc::new(Mutex::new(com1));
         let (report, reports) = channel();
-        Ok(Self {
-            vm,
-            vcpus,
-            bus: Bus::new(Arc::clone(&com1), devices),
-            com1,
+        let parts = Parts {
+            bus: Arc::new(Bus::new(Arc::clone(&com1), devices)),
             slots,
             disks,
+            vm,
+            identity,
+        };
+        Self {
+            vcpus,
+            parts,
+            com1,
             panic,
+            sandbox: Sandbox::Off,
             report,
             reports,
-        })
+        }
     }
 
     /// What other threads control the machine with.
     #[must_use]
     pub fn handle(&self) -> MachineHandle {
-        MachineHandle::new(Arc::clone(&self.com1), self.slots.clone(), self.report.clone())
+        MachineHandle::new(Arc::clone(&self.com1), self.parts.slots.clone(), self.report.clone())
     }
 
     /// Runs the guest until it ends. On return no thread of the machine is left, and its disks are flushed.
@@ -160,17 +222,28 @@ impl Machine {
     /// # Errors
     /// [`Error::Crashed`] and [`Error::Kvm`] where KVM gives up, [`Error::Disk`] where a disk cannot be flushed at the end.
     pub fn run(self) -> Result<End, Error> {
-        let bus = Arc::new(self.bus);
-        let processors = Processors::start(self.vcpus, &bus, &self.report)?;
-        let mut running = Running::new(processors, bus, self.slots);
-        running.resume();
+        self.run_from(false)
+    }
+
+    /// The same with a guest that is held until [`MachineHandle::resume`].
+    ///
+    /// # Errors
+    /// As of [`run`](Self::run).
+    pub fn run_held(self) -> Result<End, Error> {
+        self.run_from(true)
+    }
+
+    fn run_from(self, is_held: bool) -> Result<End, Error> {
+        let processors = Processors::start(self.vcpus, &self.parts.bus, &self.report, self.sandbox)?;
+        let mut running = Running::new(processors, self.parts);
+        if !is_held {
+            running.resume();
+        }
         let ended = running.until_end(&self.reports);
         // Nobody is answered any more who asks for something.
         drop(self.reports);
         // In this order: nobody rings any more, then the threads of the disks end, then what they wrote is flushed.
-        let in_slots = running.take_apart();
-        drop(self.vm);
-        let flushed = self.disks.iter().chain(&in_slots).try_for_each(Disk::flush);
+        let flushed = running.take_apart().iter().try_for_each(Disk::flush);
         let end = ended?;
         flushed?;
         // After a panic the kernel resets or halts.
@@ -199,7 +272,7 @@ fn check(config: &MachineConfig) -> Result<(), Error> {
 
 /// A disk as a device.
 pub(crate) fn block(disk: MachineDisk) -> Result<Box<Block>, Error> {
-    let device = Block::new(disk.disk, &disk.name, disk.read_only);
+    let device = Block::new(disk.disk, &disk.name, disk.read_only, disk.sandbox);
     device.map(Box::new).map_err(host("start the thread of a disk"))
 }
 
@@ -208,15 +281,32 @@ pub(crate) fn event() -> Result<EventFd, Error> {
     EventFd::new(EFD_NONBLOCK).map_err(host("make an event counter"))
 }
 
+/// What a machine is, as its state says it.
+fn identity(machine_type: MachineType, cpus: u8, memory: u64) -> state::Machine {
+    state::Machine {
+        machine_type: machine_type.name().to_owned(),
+        cpus: cpus.into(),
+        memory,
+        writer: concat!("vhd ", env!("CARGO_PKG_VERSION")).to_owned(),
+    }
+}
+
+/// The address and the interrupt of each disk on virtio-mmio.
+fn places() -> impl Iterator<Item = (u64, u32)> {
+    (0..).map(Bus::address).zip(DISK_IRQS)
+}
+
 /// Puts disks at addresses, each with its bell and its interrupt.
-fn on_mmio(vm: &Vm, disks: Vec<MachineDisk>, places: &[(u64, u32)]) -> Result<Vec<Mutex<MmioTransport>>, Error> {
-    let connect = |(disk, (address, line)): (MachineDisk, &(u64, u32))| {
+fn on_mmio(vm: &Vm, disks: Vec<MachineDisk>) -> Result<(Devices, Vec<Disk>), Error> {
+    let of_machine = disks.iter().map(|disk| disk.disk.clone()).collect();
+    let connect = |(disk, (address, line)): (MachineDisk, (u64, u32))| {
         let event = event()?;
-        vm.connect_interrupt(&event, *line)?;
+        vm.connect_interrupt(&event, line)?;
         let interrupt = Arc::new(Interrupt::new(event));
         let transport = MmioTransport::new(block(disk)?, vm.memory().clone(), interrupt);
         vm.connect_doorbell(transport.device().doorbell(), address + DOORBELL)?;
         Ok(Mutex::new(transport))
     };
-    disks.into_iter().zip(places).map(connect).collect()
+    let devices = disks.into_iter().zip(places()).map(connect);
+    Ok((Devices::Mmio(devices.collect::<Result<_, Error>>()?), of_machine))
 }

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 
+use crate::slots::FIRST;
+
 /// What every kernel with ACPI looks for in memory, and so has in itself.
 const ACPI_SIGNATURE: &[u8] = b"RSD PTR ";
 const ELF_MAGIC: &[u8] = b"\x7fELF";
@@ -27,6 +29,20 @@ impl MachineType {
             Self::Vhd1 => "vhd-1",
             Self::Mmio => "mmio",
         }
+    }
+
+    /// The slot of the first disk that a machine is made with; the others follow.
+    #[must_use]
+    pub fn first_slot(self) -> usize {
+        match self {
+            Self::Vhd1 => FIRST,
+            Self::Mmio => 0,
+        }
+    }
+
+    /// The type of this name.
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        [Self::Vhd1, Self::Mmio].into_iter().find(|known| known.name() == name)
     }
 
     /// The machine in which a kernel finds its devices: an ELF kernel that does not know of ACPI tables is for

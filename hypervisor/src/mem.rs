@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap, GuestMemoryRegion as _};
 
 use crate::Error;
 
@@ -53,9 +53,15 @@ pub(crate) fn allocate(size: u64) -> Result<GuestMemory, Error> {
     GuestMemory::from_ranges_with_files(mapped).map_err(|error| failed(io::Error::other(error)))
 }
 
+/// The file that guest memory is in: the range of each region, one behind the other.
+pub(crate) fn backing(memory: &GuestMemory) -> Option<&File> {
+    let region = memory.iter().next()?;
+    Some(region.file_offset()?.file())
+}
+
 #[cfg(test)]
 mod tests {
-    use vm_memory::{Bytes as _, GuestMemoryBackend as _, GuestMemoryRegion as _};
+    use vm_memory::Bytes as _;
 
     use super::*;
 

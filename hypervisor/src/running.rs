@@ -1,5 +1,7 @@
 //! A machine while it runs: what its owner's thread does until the guest ends.
 
+use std::fs::File;
+use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
@@ -8,7 +10,11 @@ use vhd_block::Disk;
 
 use crate::bus::Bus;
 use crate::cpu::Processors;
+use crate::error::host;
+use crate::kvm::Vm;
+use crate::mem;
 use crate::slots::Slots;
+use crate::state::{self, Saved, SavedState, section};
 use crate::{End, Error};
 
 /// How often processors are asked whether they halted for good. Nothing tells us: the guest has no ACPI to power off with,
@@ -28,22 +34,50 @@ pub(crate) enum Event {
 /// Something to be done with a machine that runs.
 pub(crate) type Job = Box<dyn FnOnce(&mut Running) + Send>;
 
+/// What a machine has besides its processors.
+pub(crate) struct Parts {
+    pub(crate) bus: Arc<Bus>,
+    pub(crate) slots: Option<Arc<Slots>>,
+    /// Those that are in no slot.
+    pub(crate) disks: Vec<Disk>,
+    pub(crate) vm: Arc<Vm>,
+    /// What it is.
+    pub(crate) identity: state::Machine,
+}
+
 /// A machine whose processors have their threads.
 pub(crate) struct Running {
     processors: Processors,
     bus: Arc<Bus>,
     slots: Option<Arc<Slots>>,
+    /// Those that are in no slot.
+    disks: Vec<Disk>,
+    vm: Arc<Vm>,
+    identity: state::Machine,
     is_paused: bool,
+    /// How it ends when what is being done is done.
+    end: Option<End>,
 }
 
 impl Running {
     /// Takes over processors that are held.
-    pub(crate) fn new(processors: Processors, bus: Arc<Bus>, slots: Option<Arc<Slots>>) -> Self {
+    pub(crate) fn new(processors: Processors, parts: Parts) -> Self {
+        let Parts {
+            bus,
+            slots,
+            disks,
+            vm,
+            identity,
+        } = parts;
         Self {
             processors,
             bus,
             slots,
+            disks,
+            vm,
+            identity,
             is_paused: true,
+            end: None,
         }
     }
 
@@ -55,7 +89,10 @@ impl Running {
                 Ok(Event::Ended(ended)) => return ended,
                 Ok(Event::Do(job)) => {
                     job(self);
-                    continue;
+                    match self.end.take() {
+                        Some(end) => return Ok(end),
+                        None => continue,
+                    }
                 }
                 Err(RecvTimeoutError::Disconnected) => return Ok(End::Stopped),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -98,10 +135,45 @@ impl Running {
         self.is_paused
     }
 
-    /// Ends the processors, then the devices; returns the disks of the slots, which are still to be flushed.
+    /// Writes the machine to an empty file and ends it, when `commit` has given the file its name. If something of that fails,
+    /// the machine goes on as it was.
+    pub(crate) fn save(&mut self, file: File, commit: impl FnOnce(Saved) -> io::Result<()>) -> Result<(), Error> {
+        let was_paused = self.is_paused;
+        self.pause()?;
+        let named = |saved| commit(saved).map_err(host("give the file its name"));
+        let saved = self.write(file).and_then(named);
+        match &saved {
+            Ok(()) => self.end = Some(End::Saved),
+            Err(_) if !was_paused => self.resume(),
+            Err(_) => {}
+        }
+        saved
+    }
+
+    /// INV-86: what a disk cannot make durable is noticed while the machine can still go on.
+    fn write(&self, file: File) -> Result<Saved, Error> {
+        let in_slots = self.slots.as_ref().map(|slots| slots.open_disks()).unwrap_or_default();
+        self.disks.iter().chain(&in_slots).try_for_each(Disk::flush)?;
+        let processors = self.vm.save_processors(&self.processors)?;
+        let mut sections = vec![section("cpuid", 0, self.vm.cpu_table())];
+        sections.extend(
+            (0..)
+                .zip(&processors)
+                .map(|(number, one)| section("processor", number, one)),
+        );
+        sections.push(section("interrupts", 0, &self.vm.save_interrupts()?));
+        sections.extend(self.bus.save());
+        let memory = mem::backing(self.vm.memory()).ok_or(Error::Ended)?;
+        let machine = self.identity.clone();
+        Ok(state::write(SavedState { machine, sections }, memory, file)?)
+    }
+
+    /// Ends the processors, then the devices; returns the disks, which are still to be flushed.
     pub(crate) fn take_apart(self) -> Vec<Disk> {
         drop(self.processors);
         drop(self.bus);
-        self.slots.map(|slots| slots.close()).unwrap_or_default()
+        let mut disks = self.disks;
+        disks.extend(self.slots.map(|slots| slots.close()).unwrap_or_default());
+        disks
     }
 }

@@ -8,12 +8,13 @@ use vhd_block::Disk;
 
 use crate::kvm::{IOAPIC_LINES, Vm};
 use crate::machine::{MachineDisk, block, event};
-use crate::pci::{HOTPLUG_LINE, HotPlug, Msix, PciHost, SLOTS, Vector, WINDOW, Wires};
+use crate::pci::{HOTPLUG_LINE, HotPlug, Msix, News, PciHost, SLOTS, Vector, WINDOW, Wires};
+use crate::state::{Bus, Function, Section, StateError, StateFile, section};
 use crate::virtio::pci::{PciTransport, VECTORS, WINDOW_SIZE};
 use crate::{Error, MAX_DISKS};
 
 /// The slot of the first disk; the bridge is before it.
-const FIRST: usize = 1;
+pub(crate) const FIRST: usize = 1;
 
 /// How long the guest is given before it is asked once more.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
@@ -70,23 +71,89 @@ impl Slots {
     /// Puts a disk into the next free slot, before the machine runs: the guest finds its registers where they are.
     pub(crate) fn equip(&self, disk: MachineDisk) -> Result<usize, Error> {
         let (first, _) = WINDOW;
-        self.put(disk, |slot| {
+        self.put(disk, None, |slot| {
             first + (vhd_block::units::u64_from(slot - FIRST)) * u64::from(WINDOW_SIZE)
         })
+    }
+
+    /// Puts a disk into the slot in which it was saved.
+    pub(crate) fn equip_again(&self, slot: usize, disk: MachineDisk) -> Result<usize, Error> {
+        self.put(disk, Some(slot), |_| 0)
+    }
+
+    /// The state of the bus and of what is in its slots.
+    pub(crate) fn save(&self) -> Vec<Section> {
+        let News {
+            added,
+            leaving,
+            buttons,
+        } = self.hotplug.pending();
+        let last = self.disks().as_ref().map_or(0, |disks| disks.last);
+        let bus = Bus {
+            address: self.host.selected(),
+            added,
+            leaving,
+            buttons,
+            last: u32::try_from(last).unwrap_or(0),
+        };
+        let mut sections = vec![section("bus", 0, &bus)];
+        self.host.for_each(&mut |slot, function| {
+            sections.push(section("function", u32::try_from(slot).unwrap_or(0), &function.save()));
+        });
+        sections
+    }
+
+    /// Gives the bus, and what is in its slots, the state of those that were saved.
+    pub(crate) fn restore(&self, saved: &StateFile) -> Result<(), StateError> {
+        let bus: Bus = saved.one("bus")?;
+        let Bus {
+            added,
+            leaving,
+            buttons,
+            ..
+        } = bus;
+        self.host.select(bus.address);
+        self.hotplug.restore(News {
+            added,
+            leaving,
+            buttons,
+        });
+        if let Some(disks) = self.disks().as_mut() {
+            disks.last = vhd_block::units::usize_from(bus.last.into()) % SLOTS;
+        }
+        let functions: BTreeMap<usize, Function> = saved.devices()?.into_iter().collect();
+        let mut restored = Ok(());
+        self.host.for_each(&mut |slot, function| {
+            let wrong = || StateError::damaged("function", "is not that of a disk");
+            let again = functions.get(&slot).ok_or_else(wrong);
+            let again = again.and_then(|message| function.restore(message));
+            restored = std::mem::replace(&mut restored, Ok(())).and(again);
+        });
+        restored
+    }
+
+    /// The disks, in their slots.
+    pub(crate) fn open_disks(&self) -> Vec<Disk> {
+        let disks = self.disks();
+        let slots = disks.iter().flat_map(|disks| disks.slots.values());
+        slots.map(|slot| slot.disk.clone()).collect()
     }
 
     /// Puts a disk into the next free slot of a machine that runs, and says so to the guest, which gives its registers a
     /// place.
     pub(crate) fn add(&self, disk: MachineDisk) -> Result<usize, Error> {
-        let slot = self.put(disk, |_| 0)?;
+        let slot = self.put(disk, None, |_| 0)?;
         self.hotplug.announce(slot);
         Ok(slot)
     }
 
-    fn put(&self, disk: MachineDisk, window: impl Fn(usize) -> u64) -> Result<usize, Error> {
+    fn put(&self, disk: MachineDisk, slot: Option<usize>, window: impl Fn(usize) -> u64) -> Result<usize, Error> {
         let mut disks = self.disks();
         let disks = disks.as_mut().ok_or(Error::Ended)?;
-        let slot = disks.next()?;
+        let slot = match slot {
+            Some(slot) => slot,
+            None => disks.next()?,
+        };
         let of_machine = disk.disk.clone();
         let window = u32::try_from(window(slot)).unwrap_or(0);
         let function = self.function(disk, slot, window)?;
@@ -127,6 +194,23 @@ impl Slots {
         in_slot.disk.flush()?;
         disks.slots.remove(&slot);
         Ok(true)
+    }
+
+    /// Gives the disk in a slot another size, and says so to the guest.
+    pub(crate) fn resize(&self, slot: usize, size: u64) -> Result<(), Error> {
+        let disk = {
+            let disks = self.disks();
+            let disks = disks.as_ref().ok_or(Error::Ended)?;
+            disks.slots.get(&slot).ok_or(Error::NoDisk { slot })?.disk.clone()
+        };
+        // It may take its time; others do not wait for it.
+        disk.resize(size)?;
+        self.host.for_each(&mut |number, function| {
+            if number == slot {
+                function.refresh_config();
+            }
+        });
+        Ok(())
     }
 
     /// The guest reads a register of hot-plug.

@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use hypervisor::{End, Error, MAX_DISKS, MAX_MEMORY, MIN_MEMORY, Machine, MachineConfig, MachineDisk, MachineType};
+use hypervisor::{
+    End, Error, MAX_DISKS, MAX_MEMORY, MIN_MEMORY, Machine, MachineConfig, MachineDisk, MachineType, Sandbox,
+};
 
 #[allow(dead_code, reason = "these tests use a part of it")]
 #[path = "common/payload.rs"]
@@ -58,6 +60,7 @@ fn config(kernel: &[u8], console: &Console) -> MachineConfig {
         append: String::new(),
         disks: Vec::new(),
         console: Box::new(console.clone()),
+        sandbox: Sandbox::On,
     }
 }
 
@@ -82,6 +85,7 @@ fn disk(ram: &vhd_block::Disk, read_only: bool) -> MachineDisk {
         disk: ram.clone(),
         read_only,
         name: "test".into(),
+        sandbox: Sandbox::On,
     }
 }
 
@@ -279,6 +283,39 @@ fn a_disk_is_added_and_removed_while_the_guest_runs() {
 }
 
 #[test]
+fn a_disk_grows_while_the_guest_runs() {
+    if !has_kvm("a disk that grows") {
+        return;
+    }
+    let (device, ram) = Ram::disk(1 << 20);
+    let guest = Payload::on_pci()
+        .start_disk(0)
+        .request(0, READ, 4000, 512)
+        .print_status(0)
+        .wait_for_capacity(0, 4096)
+        .request(0, STORE, 4000, 512)
+        .print_status(0)
+        .power_off();
+    let console = Console::default();
+    let config = MachineConfig {
+        machine_type: MachineType::Vhd1,
+        disks: vec![disk(&device, false)],
+        ..config(&guest.elf(), &console)
+    };
+    let machine = Machine::new(config).unwrap();
+    let handle = machine.handle();
+    let running = thread::spawn(move || machine.run());
+    until(&console, |bytes| bytes == b"1");
+    assert!(matches!(handle.resize_disk(2, 2 << 20), Err(Error::NoDisk { slot: 2 })));
+    ram.fails.store(true, Ordering::Relaxed);
+    assert!(matches!(handle.resize_disk(1, 2 << 20), Err(Error::Disk(_))));
+    ram.fails.store(false, Ordering::Relaxed);
+    handle.resize_disk(1, 2 << 20).unwrap();
+    assert_eq!(running.join().unwrap().unwrap(), End::PowerOff);
+    assert_eq!(console.text(), "10");
+}
+
+#[test]
 fn a_machine_without_pci_has_no_hot_plug() {
     if !has_kvm("hot-plug without PCI") {
         return;
@@ -290,6 +327,7 @@ fn a_machine_without_pci_has_no_hot_plug() {
         Err(Error::NoHotPlug)
     ));
     assert!(matches!(machine.handle().remove_disk(1), Err(Error::NoHotPlug)));
+    assert!(matches!(machine.handle().resize_disk(1, 4096), Err(Error::NoHotPlug)));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::io::{IoSlice, IoSliceMut};
 
 #[cfg(doc)]
 use crate::Disk;
-use crate::{DeviceError, ExtentVisitor};
+use crate::{DeviceError, ExtentVisitor, ReadSpan, WriteSpan};
 
 /// Bytes in a logical block of every device here: a sector.
 pub const LOGICAL_BLOCK: u32 = 512;
@@ -50,6 +50,8 @@ pub struct Capabilities {
     pub fast_zero: bool,
     /// The size can be changed.
     pub resize: bool,
+    /// It says where its bytes are.
+    pub resolve: bool,
 }
 
 impl Capabilities {
@@ -61,6 +63,7 @@ impl Capabilities {
             discard: write,
             fast_zero: write,
             resize: false,
+            resolve: false,
         }
     }
 }
@@ -146,6 +149,16 @@ pub trait BlockDevice: Send + Sync {
 
     /// Visits the extents of the range.
     fn extents(&self, range: ByteRange, visitor: ExtentVisitor<'_>) -> Result<(), DeviceError>;
+
+    /// Where the first bytes of the range are that are to be read.
+    fn resolve_read(&self, _range: ByteRange) -> Result<ReadSpan, DeviceError> {
+        Err(DeviceError::Unsupported("say where its bytes are"))
+    }
+
+    /// A place for the first bytes of the range that are to be written.
+    fn resolve_write(&self, _range: ByteRange) -> Result<WriteSpan, DeviceError> {
+        Err(DeviceError::Unsupported("say where its bytes are"))
+    }
 
     /// Changes the size of the disk.
     fn resize(&self, size: u64) -> Result<(), DeviceError>;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::counters::{Counters, DiskStats};
 use crate::units::{u64_from, usize_from};
-use crate::{BlockDevice, ByteRange, DeviceError, DeviceInfo, Extent, ZeroOptions, scatter};
+use crate::{BlockDevice, ByteRange, DeviceError, DeviceInfo, Extent, ReadSpan, WriteSpan, ZeroOptions, scatter};
 
 /// A disk, cheap to clone. It takes any byte offset and length, checks them once, and counts.
 ///
@@ -166,9 +166,51 @@ impl Disk {
         visitor: &mut dyn FnMut(Extent) -> ControlFlow<()>,
     ) -> Result<(), DeviceError> {
         self.check(range.start, range.len)?;
-        let start = range.start - range.start % self.block();
-        let end = range.end().next_multiple_of(self.block());
-        self.inner.device.extents(ByteRange::new(start, end - start), visitor)
+        self.inner.device.extents(self.widened(range), visitor)
+    }
+
+    /// Where the first bytes of a range are, for one who moves them himself: at most as many as the range has. What follows
+    /// is asked for again. The span stays good until it is dropped, whatever happens to the disk meanwhile.
+    ///
+    /// # Errors
+    /// [`DeviceError::Unsupported`] without the capability `resolve`, and those of [`read_at`](Self::read_at).
+    pub fn resolve_read(&self, range: ByteRange) -> Result<ReadSpan, DeviceError> {
+        if range.len == 0 {
+            self.check(range.start, 0)?;
+            return Ok(ReadSpan::Zero { len: 0 });
+        }
+        self.check(range.start, range.len)?;
+        let span = match self.is_aligned(range.start, range.len) {
+            true => self.inner.device.resolve_read(range)?,
+            false => {
+                let blocks = self.widened(range);
+                let span = self.inner.device.resolve_read(blocks)?;
+                span.part(range.start - blocks.start, range.len)
+            }
+        };
+        self.count_read(range.start, span.len());
+        Ok(span)
+    }
+
+    /// A place for the first bytes of a range, for one who writes them himself: at most as many as the range has. What
+    /// follows is asked for again. Each place counts as a write.
+    ///
+    /// # Errors
+    /// [`DeviceError::Unsupported`] without the capability `resolve`, [`DeviceError::Misaligned`] for a range that is not of
+    /// whole logical blocks or is empty, and those of [`write_at`](Self::write_at).
+    pub fn resolve_write(&self, range: ByteRange) -> Result<WriteSpan, DeviceError> {
+        self.check_write(range.start, range.len)?;
+        if range.len == 0 || !self.is_aligned(range.start, range.len) {
+            let block = self.info().logical_block_size;
+            let (offset, len) = (range.start, range.len);
+            return Err(DeviceError::Misaligned { offset, len, block });
+        }
+        let span = self.inner.device.resolve_write(range)?;
+        let counters = self.inner.counters.here();
+        counters.writes.add(1);
+        counters.bytes_written.add(span.len());
+        tracing::trace!(offset = range.start, len = span.len(), "write to a span");
+        Ok(span)
     }
 
     /// Changes the size of the disk.
@@ -180,18 +222,29 @@ impl Disk {
         u64::from(self.info().logical_block_size)
     }
 
-    fn is_aligned(&self, offset: u64, len: u64) -> bool {
+    /// The whole blocks that have the range.
+    fn widened(&self, range: ByteRange) -> ByteRange {
+        let start = range.start - range.start % self.block();
+        let end = range.end().next_multiple_of(self.block());
+        ByteRange::new(start, end - start)
+    }
+
+    pub(crate) fn is_aligned(&self, offset: u64, len: u64) -> bool {
         // A power of two: a division would take longer than the rest of this layer.
         (offset | len) & (self.block() - 1) == 0
     }
 
     fn begin_read(&self, offset: u64, len: u64) -> Result<(), DeviceError> {
         self.check(offset, len)?;
+        self.count_read(offset, len);
+        Ok(())
+    }
+
+    fn count_read(&self, offset: u64, len: u64) {
         let counters = self.inner.counters.here();
         counters.reads.add(1);
         counters.bytes_read.add(len);
         tracing::trace!(offset, len, "read");
-        Ok(())
     }
 
     fn check(&self, offset: u64, len: u64) -> Result<(), DeviceError> {

@@ -63,6 +63,9 @@ pub enum DeviceError {
         /// What stands against it, with all causes.
         message: String,
     },
+    /// A place to write to, or to read from, was held for so long that the disk could not be changed: it goes on as it was.
+    #[error("a request holds a place of the disk, and did not give it back in time: {0} was given up; try again")]
+    PlaceHeld(&'static str),
     /// The disk could not be opened again after a resize, or was closed: nothing of it is read or written any more.
     #[error("the disk is not open any more: {message}")]
     Gone {
@@ -77,6 +80,14 @@ pub enum DeviceError {
         /// The kind of failure.
         kind: ErrorKind,
         /// What happened, with all causes.
+        message: String,
+    },
+    /// The image is not what its format says, or needs what its reader does not do.
+    #[error("{message}")]
+    Image {
+        /// The kind of failure.
+        kind: ErrorKind,
+        /// What is wrong, and where.
         message: String,
     },
     /// The host file failed.
@@ -106,7 +117,11 @@ impl DeviceError {
             Self::ImageFull { .. } => ErrorKind::ImageFull,
             Self::Poisoned => ErrorKind::Poisoned,
             Self::FenceLost { .. } => ErrorKind::FenceLost,
-            Self::NotResized { kind, .. } | Self::Gone { kind, .. } | Self::Remote { kind, .. } => *kind,
+            Self::PlaceHeld(_) => ErrorKind::Refused("locked"),
+            Self::NotResized { kind, .. }
+            | Self::Gone { kind, .. }
+            | Self::Remote { kind, .. }
+            | Self::Image { kind, .. } => *kind,
             Self::Io { source, .. } => io_kind(source),
         }
     }

@@ -2,34 +2,72 @@
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use crate::lease::{Lease, Leases};
+use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Stands before something that requests use: any number of them pass it at once; who closes it waits for those that
 /// have passed, and keeps the others waiting until he opens it again. None of them fails.
 ///
 /// A panic behind the gate leaves it usable: what is behind it has to be consistent at every step, or say that it is not.
-pub struct Gate<T>(RwLock<T>);
+pub struct Gate<T> {
+    behind: RwLock<T>,
+    leases: Leases,
+}
 
 /// A request that has passed.
-pub struct Passed<'a, T>(RwLockReadGuard<'a, T>);
+pub struct Passed<'a, T> {
+    behind: RwLockReadGuard<'a, T>,
+    leases: &'a Leases,
+}
 
 /// The closed gate; it opens when this is dropped.
-pub struct Closed<'a, T>(RwLockWriteGuard<'a, T>);
+pub struct Closed<'a, T> {
+    behind: RwLockWriteGuard<'a, T>,
+    leases: &'a Leases,
+}
 
 impl<T> Gate<T> {
     /// An open gate before `behind`.
     pub fn new(behind: T) -> Self {
-        Self(RwLock::new(behind))
+        Self {
+            behind: RwLock::new(behind),
+            leases: Leases::default(),
+        }
     }
 
     /// Passes the gate; waits while it is closed.
     pub fn pass(&self) -> Passed<'_, T> {
-        Passed(self.0.read().unwrap_or_else(PoisonError::into_inner))
+        Passed {
+            behind: self.behind.read().unwrap_or_else(PoisonError::into_inner),
+            leases: &self.leases,
+        }
     }
 
     /// Closes the gate, and waits for the requests that have passed it.
     pub fn close(&self) -> Closed<'_, T> {
-        Closed(self.0.write().unwrap_or_else(PoisonError::into_inner))
+        Closed {
+            behind: self.behind.write().unwrap_or_else(PoisonError::into_inner),
+            leases: &self.leases,
+        }
+    }
+}
+
+impl<T> Passed<'_, T> {
+    /// Says that something behind the gate is used for longer than the request takes.
+    #[must_use]
+    pub fn lease(&self) -> Lease {
+        self.leases.take()
+    }
+}
+
+impl<T> Closed<'_, T> {
+    /// Waits until every lease is given back; `false` if that takes longer than `limit`.
+    #[must_use]
+    pub fn wait_for_leases(&self, limit: Duration) -> bool {
+        Leases::wait_for(std::iter::once(self.leases), limit)
     }
 }
 
@@ -43,7 +81,7 @@ impl<T> Deref for Passed<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        &self.0
+        &self.behind
     }
 }
 
@@ -51,17 +89,17 @@ impl<T> Deref for Closed<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        &self.0
+        &self.behind
     }
 }
 
 impl<T> DerefMut for Closed<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
-        &mut self.0
+        &mut self.behind
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::thread;

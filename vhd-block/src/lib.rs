@@ -12,8 +12,9 @@
 //!
 //! A request fails with a [`DeviceError`], and a program branches on its [`ErrorKind`]. [`Extent`]s say which parts of a
 //! disk are stored, and where. A [`Gate`] stands before a disk that changes while it is used, a [`Switch`] before one that is replaced by another.
-//! [`scatter`] walks over
-//! lists of buffers, [`units`] casts between integers of two widths.
+//! Callers that move bytes themselves ask where they are: [`Disk::resolve_read`] and [`Disk::resolve_write`] answer spans of
+//! files, and [`ReadTarget`] and [`WriteSource`] are memory of which no slice may be made. [`scatter`] walks over lists of
+//! buffers, [`units`] casts between integers of two widths.
 //!
 //! # Example
 //!
@@ -91,7 +92,10 @@ mod error;
 mod extents;
 pub mod gate;
 mod kind;
+mod lease;
+mod memory;
 pub mod scatter;
+mod spans;
 pub mod switch;
 mod sync;
 pub mod units;
@@ -107,5 +111,8 @@ pub use error::DeviceError;
 pub use extents::{Coalescer, Extent, ExtentKind, ExtentVisitor};
 pub use gate::Gate;
 pub use kind::{ErrorKind, io_kind, with_causes};
-pub use switch::Switch;
+pub use lease::Lease;
+pub use memory::{ReadTarget, WriteSource};
+pub use spans::{ReadSpan, SpanFile, SpanStorage, WriteOutcome, WriteSpan};
+pub use switch::{Switch, Users};
 pub use zeroes::is_zero;

@@ -3,7 +3,9 @@
 use std::fmt;
 use std::ops::Deref;
 use std::sync::PoisonError;
+use std::time::Duration;
 
+use crate::lease::{Lease, Leases};
 use crate::sync::{LANES, RwLock, RwLockReadGuard, RwLockWriteGuard, lane};
 
 /// A value that requests use, and that another one replaces between two of them.
@@ -19,10 +21,32 @@ pub struct Switch<T> {
 
 /// As far apart as processors fetch memory at once.
 #[repr(align(128))]
-struct Lane<T>(RwLock<T>);
+struct Lane<T> {
+    value: RwLock<T>,
+    leases: LaneLeases,
+}
+
+/// Those of a lane, by what is done under them.
+#[derive(Default)]
+struct LaneLeases {
+    readers: Leases,
+    writers: Leases,
+}
+
+/// For whom one waits who holds all requests: what they found behind the switch they may still use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Users {
+    /// Those who write.
+    Writers,
+    /// Those who read, too.
+    All,
+}
 
 /// The value, for a request that is to end before another takes its place.
-pub struct InUse<'a, T>(RwLockReadGuard<'a, T>);
+pub struct InUse<'a, T> {
+    value: RwLockReadGuard<'a, T>,
+    leases: &'a LaneLeases,
+}
 
 /// All requests are held until this is dropped.
 pub struct Held<'a, T> {
@@ -32,13 +56,20 @@ pub struct Held<'a, T> {
 impl<T: Clone> Switch<T> {
     /// With this value at first.
     pub fn new(value: T) -> Self {
-        let lanes = (0..LANES).map(|_| Lane(RwLock::new(value.clone())));
+        let lanes = (0..LANES).map(|_| Lane {
+            value: RwLock::new(value.clone()),
+            leases: LaneLeases::default(),
+        });
         Self { lanes: lanes.collect() }
     }
 
     /// The value, for a request that is to end before another takes its place. Waits while requests are held.
     pub fn pass(&self) -> InUse<'_, T> {
-        InUse(self.lanes[lane()].0.read().unwrap_or_else(PoisonError::into_inner))
+        let lane = &self.lanes[lane()];
+        InUse {
+            value: lane.value.read().unwrap_or_else(PoisonError::into_inner),
+            leases: &lane.leases,
+        }
     }
 
     /// The value, for one who may go on with it when another has taken its place.
@@ -46,11 +77,35 @@ impl<T: Clone> Switch<T> {
         self.pass().clone()
     }
 
-    /// Waits for the requests that have passed, and keeps the others waiting.
-    pub fn hold(&self) -> Held<'_, T> {
+    /// Waits for the requests that have passed, and keeps the others waiting; then waits until no lease of `users` is given
+    /// out. `None` if the latter takes longer than `limit`: the requests go on.
+    ///
+    /// The limit is there because who has a lease may be waiting for a request of his own.
+    pub fn hold(&self, users: Users, limit: Duration) -> Option<Held<'_, T>> {
         let lanes = self.lanes.iter();
-        let lanes = lanes.map(|lane| lane.0.write().unwrap_or_else(PoisonError::into_inner));
-        Held { lanes: lanes.collect() }
+        let lanes = lanes.map(|lane| lane.value.write().unwrap_or_else(PoisonError::into_inner));
+        let held = Held { lanes: lanes.collect() };
+        let leases = self.lanes.iter().map(|lane| &lane.leases);
+        let readers = leases
+            .clone()
+            .map(|leases| &leases.readers)
+            .filter(|_| users == Users::All);
+        let writers = leases.map(|leases| &leases.writers);
+        Leases::wait_for(writers.chain(readers), limit).then_some(held)
+    }
+}
+
+impl<T> InUse<'_, T> {
+    /// Says that the value is read for longer than the request takes.
+    #[must_use]
+    pub fn lease_to_read(&self) -> Lease {
+        self.leases.readers.take()
+    }
+
+    /// Says that the value is written to for longer than the request takes.
+    #[must_use]
+    pub fn lease_to_write(&self) -> Lease {
+        self.leases.writers.take()
     }
 }
 
@@ -73,7 +128,7 @@ impl<T> Deref for InUse<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        &self.0
+        &self.value
     }
 }
 
@@ -106,7 +161,7 @@ mod tests {
                 });
             }
             for value in 1..2000 {
-                let mut held = switch.hold();
+                let mut held = switch.hold(Users::All, Duration::ZERO).unwrap();
                 assert_eq!(*held.value(), value - 1);
                 held.replace(&value);
                 drop(held);
@@ -132,9 +187,23 @@ mod tests {
                 });
             }
             for _ in 0..200 {
-                let _held = switch.hold();
+                let _held = switch.hold(Users::All, Duration::ZERO).unwrap();
                 assert_eq!(running.load(Ordering::SeqCst), 0);
             }
         });
+    }
+
+    #[test]
+    fn a_lease_keeps_those_away_whom_it_concerns() {
+        let switch = Switch::new(1);
+        let hold = |users| switch.hold(users, Duration::from_millis(1)).is_some();
+        let read = switch.pass().lease_to_read();
+        assert!(hold(Users::Writers) && !hold(Users::All));
+        let written = switch.pass().lease_to_write();
+        assert!(!hold(Users::Writers) && !hold(Users::All));
+        thread::spawn(|| drop(written)).join().unwrap();
+        assert!(hold(Users::Writers) && !hold(Users::All));
+        drop(read);
+        assert!(hold(Users::All));
     }
 }

@@ -1,10 +1,40 @@
 //! Synchronisation primitives: the standard ones, or loom's under `--cfg loom`.
 
 #[cfg(not(loom))]
-pub(crate) use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+pub(crate) use std::sync::{
+    RwLock, RwLockReadGuard, RwLockWriteGuard,
+    atomic::{AtomicUsize, Ordering},
+};
+
+#[cfg(loom)]
+pub(crate) use loom::sync::atomic::{AtomicUsize, Ordering};
 
 #[cfg(loom)]
 pub(crate) use modelled::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+/// How long a thread that waits for others lets them run: they are about to be through.
+#[cfg(not(loom))]
+const SPIN: std::time::Duration = std::time::Duration::from_micros(20);
+
+/// Lets others run, for one who has waited so long; `false` if that was as long as he may.
+#[cfg(not(loom))]
+pub(crate) fn pause(waited: std::time::Duration, limit: std::time::Duration) -> bool {
+    if waited >= limit {
+        return false;
+    }
+    match waited < SPIN {
+        true => std::thread::yield_now(),
+        false => std::thread::sleep(SPIN),
+    }
+    true
+}
+
+/// There is no time in a model: who waits there sees the end of it.
+#[cfg(loom)]
+pub(crate) fn pause(_waited: std::time::Duration, _limit: std::time::Duration) -> bool {
+    loom::thread::yield_now();
+    true
+}
 
 /// Lanes of a [`Switch`](crate::Switch): more than threads usually run at once.
 #[cfg(not(loom))]

@@ -71,6 +71,16 @@ pub(crate) enum Kind {
     GuestKeepsRunning,
     /// A machine of this kind, or in this state, cannot do what it is asked for.
     MachineCannot,
+    /// The file of a saved machine is none, cut off or altered.
+    SavedDamaged,
+    /// The file of a saved machine is of another version.
+    SavedVersion,
+    /// The processors of this host are not those that a saved guest knows.
+    SavedProcessor,
+    /// The guest has not let go of a disk.
+    DiskNotReleased,
+    /// A disk of a saved machine is another one, or was changed since.
+    SavedDisk,
 }
 
 /// What scripts see of a kind of failure. Codes and names never change their meaning; new ones are added.
@@ -133,6 +143,9 @@ const TABLE: &[Code] = &[
     library(ErrorKind::RawWrite,        "VHD-E0133", Exit::Refused),
     library(ErrorKind::NotVhd,          "VHD-E0134", Exit::Refused),
     library(ErrorKind::FactsContradict, "VHD-E0135", Exit::Refused),
+    library(ErrorKind::ReadOnlyFormat,  "VHD-E0140", Exit::Refused),
+    library(ErrorKind::ImageDamaged,    "VHD-E0141", Exit::Corrupt),
+    library(ErrorKind::ImageFeature,    "VHD-E0142", Exit::Refused),
 
     library(ErrorKind::ParentMissing,   "VHD-E0201", Exit::Parent),
     library(ErrorKind::ParentMismatch,  "VHD-E0202", Exit::Parent),
@@ -157,6 +170,7 @@ const TABLE: &[Code] = &[
     library(ErrorKind::TiedSizes,       "VHD-E0314", Exit::Refused),
     library(ErrorKind::TablesTooLarge,  "VHD-E0320", Exit::Refused),
     own(Kind::Control,                  "VHD-E0325", "control",           Exit::Failed),
+    library(ErrorKind::InUse,           "VHD-E0326", Exit::Locked),
     library(ErrorKind::Descriptor,      "VHD-E0329", Exit::Refused),
 
     library(ErrorKind::OutOfRange,      "VHD-E0401", Exit::Failed),
@@ -219,6 +233,11 @@ const TABLE: &[Code] = &[
     own(Kind::MachineControl,           "VHD-E0812", "machine-control",   Exit::Failed),
     own(Kind::GuestKeepsRunning,        "VHD-E0813", "guest-keeps-running", Exit::Failed),
     own(Kind::MachineCannot,            "VHD-E0814", "machine-cannot",    Exit::Refused),
+    own(Kind::SavedDamaged,             "VHD-E0815", "saved-damaged",     Exit::Corrupt),
+    own(Kind::SavedVersion,             "VHD-E0816", "saved-version",     Exit::Refused),
+    own(Kind::SavedProcessor,           "VHD-E0817", "saved-processor",   Exit::Refused),
+    own(Kind::SavedDisk,                "VHD-E0818", "saved-disk",        Exit::Refused),
+    own(Kind::DiskNotReleased,          "VHD-E0819", "disk-not-released", Exit::Failed),
 ];
 
 /// What a kind that is newer than the table gets: the table's test fails then.

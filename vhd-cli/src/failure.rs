@@ -74,6 +74,12 @@ impl Failure {
         self
     }
 
+    /// Says what to do about it.
+    pub(crate) fn with_advice(mut self, advice: &str) -> Self {
+        self.message = format!("{}; {advice}", self.message);
+        self
+    }
+
     /// The same, when its JSON object is written already.
     pub(crate) fn reported(mut self) -> Self {
         self.reported = true;

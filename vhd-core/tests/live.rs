@@ -6,6 +6,10 @@
 mod common;
 #[path = "live/delete.rs"]
 mod delete;
+#[path = "live/middle.rs"]
+mod middle;
+#[path = "live/middle_crash.rs"]
+mod middle_crash;
 mod support;
 
 use std::io::IoSlice;

@@ -17,7 +17,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use loom::sync::atomic::AtomicUsize;
 use loom::thread;
 use support::forge::Forge;
-use vhd_core::device::{BlockDevice, LayeredDevice, LiveDevice};
+use vhd_block::gate::Gate;
+use vhd_core::device::{BlockDevice, ByteRange, LayeredDevice, LeafMerge, LeafMerged, LiveDevice, ReadSpan, WriteSpan};
 use vhd_core::image::{Image, OpenMode};
 use vhd_core::storage::{MemoryFile, Segment, StorageFile};
 use vhd_core::units::{VirtualOffset, u64_from, usize_from};
@@ -582,5 +583,238 @@ fn inv_50_a_reader_beside_a_switch_goes_back_to_nothing() {
     };
     race_switch(3, [|disk| disk.write(1, b'b'), reader], |disk, _| {
         assert_eq!(disk.read(1), b'b');
+    });
+}
+
+fn sector_range(sector: usize) -> ByteRange {
+    ByteRange::new(offset(sector), u64_from(SECTOR))
+}
+
+/// Puts the byte into a place of a disk that is held.
+fn put(span: WriteSpan, byte: u8) {
+    let written = span.file().write_all_at(&[byte; SECTOR], span.offset());
+    written.expect("no fault");
+    span.complete().expect("no fault");
+}
+
+/// The byte that a span reads.
+fn byte_in(span: &ReadSpan) -> u8 {
+    let mut bytes = [0; SECTOR];
+    if let ReadSpan::Data { file, offset, .. } = span {
+        file.read_exact_at(&mut bytes, *offset).expect("no fault");
+    }
+    bytes[0]
+}
+
+/// INV-80: two places in one new block are held at once by two threads, and one more is given up.
+#[test]
+fn inv_80_places_of_one_new_block_are_held_at_once() {
+    let first = |disk: &Disk| {
+        put(disk.device.resolve_write(sector_range(0)).expect("no fault"), b'a');
+        disk.flush_and_expect(0, b'a');
+    };
+    let second = |disk: &Disk| {
+        let given_up = disk.device.resolve_write(sector_range(3)).expect("no fault");
+        put(disk.device.resolve_write(sector_range(1)).expect("no fault"), b'b');
+        drop(given_up);
+    };
+    race(4, Disk::differencing, [first, second], |disk| {
+        assert_eq!(
+            [0, 1, 2, 3].map(|sector| disk.read(sector)),
+            [b'a', b'b', PARENT, PARENT]
+        );
+        assert_eq!(disk.device.leaf().allocated_bytes(), 2048);
+        disk.flush_and_expect(1, b'b');
+    });
+}
+
+/// INV-81: a place to write to that is held beside a switch: the write is in the snapshot or behind it, and what is frozen
+/// does not change.
+#[test]
+fn inv_81_a_place_that_is_held_beside_a_switch() {
+    let writer = |disk: &InUse| put(disk.device.resolve_write(sector_range(1)).expect("no fault"), b'b');
+    race_switch(4, [writer], |disk, kept| {
+        assert!([0, b'b'].contains(&kept));
+        assert_eq!([disk.read(0), disk.read(1)], [b'a', b'b']);
+    });
+}
+
+/// INV-80: a span that is held across a switch reads what was there when it was made, or what was written since.
+#[test]
+fn inv_80_a_span_that_is_held_across_a_switch() {
+    let reader = |disk: &InUse| {
+        let least = disk.read(1);
+        let span = disk.device.resolve_read(sector_range(1)).expect("no fault");
+        // The switch may come here.
+        let seen = byte_in(&span);
+        assert!([0, b'b'].contains(&seen));
+        assert!(least == 0 || seen == b'b', "what had been written is read");
+    };
+    race_switch(3, [|disk| disk.write(1, b'b'), reader], |disk, _| {
+        assert_eq!(disk.read(1), b'b');
+    });
+}
+
+/// A disk in use whose leaf is merged into its parent.
+#[derive(Clone)]
+struct Merged {
+    device: Arc<LiveDevice>,
+    leaf: Arc<OrderedFile>,
+    parent: Arc<OrderedFile>,
+    /// The parent was said to be the leaf.
+    committed: Arc<AtomicU64>,
+}
+
+impl Merged {
+    /// The parent has sector 0, the leaf over it 0 and 1; all is durable.
+    fn new() -> Self {
+        let base = Disk::dynamic();
+        base.write(0, b'p');
+        base.device.flush().expect("no fault");
+        let parent = base.file;
+        drop(base.device);
+        let leaf = OrderedFile::new(&Forge::differencing(u64_from(SIZE), 2048), true);
+        let below = Arc::clone(&parent) as Arc<dyn StorageFile>;
+        let device = support::open(Arc::clone(&leaf) as _, &[below], &OpenMode::read_write()).expect("the image opens");
+        let merged = Self {
+            device: Arc::new(LiveDevice::new(Arc::new(device))),
+            leaf,
+            parent,
+            committed: Arc::new(AtomicU64::new(0)),
+        };
+        merged.write(0, b'a');
+        merged.write(1, b'b');
+        merged.device.flush().expect("no fault");
+        merged
+    }
+
+    fn write(&self, sector: usize, byte: u8) {
+        let bytes = [byte; SECTOR];
+        let written = self
+            .device
+            .write_vectored_at(&[IoSlice::new(&bytes)], offset(sector), false);
+        written.expect("no fault, and no request is refused");
+    }
+
+    /// What a crash leaves of the disk: until the commit that is the leaf over the parent.
+    fn durable(&self, sector: usize) -> Option<u8> {
+        let of_leaf = match self.committed.load(Ordering::SeqCst) {
+            0 => self.leaf.durable()[sector],
+            _ => None,
+        };
+        of_leaf.or(self.parent.durable()[sector])
+    }
+
+    fn flush_and_expect(&self, sector: usize, byte: u8) {
+        self.device.flush().expect("no fault");
+        assert_eq!(self.durable(sector), Some(byte), "sector {sector} was flushed");
+    }
+
+    fn merge(&self) {
+        let parent = Arc::clone(&self.parent) as Arc<dyn StorageFile>;
+        let parent = Arc::new(Image::open(parent, &OpenMode::read_write()).expect("the image opens"));
+        let work = LeafMerge {
+            begin: &|_| {},
+            advance: &|_| {},
+            cancel: &std::sync::atomic::AtomicBool::new(false),
+        };
+        let (committed, durable) = (Arc::clone(&self.committed), Arc::clone(&self.parent));
+        let commit = Box::new(move || {
+            // INV-54: all that the leaf had is durable in the file that is said to be the disk from here on.
+            let durable = durable.durable();
+            assert_eq!(durable[0], Some(b'a'));
+            assert!(durable[1] >= Some(b'b'), "{durable:?}");
+            committed.store(1, Ordering::SeqCst);
+            Ok(())
+        });
+        let merged = self.device.merge_leaf(&parent, &work, commit).expect("no fault");
+        assert!(matches!(merged, LeafMerged::Done(_)));
+    }
+}
+
+/// Runs a merge of the leaf beside the work, and flushes.
+fn race_merge(preemptions: usize, work: fn(&Merged), end: fn(&Merged)) {
+    let counter = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&counter);
+    let mut builder = loom::model::Builder::new();
+    builder.max_branches = 100_000;
+    builder.preemption_bound = builder.preemption_bound.or(Some(preemptions));
+    builder.check(move || {
+        counted.fetch_add(1, Ordering::Relaxed);
+        let disk = Merged::new();
+        let beside = disk.clone();
+        let thread = thread::spawn(move || work(&beside));
+        disk.merge();
+        thread.join().unwrap();
+        end(&disk);
+        disk.device.flush().expect("no fault");
+        assert_eq!(disk.committed.load(Ordering::SeqCst), 1);
+        assert_eq!(disk.durable(0), Some(b'a'));
+    });
+    eprintln!("interleavings: {}", counter.load(Ordering::Relaxed));
+}
+
+/// INV-56: what is written while the leaf is copied is in the file that becomes the leaf.
+#[test]
+fn inv_56_a_write_beside_a_merge_is_in_the_new_leaf() {
+    race_merge(
+        3,
+        |disk| disk.write(1, b'c'),
+        |disk| {
+            assert_eq!([0, 1].map(|sector| byte_of(&*disk.device, sector)), [b'a', b'c']);
+        },
+    );
+}
+
+/// INV-56, INV-81: the same through a place that is held.
+#[test]
+fn inv_81_a_place_that_is_held_beside_a_merge() {
+    race_merge(
+        2,
+        |disk| put(disk.device.resolve_write(sector_range(1)).expect("no fault"), b'c'),
+        |disk| {
+            assert_eq!([0, 1].map(|sector| byte_of(&*disk.device, sector)), [b'a', b'c']);
+        },
+    );
+}
+
+/// INV-54: a flush beside a merge: what was flushed is durable in the file that is the leaf, before the commit and behind it.
+#[test]
+fn inv_54_a_flush_beside_a_merge_has_what_was_written() {
+    race_merge(
+        2,
+        |disk| {
+            disk.write(1, b'c');
+            disk.flush_and_expect(1, b'c');
+        },
+        |disk| disk.flush_and_expect(1, b'c'),
+    );
+}
+
+/// INV-82: what is behind a gate moves only when every lease was given back.
+#[test]
+fn inv_82_nothing_moves_under_a_lease() {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = builder.preemption_bound.or(Some(5));
+    builder.check(|| {
+        // Where the bytes are, and the bytes of two places.
+        let gate = Arc::new(Gate::new(0_usize));
+        let places = Arc::new([b'a', 0].map(|byte| loom::sync::atomic::AtomicU8::new(byte)));
+        let (user_gate, user_places) = (Arc::clone(&gate), Arc::clone(&places));
+        let user = thread::spawn(move || {
+            let passed = user_gate.pass();
+            let (at, lease) = (*passed, passed.lease());
+            drop(passed);
+            assert_eq!(user_places[at].load(Ordering::Relaxed), b'a');
+            user_places[at].store(b'b', Ordering::Relaxed);
+            drop(lease);
+        });
+        let mut closed = gate.close();
+        assert!(closed.wait_for_leases(std::time::Duration::MAX));
+        let bytes = places[0].swap(0, Ordering::Relaxed);
+        places[1].store(bytes, Ordering::Relaxed);
+        *closed = 1;
+        drop(closed);
+        user.join().unwrap();
     });
 }

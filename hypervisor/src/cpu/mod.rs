@@ -1,8 +1,10 @@
 //! The guest's processors.
 
+mod compare;
 mod cpuid;
 mod processors;
 mod registers;
+pub(crate) mod state;
 mod vcpu;
 
 pub(crate) use cpuid::Cpuid;

@@ -15,6 +15,8 @@ use crate::Error;
 use crate::bus::Bus;
 use crate::error::host;
 use crate::running::Event;
+use crate::sandbox::{Sandbox, Task};
+use crate::state::Processor;
 
 /// How long a thread is given to notice that it is to end, before it is interrupted once more: the signal may come just
 /// before it enters the guest.
@@ -75,7 +77,12 @@ impl Shared {
 
 impl Processors {
     /// Starts a thread for each, held until [`resume`](Self::resume). The first end or failure of each is reported.
-    pub(crate) fn start(vcpus: Vec<Vcpu>, bus: &Arc<Bus>, report: &Sender<Event>) -> Result<Self, Error> {
+    pub(crate) fn start(
+        vcpus: Vec<Vcpu>,
+        bus: &Arc<Bus>,
+        report: &Sender<Event>,
+        sandbox: Sandbox,
+    ) -> Result<Self, Error> {
         let gate = Gate {
             closed: true,
             outside: 0,
@@ -98,7 +105,13 @@ impl Processors {
             processors.shared.gate().outside += 1;
             let thread = thread::Builder::new()
                 .name(format!("processor {number}"))
-                .spawn(move || run(&vcpu, number, &bus, &shared, &report))
+                .spawn(move || {
+                    if let Err(error) = sandbox.confine_thread(Task::Processor) {
+                        let _ = report.send(Event::Ended(Err(error)));
+                        return shared.leave(true);
+                    }
+                    run(&vcpu, number, &bus, &shared, &report);
+                })
                 .map_err(|error| {
                     processors.shared.leave(false);
                     host("start the thread of a processor")(error)
@@ -133,6 +146,12 @@ impl Processors {
     pub(crate) fn resume(&self) {
         self.shared.gate().closed = false;
         self.shared.changed.notify_all();
+    }
+
+    /// The state of each, while they are held.
+    pub(crate) fn save(&self, msrs: &[u32]) -> Result<Vec<Processor>, Error> {
+        let locked = |vcpu: &Arc<Mutex<Vcpu>>| vcpu.lock().unwrap_or_else(PoisonError::into_inner).save(msrs);
+        self.vcpus.iter().map(locked).collect()
     }
 
     /// Interrupts all of them.

@@ -8,9 +8,11 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
+use super::state;
 use crate::bus::Bus;
 use crate::error::kvm;
 use crate::mem::GuestMemory;
+use crate::state::Processor;
 use crate::{End, Error};
 
 /// Bit of RFLAGS: interrupts are taken.
@@ -75,6 +77,11 @@ impl Vcpu {
                 return Ok(Exit::End(end));
             }
         }
+    }
+
+    /// The state of a processor that is held.
+    pub(crate) fn save(&self, msrs: &[u32]) -> Result<Processor, Error> {
+        state::save(&self.fd, msrs)
     }
 
     /// Whether nothing but another processor can make this one go on: it was never started, or it halted without taking

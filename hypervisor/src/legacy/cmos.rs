@@ -34,6 +34,11 @@ impl Cmos {
         self.index = index & 0x7f;
     }
 
+    /// The register that was selected.
+    pub(crate) fn selected(&self) -> u8 {
+        self.index
+    }
+
     pub(crate) fn read(&self) -> u8 {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         register(self.index, now.map_or(0, |now| now.as_secs()))

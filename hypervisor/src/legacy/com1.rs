@@ -5,9 +5,11 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use vm_superio::serial::NoEvents;
-use vm_superio::{Serial, Trigger};
+use vm_superio::Trigger;
+use vm_superio::serial::{NoEvents, SerialState};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::state::{Serial, StateError};
 
 /// Bytes of input that wait for the guest; what is typed beyond is dropped.
 const MAX_PENDING: usize = 64 << 10;
@@ -27,7 +29,7 @@ impl Trigger for Line {
 
 /// The port, with input that its small buffer has no room for.
 pub(crate) struct Com1 {
-    serial: Serial<Line, NoEvents, Watched>,
+    serial: vm_superio::Serial<Line, NoEvents, Watched>,
     pending: VecDeque<u8>,
 }
 
@@ -40,8 +42,85 @@ impl Com1 {
             matched: 0,
         };
         Ok(Self {
-            serial: Serial::new(Line(EventFd::new(EFD_NONBLOCK)?), watched),
+            serial: vm_superio::Serial::new(Line(EventFd::new(EFD_NONBLOCK)?), watched),
             pending: VecDeque::new(),
+        })
+    }
+
+    /// The state as a message.
+    pub(crate) fn save(&self) -> Serial {
+        let state = self.serial.state();
+        Serial {
+            registers: vec![
+                state.baud_divisor_low,
+                state.baud_divisor_high,
+                state.interrupt_enable,
+                state.interrupt_identification,
+                state.line_control,
+                state.line_status,
+                state.modem_control,
+                state.modem_status,
+                state.scratch,
+            ],
+            received: state.in_buffer,
+            pending: self.pending.iter().copied().collect(),
+            panicked: self.serial.writer().panic.is_set(),
+            matched: u32::try_from(self.serial.writer().matched).unwrap_or(0),
+        }
+    }
+
+    /// A port as it was saved.
+    pub(crate) fn restore(
+        output: Box<dyn Write + Send>,
+        panic: PanicWatch,
+        saved: &Serial,
+    ) -> Result<Self, StateError> {
+        let wrong = |what| StateError::damaged("com1", what);
+        let registers: [u8; 9] = saved
+            .registers
+            .as_slice()
+            .try_into()
+            .map_err(|_| wrong("has other registers"))?;
+        let matched = usize::try_from(saved.matched)
+            .ok()
+            .filter(|matched| *matched < PANIC.len());
+        if saved.pending.len() > MAX_PENDING {
+            return Err(wrong("has too much input"));
+        }
+        panic.0.store(saved.panicked, Ordering::Release);
+        let watched = Watched {
+            output,
+            panic,
+            matched: matched.ok_or(wrong("has written something else"))?,
+        };
+        let [
+            low,
+            high,
+            enable,
+            identification,
+            line,
+            status,
+            modem,
+            modem_status,
+            scratch,
+        ] = registers;
+        let state = SerialState {
+            baud_divisor_low: low,
+            baud_divisor_high: high,
+            interrupt_enable: enable,
+            interrupt_identification: identification,
+            line_control: line,
+            line_status: status,
+            modem_control: modem,
+            modem_status,
+            scratch,
+            in_buffer: saved.received.clone(),
+        };
+        let event = EventFd::new(EFD_NONBLOCK).map_err(|_| wrong("cannot have an event counter"))?;
+        let serial = vm_superio::Serial::from_state(&state, Line(event), NoEvents, watched);
+        Ok(Self {
+            serial: serial.map_err(|_| wrong("has received too much"))?,
+            pending: saved.pending.iter().copied().collect(),
         })
     }
 

@@ -1,5 +1,7 @@
 //! The configuration space of a function (PCI 3.0, chapter 6): 256 bytes, of which the guest can change a few bits.
 
+use crate::state::StateError;
+
 /// Bytes of it.
 const LEN: usize = 256;
 
@@ -109,6 +111,23 @@ impl ConfigSpace {
             let writable = self.writable[at];
             self.bytes[at] = self.bytes[at] & !writable | byte & writable;
         }
+    }
+
+    /// All of it.
+    pub(crate) fn save(&self) -> Vec<u8> {
+        self.bytes.to_vec()
+    }
+
+    /// Takes what the guest can change; everything else must be as it is.
+    pub(crate) fn restore(&mut self, saved: &[u8]) -> Result<(), StateError> {
+        let wrong = || StateError::damaged("function", "has a configuration space of another machine");
+        let saved: &[u8; LEN] = saved.try_into().map_err(|_| wrong())?;
+        let same = |at: usize| saved[at] & !self.writable[at] == self.bytes[at] & !self.writable[at];
+        if !(0..LEN).all(same) {
+            return Err(wrong());
+        }
+        self.bytes = *saved;
+        Ok(())
     }
 
     /// Sets bytes, whatever the guest may do to them.

@@ -71,6 +71,15 @@ impl PciHost {
         }
     }
 
+    /// What the ports reach.
+    pub(crate) fn selected(&self) -> u32 {
+        *locked(&self.address)
+    }
+
+    pub(crate) fn select(&self, address: u32) {
+        *locked(&self.address) = address;
+    }
+
     /// A read of memory, if there is something of the bus.
     pub(crate) fn read_memory(&self, address: u64, data: &mut [u8]) -> bool {
         if let Some(offset) = ecam_offset(address) {

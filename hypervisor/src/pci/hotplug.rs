@@ -92,6 +92,16 @@ impl HotPlug {
         (0..32).filter(move |slot| is_release && slots & bit(*slot) != 0)
     }
 
+    /// What the guest has not taken yet.
+    pub(crate) fn pending(&self) -> News {
+        *self.news()
+    }
+
+    /// Becomes what was saved: the guest is reminded of it.
+    pub(crate) fn restore(&self, news: News) {
+        *self.news() = news;
+    }
+
     fn signal(&self) {
         // KVM takes what is written at once; a full counter is a pending interrupt all the same.
         let _ = self.event.write(1);

@@ -16,7 +16,7 @@ mod wires;
 
 pub(crate) use config::{ConfigSpace, Identity};
 pub(crate) use host::{CONFIG_PORTS, PciHost};
-pub(crate) use hotplug::{HOTPLUG_LINE, HOTPLUG_PORTS, HotPlug, POWER_BUTTON, bit};
+pub(crate) use hotplug::{HOTPLUG_LINE, HOTPLUG_PORTS, HotPlug, News, POWER_BUTTON, bit};
 pub(crate) use msix::{Msix, Vector};
 pub(crate) use wires::{Message, Wires};
 

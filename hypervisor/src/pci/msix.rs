@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{ConfigSpace, Message, Wires};
+use crate::state::{Messages, StateError};
 
 /// Bytes of an entry of the table: address, data, control.
 const ENTRY: usize = 16;
@@ -144,6 +145,34 @@ impl Msix {
         } else {
             self.signal(number);
         }
+    }
+
+    pub(crate) fn save(&self) -> Messages {
+        let state = self.state();
+        Messages {
+            control: state.control.into(),
+            entries: state.entries.iter().map(|entry| entry.bytes.to_vec()).collect(),
+            pending: state.entries.iter().map(|entry| entry.pending).collect(),
+        }
+    }
+
+    /// Becomes what was saved; KVM learns the messages.
+    pub(crate) fn restore(&self, saved: &Messages) -> Result<(), StateError> {
+        let wrong = || StateError::damaged("function", "has messages of another machine");
+        let mut state = self.state();
+        if saved.entries.len() != state.entries.len() || saved.pending.len() != state.entries.len() {
+            return Err(wrong());
+        }
+        state.control = u8::try_from(saved.control).map_err(|_| wrong())?;
+        for (number, (bytes, pending)) in saved.entries.iter().zip(&saved.pending).enumerate() {
+            state.entries[number] = Entry {
+                bytes: bytes.as_slice().try_into().map_err(|_| wrong())?,
+                pending: *pending,
+                routed: None,
+            };
+            self.settle(&mut state, number);
+        }
+        Ok(())
     }
 
     /// Nothing is pending any more.

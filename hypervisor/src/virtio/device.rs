@@ -6,6 +6,7 @@ use virtio_queue::Queue;
 
 use super::Interrupt;
 use crate::mem::GuestMemory;
+use crate::state::StateError;
 
 /// A device with one queue, whatever transport it is behind.
 pub(crate) trait VirtioDevice: Send {
@@ -36,6 +37,24 @@ pub(crate) trait VirtioDevice: Send {
 
     /// Go on after [`pause`](Self::pause), with what came meanwhile.
     fn resume(&mut self);
+
+    /// What is behind the device may have another size now: its configuration says so from here on.
+    fn refresh_config(&mut self);
+
+    /// The queue that is served; `None` if none is. The device is paused.
+    fn served(&self) -> Option<Queue>;
+
+    /// What its driver has chosen in the configuration.
+    fn save(&self) -> bool;
+
+    /// Becomes what was saved; the queue is served already, if one was.
+    fn restore(&mut self, saved: bool) -> Result<(), StateError>;
+
+    /// Offers these features instead of all.
+    ///
+    /// # Errors
+    /// One of them is none that it has.
+    fn offer(&mut self, features: u64) -> Result<(), StateError>;
 
     /// What the driver rings to say that there is work.
     fn doorbell(&self) -> &vmm_sys_util::eventfd::EventFd;

@@ -51,6 +51,11 @@ impl Interrupt {
         self.raise(Reason::Used);
     }
 
+    /// The configuration changed.
+    pub(crate) fn changed(&self) {
+        self.raise(Reason::Changed);
+    }
+
     /// The driver broke the rules: nothing is served until it resets the device.
     pub(crate) fn require_reset(&self) {
         self.needs_reset.store(true, Ordering::Release);
@@ -73,6 +78,12 @@ impl Interrupt {
     /// The pending reasons, which the driver has seen with that.
     pub(crate) fn take_reasons(&self) -> u32 {
         self.reasons.swap(0, Ordering::AcqRel)
+    }
+
+    /// Becomes what was saved.
+    pub(crate) fn restore(&self, reasons: u32, needs_reset: bool) {
+        self.needs_reset.store(needs_reset, Ordering::Release);
+        self.reasons.store(reasons, Ordering::Release);
     }
 
     pub(crate) fn reset(&self) {

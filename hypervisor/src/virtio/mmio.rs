@@ -14,6 +14,7 @@ use virtio_queue::QueueT as _;
 
 use super::{Interrupt, Session, VirtioDevice};
 use crate::mem::GuestMemory;
+use crate::state::{StateError, Virtio};
 
 /// Bytes of address space of a device.
 pub(crate) const PAGE: u64 = 4096;
@@ -44,6 +45,14 @@ impl MmioTransport {
 
     pub(crate) fn device_mut(&mut self) -> &mut dyn VirtioDevice {
         self.session.device_mut()
+    }
+
+    pub(crate) fn save(&self) -> Virtio {
+        self.session.save()
+    }
+
+    pub(crate) fn restore(&mut self, saved: &Virtio) -> Result<(), StateError> {
+        self.session.restore(saved)
     }
 
     /// The guest reads `data` at `offset` of the page. Registers are read whole; anything else reads zero.
@@ -77,8 +86,7 @@ impl MmioTransport {
             VIRTIO_MMIO_QUEUE_READY => session.queue().map_or(0, |queue| queue.ready().into()),
             VIRTIO_MMIO_INTERRUPT_STATUS => session.interrupt().reasons(),
             VIRTIO_MMIO_STATUS => session.status(),
-            // The configuration never changes by itself.
-            VIRTIO_MMIO_CONFIG_GENERATION => 0,
+            VIRTIO_MMIO_CONFIG_GENERATION => session.generation().into(),
             _ => 0,
         }
     }
@@ -137,7 +145,7 @@ mod tests {
 
     fn transport() -> MmioTransport {
         let (disk, _) = crate::ram::Ram::disk(1 << 20);
-        let block = Block::new(disk, "disk", false).unwrap();
+        let block = Block::new(disk, "disk", false, crate::Sandbox::Off).unwrap();
         let interrupt = Arc::new(Interrupt::new(EventFd::new(EFD_NONBLOCK).unwrap()));
         MmioTransport::new(Box::new(block), allocate(1 << 20).unwrap(), interrupt)
     }

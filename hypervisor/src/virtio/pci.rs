@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use super::{Interrupt, Line, Reason, Session, VirtioDevice};
 use crate::mem::GuestMemory;
 use crate::pci::{ConfigSpace, Identity, Msix, Wires};
+use crate::state::{Function, StateError};
 use virtio_queue::QueueT as _;
 
 /// Of all virtio devices; the number of a modern device is behind [`FIRST_DEVICE`].
@@ -152,6 +153,35 @@ impl PciTransport {
         self.session.device_mut()
     }
 
+    /// What is behind the device has another size.
+    pub(crate) fn refresh_config(&mut self) {
+        self.session.refresh_config();
+    }
+
+    pub(crate) fn save(&self) -> Function {
+        Function {
+            config: self.config.save(),
+            msix: Some(self.msix.save()),
+            changed: self.choice.get(Reason::Changed).into(),
+            used: self.choice.get(Reason::Used).into(),
+            virtio: Some(self.session.save()),
+        }
+    }
+
+    /// Becomes what was saved: a new function of the same kind.
+    pub(crate) fn restore(&mut self, saved: &Function) -> Result<(), StateError> {
+        let wrong = |what| StateError::damaged("function", what);
+        let number = |number: u32| u16::try_from(number).map_err(|_| wrong("has a message that is none"));
+        self.config.restore(&saved.config)?;
+        self.choice.set(Reason::Changed, number(saved.changed)?);
+        self.choice.set(Reason::Used, number(saved.used)?);
+        self.msix
+            .restore(saved.msix.as_ref().ok_or(wrong("has no messages"))?)?;
+        self.move_doorbell();
+        self.session
+            .restore(saved.virtio.as_ref().ok_or(wrong("has no device"))?)
+    }
+
     /// The offset in the window, of an address that is in it.
     pub(crate) fn offset(&self, address: u64) -> Option<u32> {
         let offset = address.checked_sub(self.config.window()?.into())?;
@@ -253,6 +283,7 @@ impl PciTransport {
         put(0x10, &self.choice.get(Reason::Changed).to_le_bytes());
         put(0x12, &1_u16.to_le_bytes());
         put(0x14, &session.status().to_le_bytes()[..1]);
+        put(0x15, &[session.generation()]);
         put(0x16, &session.selected_queue.to_le_bytes()[..2]);
         if let Some(queue) = session.queue() {
             put(0x18, &queue.size().to_le_bytes());

@@ -35,7 +35,7 @@ impl Wires for Noted {
 
 fn transport() -> (PciTransport, Arc<Noted>) {
     let (disk, _) = crate::ram::Ram::disk(1 << 20);
-    let block = Block::new(disk, "disk", false).unwrap();
+    let block = Block::new(disk, "disk", false, crate::Sandbox::Off).unwrap();
     let noted = Arc::new(Noted::default());
     let wires: Arc<dyn Wires> = noted.clone();
     let vector = |line| Vector {

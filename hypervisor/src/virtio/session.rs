@@ -1,6 +1,7 @@
 //! What a driver and a device agree on, whatever the transport: status, features, the queue (virtio 1.2, sections 2 and 3).
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use virtio_bindings::bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
@@ -10,6 +11,7 @@ use virtio_queue::{Queue, QueueT as _};
 
 use super::{Interrupt, VirtioDevice};
 use crate::mem::GuestMemory;
+use crate::state::{StateError, Virtio};
 
 /// The only queue.
 const QUEUE: u32 = 0;
@@ -28,6 +30,8 @@ pub(crate) struct Session {
     pub(super) accepted_half: u32,
     accepted: u64,
     pub(super) selected_queue: u32,
+    /// How often the configuration changed by itself.
+    generation: u8,
 }
 
 impl Session {
@@ -43,6 +47,21 @@ impl Session {
             accepted_half: 0,
             accepted: 0,
             selected_queue: 0,
+            generation: 0,
+        }
+    }
+
+    /// A driver that reads the configuration in parts sees by it that they do not belong together.
+    pub(super) fn generation(&self) -> u8 {
+        self.generation
+    }
+
+    /// What is behind the device has another size: the driver is told, if there is one.
+    pub(super) fn refresh_config(&mut self) {
+        self.device.refresh_config();
+        self.generation = self.generation.wrapping_add(1);
+        if self.status & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
+            self.interrupt.changed();
         }
     }
 
@@ -119,6 +138,53 @@ impl Session {
         (self.selected_queue == QUEUE && !is_active).then_some(&mut self.queue)
     }
 
+    /// The state as a message. The device is paused.
+    pub(super) fn save(&self) -> Virtio {
+        Virtio {
+            device_type: self.device.device_type(),
+            offered: self.device.features(),
+            accepted: self.accepted,
+            status: self.status,
+            offered_half: self.offered_half,
+            accepted_half: self.accepted_half,
+            selected_queue: self.selected_queue,
+            reasons: self.interrupt.reasons(),
+            needs_reset: self.interrupt.needs_reset(),
+            in_setup: Some((&self.queue).into()),
+            served: self.device.served().as_ref().map(Into::into),
+            writeback: self.device.save(),
+            generation: self.generation.into(),
+        }
+    }
+
+    /// Becomes what was saved. The device is paused, and new.
+    pub(super) fn restore(&mut self, saved: &Virtio) -> Result<(), StateError> {
+        let wrong = |what| StateError::damaged("virtio", what);
+        if saved.device_type != self.device.device_type() {
+            return Err(wrong("is of another kind of device"));
+        }
+        self.device.offer(saved.offered)?;
+        let in_setup = saved.in_setup.as_ref().ok_or(wrong("has no queue"))?;
+        self.queue = in_setup.queue(self.device.max_queue_size())?;
+        self.accepted = saved.accepted;
+        self.status = saved.status;
+        self.offered_half = saved.offered_half;
+        self.accepted_half = saved.accepted_half;
+        self.selected_queue = saved.selected_queue;
+        self.generation = saved.generation.to_le_bytes()[0];
+        self.interrupt.restore(saved.reasons, saved.needs_reset);
+        if let Some(served) = &saved.served {
+            let queue = served.queue(self.device.max_queue_size())?;
+            if !self.features_agree() || !queue.is_valid(&self.memory) || !is_sound(&queue, &self.memory) {
+                return Err(wrong("has a queue that cannot be served"));
+            }
+            let interrupt = Arc::clone(&self.interrupt);
+            self.device
+                .activate(self.accepted, self.memory.clone(), queue, interrupt);
+        }
+        self.device.restore(saved.writeback)
+    }
+
     fn features_agree(&self) -> bool {
         self.accepted & !self.device.features() == 0 && self.accepted & (1 << VIRTIO_F_VERSION_1) != 0
     }
@@ -148,6 +214,12 @@ impl Session {
         self.accepted_half = 0;
         self.selected_queue = 0;
     }
+}
+
+/// Whether no more is available than the queue has entries.
+fn is_sound(queue: &Queue, memory: &GuestMemory) -> bool {
+    let available = queue.avail_idx(memory, Ordering::Acquire);
+    available.is_ok_and(|available| available.0.wrapping_sub(queue.next_avail()) <= queue.size())
 }
 
 fn new_queue(device: &dyn VirtioDevice) -> Queue {

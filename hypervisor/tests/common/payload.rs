@@ -120,6 +120,21 @@ impl Payload {
             .emit(&[0x75, 0xf4])
     }
 
+    /// Waits until slots are to be released, and releases them.
+    pub(crate) fn release_what_is_asked(self) -> Self {
+        // mov edx, eject; out dx, eax; with what the port before read
+        self.wait_for_port(0x624).emit_with(&[0xba], &[0x628]).emit(&[0xef])
+    }
+
+    /// Waits until the capacity of a disk on PCI is so many sectors.
+    pub(crate) fn wait_for_capacity(self, disk: u32, sectors: u32) -> Self {
+        // cmp dword [rbx + 0x2000], sectors; jne back
+        let at = self.registers_of(disk);
+        self.device(at, &[])
+            .emit_with(&[0x81, 0xbb], &[0x2000, sectors])
+            .emit(&[0x75, 0xf4])
+    }
+
     /// Writes to registers of a device: offset and value.
     pub(crate) fn device(self, address: u64, registers: &[(u32, u32)]) -> Self {
         // mov rbx, address

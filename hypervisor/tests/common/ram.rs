@@ -95,7 +95,9 @@ impl BlockDevice for Ram {
         Ok(())
     }
 
-    fn resize(&self, _size: u64) -> Result<(), DeviceError> {
-        Err(DeviceError::Unsupported("be resized"))
+    fn resize(&self, size: u64) -> Result<(), DeviceError> {
+        self.check(0, 0)?;
+        self.bytes.lock().unwrap().resize(size as usize, 0);
+        Ok(())
     }
 }

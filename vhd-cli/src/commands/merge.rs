@@ -1,25 +1,30 @@
 //! `vhd merge`: an image, or a range of a chain, written into the image below it.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::{self, Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use clap::Args;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use vhd_core::ErrorKind;
 use vhd_core::chain::OpenOptions;
+use vhd_core::device::LiveDevice;
+use vhd_core::ops::Progress;
 use vhd_core::ops::merge::{
-    CarriedChild, MergeOptions, MergePlan, MergeReport, MergeRequest, NewImagePlan, merge, merge_to_new, plan,
-    plan_to_new,
+    CarriedChild, MergeError, MergeOptions, MergePlan, MergeReport, MergeRequest, NewImagePlan, merge, merge_in_use,
+    merge_to_new, plan, plan_to_new,
 };
 
 use super::destination::Destination;
 use crate::children::{self, ChildrenArgs};
 use crate::codes::Kind;
+use crate::control::{self, Along, MergeJob};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::input::{ChainArgs, is_dash};
 use crate::output::{self, ReportArgs, path_text};
 use crate::progress::ProgressArgs;
+use crate::rate::{Limited, RateArgs};
 use crate::{human, interrupt, size};
 
 pub(crate) const NAME: &str = "merge";
@@ -40,7 +45,8 @@ CHILD are pointed to it, and the files of the range are removed. A record beside
 after an interruption, a crash or a loss of power the same command goes on, and the machine may run in between. Refused \
 while other images depend on what would change (docs/dependants.md says where they are looked for; children elsewhere \
 are named by --child), unless --carry is given: each of them first takes over what it would read otherwise, and reads \
-the same at every moment. With --output nothing is changed: a new image is written in one go.";
+the same at every moment. With --output nothing is changed: a new image is written in one go. While `vhd nbd` or \
+`vhd mount --rw` has the disk in use, that program merges layers below the file that it writes to.";
 
 /// Arguments of `vhd merge`.
 #[derive(Args, Debug)]
@@ -71,6 +77,11 @@ pub(crate) struct MergeArgs {
     /// Say what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
+    /// Do not ask a program that has the disk in use: refuse then
+    #[arg(long)]
+    offline: bool,
+    #[command(flatten)]
+    rate: RateArgs,
     #[command(flatten)]
     chain: ChainArgs,
     #[command(flatten)]
@@ -79,8 +90,8 @@ pub(crate) struct MergeArgs {
     pub(crate) report: ReportArgs,
 }
 
-#[derive(Serialize)]
-struct MergeJson {
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct MergeJson {
     child: String,
     /// The image that reads what the child read.
     target: String,
@@ -111,7 +122,7 @@ struct MergeJson {
     warnings: Vec<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 struct CarriedJson {
     image: String,
     /// The layer that was its parent.
@@ -201,7 +212,10 @@ pub(crate) fn run(args: &MergeArgs) -> Result<Exit, Failure> {
         open: open_options(&args.chain).ignore_children(args.ignore.ignore_children),
     };
     let json = match &args.output {
-        None => in_place(args, &request)?,
+        None => match asked_for(args)? {
+            Some(json) => json,
+            None => in_place(args, &request)?,
+        },
         Some(output) => to_new(args, &request, output)?,
     };
     output::report(args.report, NAME, &json)?;
@@ -219,28 +233,96 @@ fn open_options(chain: &ChainArgs) -> OpenOptions {
     chain.options()
 }
 
+/// Has the program do it that has the disk in use, if there is one.
+fn asked_for(args: &MergeArgs) -> Result<Option<MergeJson>, Failure> {
+    let Some(disk) = (!args.offline).then(|| control::user_of(&args.child)).flatten() else {
+        return Ok(None);
+    };
+    let job = MergeJob {
+        child: from_root(&args.child)?,
+        into: args.into.as_deref().map(from_root).transpose()?,
+        children: args
+            .children
+            .iter()
+            .map(|path| from_root(path))
+            .collect::<Result<_, _>>()?,
+        carry: args.carry,
+        ignore_children: args.ignore.ignore_children,
+        batch: args.batch,
+        dry_run: args.dry_run,
+    };
+    let cancel = interrupt::flag_on_interrupt();
+    let reporter = args.progress.reporter("merging");
+    let along = Along {
+        rate: args.rate.rate,
+        progress: &reporter,
+        cancel: &cancel,
+    };
+    let merged = control::merge(&disk, job, &along)?;
+    drop(reporter);
+    Ok(merged.map(|merged| {
+        merged.warnings.iter().for_each(output::warning);
+        MergeJson {
+            child: path_text(&args.child),
+            ..merged
+        }
+    }))
+}
+
+fn from_root(path: &Path) -> Result<PathBuf, Failure> {
+    path::absolute(path).map_err(|error| Failure::io("find", path, &error))
+}
+
+/// Merges layers of a disk that this process has in use.
+pub(crate) fn in_use(
+    job: &MergeJob,
+    device: &LiveDevice,
+    progress: &dyn Progress,
+    cancel: &AtomicBool,
+) -> Result<MergeJson, Failure> {
+    let request = MergeRequest {
+        child: job.child.clone(),
+        into: job.into.clone(),
+        extra_children: job.children.clone(),
+        carry: job.carry,
+        open: OpenOptions::new().ignore_children(job.ignore_children),
+    };
+    let options = options(job.batch, cancel);
+    if device.writes_to(&job.child) {
+        return Err(MergeError::InUse {
+            path: job.child.clone(),
+        }
+        .into());
+    }
+    let planned = plan(&request).map_err(children::explain)?;
+    let json = MergeJson::of_plan(&job.child, &planned);
+    if job.dry_run {
+        return Ok(json);
+    }
+    Ok(json.done(&merge_in_use(&planned, &options, progress, device)?))
+}
+
+fn options(batch: Option<u64>, cancel: &AtomicBool) -> MergeOptions<'_> {
+    MergeOptions {
+        cancel,
+        threads: 0,
+        batch_bytes: batch.unwrap_or(MergeOptions::DEFAULT_BATCH),
+    }
+}
+
 fn in_place(args: &MergeArgs, request: &MergeRequest) -> Result<MergeJson, Failure> {
     let planned = plan(request).map_err(children::explain)?;
     planned.warnings().iter().for_each(output::warning);
+    let json = MergeJson::of_plan(&args.child, &planned);
     if args.dry_run {
-        return Ok(MergeJson::of_plan(args, &planned));
+        return Ok(json);
     }
     let cancel = interrupt::flag_on_interrupt();
-    let options = MergeOptions {
-        cancel: &cancel,
-        threads: 0,
-        batch_bytes: args.batch.unwrap_or(MergeOptions::DEFAULT_BATCH),
-    };
     let reporter = args.progress.reporter("merging");
-    let done = merge(&planned, &options, &reporter)?;
+    let limited = Limited::new(&reporter, args.rate.rate, &cancel);
+    let done = merge(&planned, &options(args.batch, &cancel), &limited)?;
     drop(reporter);
-    Ok(MergeJson {
-        dry_run: false,
-        children: texts(&done.repointed),
-        removed: texts(&done.removed),
-        ..MergeJson::of_plan(args, &planned)
-    }
-    .with(&done))
+    Ok(json.done(&done))
 }
 
 fn to_new(args: &MergeArgs, request: &MergeRequest, output: &Path) -> Result<MergeJson, Failure> {
@@ -256,13 +338,10 @@ fn to_new(args: &MergeArgs, request: &MergeRequest, output: &Path) -> Result<Mer
         destination.guard([&opened])?
     };
     let cancel = interrupt::flag_on_interrupt();
-    let options = MergeOptions {
-        cancel: &cancel,
-        threads: 0,
-        batch_bytes: MergeOptions::DEFAULT_BATCH,
-    };
     let reporter = args.progress.reporter("merging");
-    let done = merge_to_new(&planned, destination.path(), args.force, &options, &reporter)?;
+    let limited = Limited::new(&reporter, args.rate.rate, &cancel);
+    let options = options(None, &cancel);
+    let done = merge_to_new(&planned, destination.path(), args.force, &options, &limited)?;
     drop(reporter);
     Ok(MergeJson { dry_run: false, ..json }.with(&done))
 }
@@ -272,11 +351,11 @@ fn texts(paths: &[PathBuf]) -> Vec<String> {
 }
 
 impl MergeJson {
-    fn of_plan(args: &MergeArgs, planned: &MergePlan) -> Self {
+    fn of_plan(child: &Path, planned: &MergePlan) -> Self {
         let summary = planned.summary();
         let layers: Vec<String> = planned.removed().map(path_text).collect();
         Self {
-            child: path_text(&args.child),
+            child: path_text(child),
             target: path_text(planned.target()),
             new_image: false,
             dry_run: true,
@@ -322,6 +401,16 @@ impl MergeJson {
             zeroed_bytes: 0,
             carried_bytes: 0,
             warnings: planned.warnings().to_vec(),
+        }
+    }
+
+    /// What was planned is done, or as much of it as could be.
+    fn done(self, done: &MergeReport) -> Self {
+        Self {
+            dry_run: false,
+            children: texts(&done.repointed),
+            removed: texts(&done.removed),
+            ..self.with(done)
         }
     }
 

@@ -39,7 +39,10 @@ pub(crate) mod verify;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod vm;
 
+use vhd_core::ErrorKind;
+
 use crate::cli::Command;
+use crate::codes::Kind;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output;
@@ -47,6 +50,7 @@ use crate::output;
 /// Runs a command and says on standard error, and as JSON where asked for, why it stopped.
 pub(crate) fn run(command: &Command) -> Exit {
     dispatch(command).unwrap_or_else(|failure| {
+        let failure = explain_use(command, failure);
         let (name, json_to_stdout) = identity(command);
         output::failure(json_to_stdout, name, &failure);
         failure.exit()
@@ -87,6 +91,29 @@ fn dispatch(command: &Command) -> Result<Exit, Failure> {
         Command::Tour(args) => tour::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(args),
+    }
+}
+
+/// Says what to do about a disk that somebody uses, to who wanted to change it.
+fn explain_use(command: &Command, failure: Failure) -> Failure {
+    let changes = matches!(
+        command,
+        Command::Snapshot(_)
+            | Command::Compact(_)
+            | Command::Resize(_)
+            | Command::Reparent(_)
+            | Command::NewId(_)
+            | Command::Merge(_)
+            | Command::Repair(_)
+            | Command::Azure(_)
+            | Command::ImportDelta(_)
+    );
+    match failure.kind() {
+        Some(Kind::Library(ErrorKind::Locked)) if changes => failure.with_advice(
+            "end that program first (on a disk in use, snapshot create and delete, merge and resize are done by the \
+             program that has it, if it listens)",
+        ),
+        _ => failure,
     }
 }
 

@@ -1,9 +1,9 @@
-//! The control socket of a disk in use: how a command finds the server that has it, and what they say to each other.
+//! The control socket of a disk in use: how a command finds the program that has it, and what they say to each other.
 //!
 //! ```text
-//!   message.rs   one request and one answer                  line.rs     each a line of JSON
+//!   message.rs   what is said                                line.rs     each a line of JSON
 //!   place.rs     where the socket of a disk is
-//!   server.rs    Control: listens while the disk is served           client.rs   asks, if somebody listens
+//!   server.rs    Control: listens while the disk is in use   client.rs   asks, if somebody listens
 //! ```
 
 mod client;
@@ -12,6 +12,7 @@ mod message;
 pub(crate) mod place;
 mod server;
 
-pub(crate) use client::{create_snapshot, delete_snapshot};
-pub(crate) use message::{Deleted, Taken, WaitingFile};
+pub(crate) use client::{Along, create_snapshot, delete_snapshot, merge, resize};
+pub(crate) use message::{Answer, Deleted, Job, MergeJob, ResizeJob, Taken, WaitingFile};
+pub(crate) use place::user_of;
 pub(crate) use server::{Control, Jobs};

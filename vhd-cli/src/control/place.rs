@@ -1,13 +1,17 @@
 //! Where the control socket of a disk is.
 
+use std::collections::HashSet;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::geteuid;
+use vhd_core::chain::MAX_DEPTH;
+use vhd_core::chain::dependants::dependants_of;
 use vhd_core::image::Footers;
 use vhd_core::snapshot;
 use vhd_core::storage::{Access, FileIdentity, HostFile, Sharing};
@@ -20,6 +24,25 @@ pub(super) fn socket_of(file: &Path) -> Option<(PathBuf, PathBuf)> {
     let id = Footers::read(&opened).ok()?.footer.unique_id;
     let file = FileIdentity::of_path(&base).ok()?;
     Some((base, directory().join(format!("{id}-{file}.sock"))))
+}
+
+/// A file of the disk that `image` is a layer of, by which the program is found that has the disk in use: the image itself,
+/// another file of its snapshots, or one that is based on it. `None` if nobody listens.
+pub(crate) fn user_of(image: &Path) -> Option<PathBuf> {
+    let mut next = vec![image.to_owned()];
+    let mut seen = HashSet::new();
+    while let Some(file) = next.pop() {
+        if !seen.insert(file.canonicalize().ok()?) || seen.len() > MAX_DEPTH {
+            continue;
+        }
+        if socket_of(&file).is_some_and(|(_, socket)| UnixStream::connect(socket).is_ok()) {
+            return Some(file);
+        }
+        if let Ok(found) = dependants_of(&file) {
+            next.extend(found.child_paths());
+        }
+    }
+    None
 }
 
 /// The directory of this user's sockets: not by what the environment says, which a service and a shell have apart.

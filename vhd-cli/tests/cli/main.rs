@@ -14,6 +14,7 @@ mod failures;
 mod file_systems;
 mod foreign;
 mod habits;
+mod in_use;
 mod inside;
 mod kill;
 mod merge;
@@ -36,6 +37,7 @@ mod nbd_sockets;
 mod nbd_space;
 mod odd_places;
 mod pages;
+mod qcow2;
 mod repair;
 mod reparent;
 mod reports;
@@ -47,6 +49,7 @@ mod streams;
 mod support;
 mod tree;
 mod verify;
+mod vhdx;
 #[cfg(target_arch = "x86_64")]
 mod vm;
 #[cfg(target_arch = "x86_64")]
@@ -54,9 +57,16 @@ mod vm_boot;
 #[cfg(target_arch = "x86_64")]
 mod vm_control;
 #[cfg(target_arch = "x86_64")]
+mod vm_disk;
+#[cfg(target_arch = "x86_64")]
 mod vm_kill;
 #[cfg(target_arch = "x86_64")]
 mod vm_linux;
+#[cfg(target_arch = "x86_64")]
+mod vm_saved;
+
+#[path = "../../../image-formats/tests/support/vhdx_writer.rs"]
+mod vhdx_writer;
 
 #[path = "../../../vhd-core/tests/common/kills.rs"]
 mod kills;

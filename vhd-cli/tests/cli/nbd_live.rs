@@ -167,6 +167,63 @@ fn a_deleted_snapshot_is_read_to_its_end() {
     lab.run(&["check", "vm.vhd"], 0);
 }
 
+/// The file of a snapshot that is deleted below others goes at once, while clients read the others. Contexts go on meaning
+/// what they meant.
+#[test]
+fn a_snapshot_below_others_is_deleted_in_use() {
+    let lab = Lab::new();
+    lab.dynamic("vm.vhd", 8 * MIB);
+    let server = Serving::start(&lab, &["--unix", "s.sock", "--export", "vm=vm.vhd"]);
+    let uri = |export: &str| format!("nbd+unix:///{export}?socket={}", lab.path("s.sock").display());
+    let (mut hashes, mut readers) = (Vec::new(), Vec::new());
+    for (round, name) in (1..).zip(["monday", "tuesday", "wednesday"]) {
+        write(&uri("vm"), &[round; 4096], MIB * u64::from(round));
+        lab.run(&["snapshot", "create", "vm.vhd", "--name", name], 0);
+        hashes.push((name, hash(&lab, &uri(&format!("vm@{name}")))));
+        if name != "monday" {
+            let uri = uri(&format!("vm@{name}")).parse().unwrap();
+            readers.push(NbdDevice::open(&uri, ClientOptions::default()).unwrap());
+        }
+    }
+    write(&uri("vm"), &[9; 512], 6 * MIB);
+    for gone in ["monday", "wednesday"] {
+        if gone == "wednesday" {
+            // Its own reader would be waited for.
+            readers.pop();
+        }
+        let files = std::fs::read_dir(lab.path("")).unwrap().count();
+        let deleted = lab.run(&["snapshot", "delete", "vm.vhd", gone, "--json"], 0);
+        let report: serde_json::Value = serde_json::from_slice(&deleted.get_output().stdout).unwrap();
+        assert_eq!(report["merged"].as_array().unwrap().len(), 1, "{report}");
+        assert_eq!(report["waiting"], serde_json::json!([]), "{report}");
+        assert_eq!(std::fs::read_dir(lab.path("")).unwrap().count(), files - 1);
+        hashes.retain(|(name, _)| *name != gone);
+        for (name, expected) in &hashes {
+            assert_eq!(&hash(&lab, &uri(&format!("vm@{name}"))), expected, "{name}");
+            assert_eq!(&hash(&lab, &format!("vm.vhd@{name}")), expected, "{name}");
+            let since = if *name == "tuesday" { 4096 + 512 } else { 512 };
+            assert_eq!(changed(&lab, name).unwrap_or(since), since, "{name} without {gone}");
+        }
+        for reader in &readers {
+            let mut found = [0; 4096];
+            reader.read_at(&mut found, 2 * MIB).unwrap();
+            assert_eq!(found, [2; 4096]);
+        }
+        assert!(NbdDevice::open(&uri(&format!("vm@{gone}")).parse().unwrap(), ClientOptions::default()).is_err());
+    }
+    // The snapshot that stays is in the base's file by now, and is deleted like any other.
+    drop(readers);
+    write(&uri("vm"), &[7; 512], 7 * MIB);
+    let now = hash(&lab, &uri("vm"));
+    lab.run(&["snapshot", "delete", "vm.vhd", "tuesday"], 0);
+    assert!(!lab.path("vm.vhd.snapshots").exists());
+    assert_eq!(hash(&lab, &uri("vm")), now);
+    let (code, said) = server.stop(Signal::TERM);
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(hash(&lab, "vm.vhd"), now);
+    lab.run(&["check", "vm.vhd"], 0);
+}
+
 /// Bytes of the export that changed since a snapshot, as qemu sees it; `None` without qemu.
 fn changed(lab: &Lab, snapshot: &str) -> Option<u64> {
     let options = format!(
@@ -199,9 +256,9 @@ fn what_is_no_request_gets_one_line_and_changes_nothing() {
     let long = [b"x".repeat(40_000), b"\n".to_vec()].concat();
     let requests: [&[u8]; 6] = [
         b"junk\n",
-        b"{\"version\":1}\n",
+        b"{\"version\":2}\n",
         b"{\"version\":99,\"request\":\"snapshot-create\",\"name\":\"a\"}\n",
-        b"{\"version\":1,\"request\":\"snapshot-create\"",
+        b"{\"version\":2,\"request\":\"snapshot-create\"",
         b"",
         &long,
     ];

@@ -6,105 +6,30 @@ use std::sync::Arc;
 
 use vhd_block::{
     BlockDevice, ByteRange, Capabilities, Coalescer, DeviceError, DeviceInfo, ErrorKind, Extent, ExtentKind,
-    ExtentVisitor, LOGICAL_BLOCK, ZeroOptions, check_range, scatter,
+    ExtentVisitor, LOGICAL_BLOCK, ReadSpan as BlockSpan, SpanFile, SpanStorage, WriteSpan, ZeroOptions, check_range,
+    scatter,
 };
 
+use super::layer::Layer;
 use super::merging::{Commit, Merging, Owed};
 use super::places::{Located, Place, PlaceIndex};
+use super::spans::InImage;
 use super::stretches::{Stretches, push_stored};
-use crate::format::UniqueId;
+use super::views::Joined;
 use crate::image::{Image, IoContext, ReadSpan, discard_file_range};
-use crate::storage::{PaddedFile, StorageFile, reads_zero};
+use crate::storage::{StorageFile, reads_zero};
 use crate::units::{FileOffset, VirtualOffset, u64_from, usize_from};
 
 /// The most bytes per request that are recommended to a frontend.
 const MAX_PREFERRED_TRANSFER: u64 = 2 << 20;
-
-/// One image of a chain.
-#[derive(Clone, Debug)]
-pub enum Layer {
-    /// A VHD.
-    Vhd(Arc<Image>),
-    /// A raw file; the last layer only.
-    Raw(Arc<PaddedFile>),
-}
-
-impl Layer {
-    /// A raw file as the base of a chain.
-    pub fn raw(file: Arc<dyn StorageFile>) -> std::io::Result<Self> {
-        let padded = PaddedFile::new(file, u64::from(LOGICAL_BLOCK))?;
-        Ok(Self::Raw(Arc::new(padded)))
-    }
-
-    /// The size of the layer's own disk in bytes.
-    #[must_use]
-    pub fn disk_size(&self) -> u64 {
-        match self {
-            Self::Vhd(image) => image.disk_size(),
-            Self::Raw(file) => file.padded_len(),
-        }
-    }
-
-    /// The file of the layer.
-    #[must_use]
-    pub fn file(&self) -> &dyn StorageFile {
-        match self {
-            Self::Vhd(image) => &**image.file(),
-            Self::Raw(file) => &**file,
-        }
-    }
-
-    /// The identity of the disk in the layer; nil for a raw file, which has none.
-    #[must_use]
-    pub fn unique_id(&self) -> UniqueId {
-        self.image().map_or(UniqueId::NIL, Image::unique_id)
-    }
-
-    fn shared_file(&self) -> Arc<dyn StorageFile> {
-        match self {
-            Self::Vhd(image) => Arc::clone(image.file()),
-            Self::Raw(file) => Arc::clone(file) as _,
-        }
-    }
-
-    /// The layer's image, if it is a VHD.
-    #[must_use]
-    pub fn image(&self) -> Option<&Image> {
-        match self {
-            Self::Vhd(image) => Some(image),
-            Self::Raw(_) => None,
-        }
-    }
-
-    /// `None` for a raw file, and while another disk has the layer too.
-    fn image_mut(&mut self) -> Option<&mut Image> {
-        match self {
-            Self::Vhd(image) => Arc::get_mut(image),
-            Self::Raw(_) => None,
-        }
-    }
-
-    /// Bytes from the start of a range that have no space in the file; a raw file has space for all.
-    fn unallocated(&self, offset: VirtualOffset, len: u64) -> u64 {
-        self.image().map_or(0, |image| image.unallocated(offset, len))
-    }
-
-    pub(crate) fn resolve_read(&self, offset: VirtualOffset, len: u64) -> Result<ReadSpan, DeviceError> {
-        match self {
-            Self::Vhd(image) => image.resolve_read(offset, len),
-            Self::Raw(_) => Ok(ReadSpan::Data {
-                file_offset: FileOffset(offset.0),
-                len,
-            }),
-        }
-    }
-}
 
 /// A disk made of a leaf and its ancestors. Only the leaf is ever written.
 pub struct LayeredDevice {
     layers: Vec<Layer>,
     /// Their files: one step nearer than through the layers.
     files: Box<[Arc<dyn StorageFile>]>,
+    /// The same for spans, which may outlive this device.
+    span_files: Box<[Arc<dyn SpanStorage>]>,
     parents: Option<PlaceIndex>,
     /// Layers that were frozen while they were written to, and may not be durable, the lowest first.
     unclean: Vec<Arc<Image>>,
@@ -181,13 +106,36 @@ impl LayeredDevice {
         }
     }
 
-    /// Whether another disk has the image below the leaf, too.
-    pub(crate) fn shares_parent(&self) -> bool {
-        let Some(Layer::Vhd(parent)) = self.layers.get(1) else {
-            return true;
+    /// The same disk with its leaf opened anew.
+    pub(crate) fn with_leaf(&self, leaf: Image) -> Self {
+        Self::of(Arc::new(leaf), self.layers[1..].to_vec(), self.unclean.clone())
+    }
+
+    /// The same disk with one layer in place of several; `None` if it does not have those.
+    pub(super) fn joined(&self, joined: &Joined<'_>) -> Option<Self> {
+        let is_first = |layer: &Layer| matches!(layer, Layer::Vhd(image) if Arc::ptr_eq(image, joined.first));
+        let first = self.layers.iter().position(is_first)?;
+        let (above, gone) = self.layers.split_at(first);
+        let (gone, below) = gone.split_at_checked(joined.count)?;
+        let mut layers = above.iter().chain([joined.layer]).chain(below).cloned();
+        let Some(Layer::Vhd(leaf)) = layers.next() else {
+            return None;
         };
-        let unclean = self.unclean.iter().filter(|image| Arc::ptr_eq(image, parent));
-        Arc::strong_count(parent) > 1 + unclean.count()
+        let went = |image: &Arc<Image>| {
+            gone.iter()
+                .any(|layer| matches!(layer, Layer::Vhd(one) if Arc::ptr_eq(one, image)))
+        };
+        let unclean = self.unclean.iter().filter(|image| !went(image)).cloned();
+        Some(Self::of(leaf, layers.collect(), unclean.collect()))
+    }
+
+    /// How often it has the image below another one.
+    pub(super) fn uses_below_top(&self, image: &Arc<Image>) -> usize {
+        let is_it = |layer: &&Layer| matches!(layer, Layer::Vhd(one) if Arc::ptr_eq(one, image));
+        match self.layers[1..].iter().filter(is_it).count() {
+            0 => 0,
+            layers => layers + self.unclean.iter().filter(|one| Arc::ptr_eq(one, image)).count(),
+        }
     }
 
     /// Whether somebody is told of what is written.
@@ -224,13 +172,15 @@ impl LayeredDevice {
         let first_unchanging = usize::from(writable);
         let parents =
             (!ancestors.is_empty()).then(|| PlaceIndex::new(first_unchanging, size, block_size.unwrap_or(size)));
-        let capabilities = Capabilities::of_disk(writable);
+        let mut capabilities = Capabilities::of_disk(writable);
+        capabilities.resolve = true;
         let preferred = block_size.unwrap_or(MAX_PREFERRED_TRANSFER).min(MAX_PREFERRED_TRANSFER);
         let preferred = u32::try_from(preferred).unwrap_or(LOGICAL_BLOCK);
         let info = DeviceInfo::new(Some(leaf.unique_id().0), preferred, capabilities);
         let layers: Vec<Layer> = std::iter::once(Layer::Vhd(leaf)).chain(ancestors).collect();
         Self {
             files: layers.iter().map(Layer::shared_file).collect(),
+            span_files: layers.iter().map(|layer| layer.span_storage(writable)).collect(),
             layers,
             parents,
             unclean,
@@ -308,12 +258,19 @@ impl LayeredDevice {
         self.store_zeroes(range.start, range.len, options)
     }
 
-    /// The image that is written, without its parents; `None` if another disk has it too.
-    pub(crate) fn into_leaf(mut self) -> Option<Image> {
+    /// The image that is written, without its parents.
+    pub(crate) fn into_leaf(mut self) -> Arc<Image> {
         match self.layers.swap_remove(0) {
-            Layer::Vhd(image) => Arc::into_inner(image),
+            Layer::Vhd(image) => image,
             Layer::Raw(_) => unreachable!("the first layer is an image"),
         }
+    }
+
+    /// A place for the first bytes of the range: where in the leaf's file, and how many.
+    pub(super) fn hold_place(&self, range: ByteRange) -> Result<(SpanFile, FileOffset, u64), DeviceError> {
+        self.check_write(range.start, range.len)?;
+        let (offset, len) = self.leaf().hold_place(VirtualOffset(range.start), range.len)?;
+        Ok((SpanFile::new(Arc::clone(&self.span_files[0])), offset, len))
     }
 
     /// Flushes and closes the leaf: what only a close can say about the file is said here.
@@ -328,10 +285,11 @@ impl LayeredDevice {
             // The close of the leaf flushes it.
             None => self.flush_unclean()?,
         }
-        match self.into_leaf() {
-            Some(leaf) => leaf.close().map(|()| true),
-            // Somebody reads it, or keeps a place in it.
-            None => Ok(false),
+        let has_spans = self.span_files.iter().any(|file| Arc::strong_count(file) > 1);
+        match Arc::try_unwrap(self.into_leaf()) {
+            Ok(leaf) => leaf.close().map(|()| !has_spans),
+            // Somebody reads it, or has a place in it.
+            Err(shared) => shared.flush().map(|()| false),
         }
     }
 
@@ -594,6 +552,31 @@ impl BlockDevice for LayeredDevice {
         }
         coalescer.finish();
         Ok(())
+    }
+
+    fn resolve_read(&self, range: ByteRange) -> Result<BlockSpan, DeviceError> {
+        check_range(range.start, range.len, self.size)?;
+        let Located { place, len } = self.locate(range.start, range.len)?;
+        Ok(match place {
+            Some(Place {
+                layer,
+                offset: FileOffset(offset),
+            }) => BlockSpan::Data {
+                file: SpanFile::new(Arc::clone(&self.span_files[usize_from(u64::from(layer))])),
+                offset,
+                len,
+            },
+            None => BlockSpan::Zero { len },
+        })
+    }
+
+    fn resolve_write(&self, range: ByteRange) -> Result<WriteSpan, DeviceError> {
+        let (file, FileOffset(offset), len) = self.hold_place(range)?;
+        let outcome = InImage {
+            image: Arc::clone(self.leaf_image()),
+            range: ByteRange::new(range.start, len),
+        };
+        Ok(WriteSpan::new(file, offset, len, Box::new(outcome)))
     }
 
     fn resize(&self, _size: u64) -> Result<(), DeviceError> {

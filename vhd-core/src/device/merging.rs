@@ -37,6 +37,9 @@ const STRIPES: usize = 64;
 /// Rounds of copying what was written meanwhile, before writes are made to wait for their copies.
 const ROUNDS: usize = 3;
 
+/// What ends a merge during which a place to write to is never given back.
+const PLACE_HELD: DeviceError = DeviceError::PlaceHeld("the merge");
+
 /// What is to be done about a merge of the leaf, and beside it.
 pub struct LeafMerge<'a> {
     /// Told of bytes that are to be copied, and that are; it may take its time, to slow the merge down.
@@ -302,8 +305,10 @@ impl LiveDevice {
             present.with_parent_as_leaf(Arc::clone(parent)),
         ));
         let followed = present.followed_by(Some(Arc::clone(&merging)));
-        if !self.exchange(&leaf, &Arc::new(followed)) {
-            return Ok(LeafMerged::Overtaken);
+        match self.exchange(&leaf, &Arc::new(followed)) {
+            LeafExchange::Done => {}
+            LeafExchange::PlaceHeld => return Err(PLACE_HELD),
+            LeafExchange::NotReady | LeafExchange::OtherLeaf => return Ok(LeafMerged::Overtaken),
         }
         let next = present
             .with_parent_as_leaf(Arc::clone(parent))
@@ -340,6 +345,7 @@ impl LiveDevice {
             match self.exchange_leaf(&merging.leaf, next, || merging.has_all()) {
                 LeafExchange::Done => return Ok(LeafMerged::Done(start.elapsed())),
                 LeafExchange::OtherLeaf => return Ok(LeafMerged::Overtaken),
+                LeafExchange::PlaceHeld => return Err(PLACE_HELD),
                 LeafExchange::NotReady => {}
             }
         }

@@ -3,19 +3,27 @@
 //! [`LayeredDevice`] is the one loop that moves the bytes of VHD images, whatever their type and however
 //! deep their chain; [`RawDevice`] is a plain file. A frontend holds a [`Disk`] over either.
 
+mod layer;
 mod layered;
 mod live;
 mod merging;
 mod places;
 mod raw;
+mod rework;
+mod spans;
 mod stretches;
+mod views;
 
-pub use layered::{Layer, LayeredDevice};
-pub use live::{LiveDevice, Successor};
+pub use layer::Layer;
+pub use layered::LayeredDevice;
+pub use live::{LiveDevice, NotSwitched, Successor};
 pub use merging::{Commit, LeafMerge, LeafMerged};
 pub(crate) use places::{Held, held};
 pub use raw::RawDevice;
 pub use vhd_block::{
     BlockDevice, ByteRange, Capabilities, Coalescer, DeviceError, DeviceInfo, Disk, DiskStats, Extent, ExtentKind,
-    ExtentVisitor, LOGICAL_BLOCK, MAXIMUM_TRANSFER, PHYSICAL_BLOCK, ZeroOptions, check_range, check_request, scatter,
+    ExtentVisitor, LOGICAL_BLOCK, MAXIMUM_TRANSFER, PHYSICAL_BLOCK, ReadSpan, ReadTarget, SpanFile, WriteSource,
+    WriteSpan, ZeroOptions, check_range, check_request, scatter,
 };
+pub use views::LayerMark;
+pub(crate) use views::{PATIENCE, soon, wait_until_closed};

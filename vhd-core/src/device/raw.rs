@@ -4,10 +4,11 @@ use std::io::{IoSlice, IoSliceMut};
 use std::sync::Arc;
 
 use vhd_block::{
-    BlockDevice, ByteRange, Capabilities, Coalescer, DeviceError, DeviceInfo, ExtentVisitor, LOGICAL_BLOCK,
-    ZeroOptions, check_range, scatter,
+    BlockDevice, ByteRange, Capabilities, Coalescer, DeviceError, DeviceInfo, ExtentVisitor, LOGICAL_BLOCK, ReadSpan,
+    SpanFile, SpanStorage, WriteSpan, ZeroOptions, check_range, scatter,
 };
 
+use super::spans::{in_raw, of_raw};
 use super::stretches::{Stretches, push_stored};
 use crate::image::{IoContext, Poison, discard_file_range, zero_file_range};
 use crate::storage::{LeastLen, PaddedFile, StorageFile};
@@ -18,7 +19,8 @@ const PREFERRED_TRANSFER: u32 = 1 << 20;
 /// A disk that is a plain file. A file that is no multiple of 512 bytes long reads zero up to the next one.
 #[derive(Debug)]
 pub struct RawDevice {
-    file: PaddedFile,
+    file: Arc<PaddedFile>,
+    span_file: Arc<dyn SpanStorage>,
     info: DeviceInfo,
     poison: Poison,
     least_len: LeastLen,
@@ -27,10 +29,15 @@ pub struct RawDevice {
 impl RawDevice {
     /// The disk in `file`, whose present length is its size.
     pub fn new(file: Arc<dyn StorageFile>, writable: bool) -> std::io::Result<Self> {
-        let info = DeviceInfo::new(None, PREFERRED_TRANSFER, Capabilities::of_disk(writable));
+        let mut capabilities = Capabilities::of_disk(writable);
+        capabilities.resolve = true;
+        let info = DeviceInfo::new(None, PREFERRED_TRANSFER, capabilities);
+        let len = file.len()?;
+        let file = Arc::new(PaddedFile::new(file, u64::from(LOGICAL_BLOCK))?);
         Ok(Self {
-            least_len: LeastLen::new(file.len()?),
-            file: PaddedFile::new(file, u64::from(LOGICAL_BLOCK))?,
+            least_len: LeastLen::new(len),
+            span_file: of_raw(Arc::clone(&file) as _, len, file.padded_len()),
+            file,
             info,
             poison: Poison::new(),
         })
@@ -39,7 +46,12 @@ impl RawDevice {
     /// The file that is the disk.
     #[must_use]
     pub fn file(&self) -> &dyn StorageFile {
-        &self.file
+        &*self.file
+    }
+
+    /// Whether somebody has a span of the file.
+    pub(crate) fn has_spans(&self) -> bool {
+        Arc::strong_count(&self.span_file) > 1
     }
 
     fn check_write(&self, offset: u64, len: u64) -> Result<(), DeviceError> {
@@ -93,13 +105,13 @@ impl BlockDevice for RawDevice {
 
     fn write_zeroes(&self, range: ByteRange, options: ZeroOptions) -> Result<(), DeviceError> {
         self.check_write(range.start, range.len)?;
-        zero_file_range(&self.file, range.start, range.len, options)?;
+        zero_file_range(&*self.file, range.start, range.len, options)?;
         self.flush_if(options.fua)
     }
 
     fn discard(&self, range: ByteRange) -> Result<(), DeviceError> {
         self.check_write(range.start, range.len)?;
-        discard_file_range(&self.file, range.start, range.len)
+        discard_file_range(&*self.file, range.start, range.len)
     }
 
     fn extents(&self, range: ByteRange, visitor: ExtentVisitor<'_>) -> Result<(), DeviceError> {
@@ -108,7 +120,7 @@ impl BlockDevice for RawDevice {
         let pushed = push_stored(
             &mut coalescer,
             &mut Stretches::default(),
-            &self.file,
+            &*self.file,
             range,
             0,
             range.start,
@@ -117,6 +129,20 @@ impl BlockDevice for RawDevice {
             coalescer.finish();
         }
         Ok(())
+    }
+
+    fn resolve_read(&self, range: ByteRange) -> Result<ReadSpan, DeviceError> {
+        check_range(range.start, range.len, self.file.padded_len())?;
+        Ok(ReadSpan::Data {
+            file: SpanFile::new(Arc::clone(&self.span_file)),
+            offset: range.start,
+            len: range.len,
+        })
+    }
+
+    fn resolve_write(&self, range: ByteRange) -> Result<WriteSpan, DeviceError> {
+        self.check_write(range.start, range.len)?;
+        Ok(in_raw(&self.span_file, range))
     }
 
     fn resize(&self, _size: u64) -> Result<(), DeviceError> {

@@ -178,6 +178,19 @@ impl Image {
         self.writable && !self.frozen.load(Ordering::Acquire)
     }
 
+    /// How it was opened.
+    pub(crate) fn mode(&self) -> OpenMode {
+        let fence = self.writer().and_then(|(_, writer)| writer.fence.clone());
+        let mode = match self.writable {
+            true => OpenMode::read_write(),
+            false => OpenMode::read_only(),
+        };
+        match fence {
+            Some(fence) => mode.with_fence(fence),
+            None => mode,
+        }
+    }
+
     /// From now on nothing is written to the image; what was written before is made durable by a flush. For one who knows
     /// that no write is under way.
     pub(crate) fn freeze(&self) {
@@ -411,6 +424,8 @@ pub enum PathSource {
     Locator(PlatformCode),
     /// In the dynamic header.
     HeaderName,
+    /// Under a key of a VHDX's parent locator.
+    Key(&'static str),
 }
 
 impl PathSource {
@@ -423,7 +438,7 @@ impl PathSource {
             Self::Locator(PlatformCode::Wi2r) => 3,
             Self::Locator(PlatformCode::Wi2k) => 4,
             Self::Locator(_) => 5,
-            Self::HeaderName => 6,
+            Self::HeaderName | Self::Key(_) => 6,
         }
     }
 }

@@ -85,6 +85,9 @@ impl OpenMode {
     }
 }
 
+/// How often a file is looked at anew whose length changes meanwhile.
+const LOOKS: usize = 8;
+
 impl Image {
     /// Opens the image in `file`.
     ///
@@ -94,12 +97,21 @@ impl Image {
     /// # Errors
     /// [`OpenError`] names the first rule that the file breaks.
     pub fn open(file: Arc<dyn StorageFile>, mode: &OpenMode) -> Result<Self, OpenError> {
-        let file_len = file.len().map_err(|source| OpenError::Read {
-            structure: "file length",
-            offset: 0,
-            source,
-        })?;
-        let footers = Footers::read(&*file)?;
+        let mut file_len = len_of(&*file)?;
+        for _ in 0..LOOKS {
+            let opened = Self::open_of_len(&file, file_len, mode);
+            let now = len_of(&*file)?;
+            // Who looks at an image without a lock may meet its writer, who made the file longer or shorter meanwhile.
+            if opened.is_ok() || mode.writable || now == file_len {
+                return opened;
+            }
+            file_len = now;
+        }
+        Self::open_of_len(&file, file_len, mode)
+    }
+
+    fn open_of_len(file: &Arc<dyn StorageFile>, file_len: u64, mode: &OpenMode) -> Result<Self, OpenError> {
+        let footers = Footers::read(&**file)?;
         let footer = footers.footer.clone();
         let body = match footer.disk_type {
             DiskType::Fixed => {
@@ -107,11 +119,11 @@ impl Image {
                 Body::Fixed(Poison::new())
             }
             DiskType::Dynamic | DiskType::Differencing => {
-                Body::Sparse(Box::new(open_sparse(&file, &footers, file_len, mode)?))
+                Body::Sparse(Box::new(open_sparse(file, &footers, file_len, mode)?))
             }
         };
         Ok(Self {
-            file,
+            file: Arc::clone(file),
             footers,
             writable: mode.writable,
             body,
@@ -122,6 +134,14 @@ impl Image {
             closed: AtomicBool::new(false),
         })
     }
+}
+
+fn len_of(file: &dyn StorageFile) -> Result<u64, OpenError> {
+    file.len().map_err(|source| OpenError::Read {
+        structure: "file length",
+        offset: 0,
+        source,
+    })
 }
 
 fn check_fixed_length(footer: &Footer, file_len: u64) -> Result<(), OpenError> {

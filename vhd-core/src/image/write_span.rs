@@ -191,6 +191,35 @@ impl<'a> WriteSpan<'a> {
     }
 }
 
+impl Image {
+    /// A place for the bytes at the start of the range, for one who holds it without a lock and for as long as he likes: where
+    /// in the file, and how many bytes. The block has its space, and is in the table, from here on (INV-80); what it lacks
+    /// reads as before. Conditions as for [`resolve_write`](Self::resolve_write).
+    pub(crate) fn hold_place(&self, offset: VirtualOffset, len: u64) -> Result<(FileOffset, u64), DeviceError> {
+        let span = self.resolve_write(offset, len)?;
+        let place = (span.file_offset, span.len);
+        if let Completion::NewBlock(block) = span.completion {
+            let writer = block.writer;
+            let pending = block.without_data().publish_in_memory(&*self.file)?;
+            bound(self, writer, pending)?;
+        }
+        Ok(place)
+    }
+
+    /// Makes bytes part of the disk that were put in a place that is [held](Self::hold_place).
+    pub(crate) fn complete_place(&self, offset: VirtualOffset, len: u64) -> Result<(), DeviceError> {
+        let Some((sparse, writer)) = self.writer() else {
+            return Ok(());
+        };
+        let piece = sparse.first_piece(offset, len);
+        debug_assert_eq!(piece.len, len, "a place is in one block");
+        let slot = sparse.table.get(piece.block);
+        debug_assert!(slot.is_allocated(), "a place has space");
+        // What the next flush needs may have been used by one since the place was given out.
+        WriteSpan::in_allocated_block(self, sparse, writer, slot, piece)?.complete()
+    }
+}
+
 /// INV-40: what this write adds to the next flush has room.
 fn secure(image: &Image, sparse: &Sparse, writer: &Writer) -> Result<(), DeviceError> {
     let (offset, len) = (sparse.table_offset, sparse.table.file_bytes());
@@ -223,6 +252,12 @@ fn set_bits(sparse: &Sparse, writer: &Writer, map: &SectorMap, piece: Piece) -> 
 }
 
 impl NewBlock<'_> {
+    /// The same block, with nothing in it.
+    fn without_data(mut self) -> Self {
+        (self.piece.first, self.piece.count) = (0, 0);
+        self
+    }
+
     /// Writes the block's bitmap and puts the block into the table in memory; returns how many blocks are unpublished now.
     fn publish_in_memory(self, file: &dyn StorageFile) -> Result<usize, DeviceError> {
         let Self {

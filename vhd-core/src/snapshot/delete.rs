@@ -54,6 +54,10 @@ impl SnapshotTree<'_> {
     /// # Errors
     /// `Missing`, `Record`.
     pub fn give_up(&mut self, name: &str, subtree: bool) -> Result<(), SnapshotError> {
+        // The same command again: it has gone on with what was interrupted.
+        if self.manifest.named(name).is_none() && self.given_up.iter().any(|given_up| given_up == name) {
+            return Ok(());
+        }
         let id = self.named(name)?.id;
         let ids = if subtree {
             self.manifest.descendants(id)

@@ -17,7 +17,7 @@ use super::create::{Created, frozen};
 use super::error::SnapshotError;
 use super::manifest::{Active, ImageFile, Pending, Snapshot};
 use super::tree::SnapshotTree;
-use crate::device::{DeviceError, LayeredDevice, LiveDevice, Successor};
+use crate::device::{DeviceError, LayeredDevice, LiveDevice, NotSwitched, Successor};
 use crate::image::{Image, OpenMode};
 use crate::storage::{Access, HostFile, Sharing, share_with_readers};
 
@@ -34,8 +34,8 @@ pub struct WantedSnapshot<'t, 'w> {
 pub struct CreatedInUse {
     /// The snapshot, and the file that is written to from here on.
     pub created: Created,
-    /// What was kept, for reading: the same open files that the disk goes on with.
-    pub frozen: Arc<LayeredDevice>,
+    /// What was kept, for reading: the same open files that the disk goes on with, whatever becomes of them.
+    pub frozen: Arc<LiveDevice>,
     /// The new leaf over it.
     pub present: Arc<LayeredDevice>,
     /// How long requests had to wait at most.
@@ -90,22 +90,32 @@ pub fn create_together(wanted: &mut [WantedSnapshot<'_, '_>]) -> Result<Vec<Crea
         kept.push((one.device, one.snapshot, one.active));
         switched.push((one.device, one.successor));
     }
-    let Some(paused) = LiveDevice::switch(switched) else {
-        take_back(wanted);
-        return Err(wanted[0].tree.stale("the disk has gone on in another file".to_owned()));
+    let paused = match LiveDevice::switch(switched) {
+        Ok(paused) => paused,
+        Err(reason) => {
+            take_back(wanted);
+            let tree = &wanted[0].tree;
+            return Err(match reason {
+                NotSwitched::OtherLeaf => tree.stale(reason.to_string()),
+                NotSwitched::PlaceHeld => SnapshotError::Device {
+                    path: tree.path(&tree.manifest.active.file),
+                    source: DeviceError::PlaceHeld("the snapshot"),
+                },
+            });
+        }
     };
     let mut created = Vec::with_capacity(kept.len());
     let mut failed = None;
     for (WantedSnapshot { tree, .. }, (device, snapshot, active)) in wanted.iter_mut().zip(kept) {
         tree.work.steps.done("switched");
         let present = device.present();
-        let frozen = present.below().expect("the leaf is over an image");
+        let frozen = device.view(1).expect("the leaf is over an image");
         if let Err(error) = tree.seal(device) {
             failed.get_or_insert(error);
         }
         created.push(CreatedInUse {
             created: Created { snapshot, active },
-            frozen: Arc::new(frozen),
+            frozen,
             present,
             paused,
         });

@@ -10,23 +10,21 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use super::delete::{Settled, can_wait};
 use super::error::SnapshotError;
 use super::manifest::{ImageFile, KIND, Manifest, Pending};
 use super::tree::SnapshotTree;
-use crate::device::{BlockDevice as _, Commit, DeviceError, LayeredDevice, LeafMerge, LeafMerged, LiveDevice};
+use crate::device::{
+    BlockDevice as _, Commit, DeviceError, LayeredDevice, LeafMerge, LeafMerged, LiveDevice, PATIENCE, soon,
+    wait_until_closed,
+};
 use crate::image::{Image, OpenMode};
 use crate::job::require_no_job;
 use crate::ops::merge::{MergeError, announce_leaf, close_leaf, is_unfinished};
 use crate::ops::verify::record_path;
 use crate::record::Checked as _;
 use crate::storage::{Access, FileIdentity, HostFile, StorageError, remove_file};
-
-/// How long readers of a snapshot that have just gone may take to be gone.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 impl SnapshotTree<'_> {
     /// [`settle`](Self::settle) for a disk in use; the tree was opened by [`open_in_use`](Self::open_in_use). The leaf is
@@ -74,8 +72,12 @@ impl SnapshotTree<'_> {
         let present = device.present();
         present.settle().map_err(|source| self.device_error(into, source))?;
         self.check_leaf(&present, child, into)?;
-        self.wait_for_readers(&present, into)?;
+        self.wait_for_readers(device, into)?;
         let below = open_below(self.path(into), &present)?;
+        let former: Vec<_> = (0..2)
+            .filter_map(|depth| present.shared_image(depth))
+            .map(Arc::downgrade)
+            .collect();
         drop(present);
         let (path, other) = (self.path(child), self.path(into));
         // INV-37: under the lock.
@@ -83,7 +85,11 @@ impl SnapshotTree<'_> {
             require_no_job([&path, &other])?;
         }
         match self.merge_into(device, child, into, &below) {
-            Ok(()) => self.finish_leaf(child),
+            Ok(()) => {
+                self.finish_leaf(child)?;
+                wait_until_closed(&former);
+                Ok(())
+            }
             Err(error) => {
                 close_below(below);
                 Err(error)
@@ -198,16 +204,17 @@ impl SnapshotTree<'_> {
         Ok(found.refuse_unknown()?)
     }
 
-    /// Those who read the snapshot in this process have a moment to be gone.
-    fn wait_for_readers(&self, present: &LayeredDevice, into: &ImageFile) -> Result<(), SnapshotError> {
-        let begun = Instant::now();
-        while present.shares_parent() {
-            if begun.elapsed() > PATIENCE {
-                return Err(SnapshotError::BeingRead { path: self.path(into) });
-            }
-            thread::sleep(Duration::from_millis(5));
+    /// Those who read the snapshot in this process have a moment to be gone. Who reads it as a part of a later state may go
+    /// on.
+    pub(super) fn wait_for_readers(&self, device: &LiveDevice, into: &ImageFile) -> Result<(), SnapshotError> {
+        let present = device.present();
+        let depth = present.layers().iter().position(|layer| layer.unique_id() == into.id);
+        drop(present);
+        let Some(depth) = depth else { return Ok(()) };
+        match soon(PATIENCE, || !device.is_read_alone(depth)) {
+            true => Ok(()),
+            false => Err(SnapshotError::BeingRead { path: self.path(into) }),
         }
-        Ok(())
     }
 
     fn device_error(&self, file: &ImageFile, source: DeviceError) -> SnapshotError {

@@ -98,8 +98,8 @@ pub fn snapshots_beside(file: &Path) -> Result<Vec<SnapshotFile>, SnapshotError>
 pub struct ActiveDisk {
     /// The base.
     pub disk: PathBuf,
-    /// Names and files of the snapshots that are not deleted, the oldest first. The files are to be read only.
-    pub snapshots: Vec<(String, PathBuf)>,
+    /// The snapshots that are not deleted, the oldest first.
+    pub snapshots: Vec<SnapshotFile>,
 }
 
 /// The snapshots of the disk whose active leaf `leaf` is; `None` for a file that is the active leaf of no disk with
@@ -115,10 +115,9 @@ pub fn snapshots_of(leaf: &Path) -> Result<Option<ActiveDisk>, SnapshotError> {
     if place.current_path(&manifest, &manifest.active.file) != own.disk() {
         return Ok(None);
     }
-    let snapshots = place.snapshots(&manifest).into_iter();
     Ok(Some(ActiveDisk {
         disk: place.disk(),
-        snapshots: snapshots.map(|snapshot| (snapshot.name, snapshot.path)).collect(),
+        snapshots: place.snapshots(&manifest),
     }))
 }
 

@@ -4,7 +4,9 @@ use super::delete::can_wait;
 use super::error::SnapshotError;
 use super::manifest::{ImageFile, Node, Pending, Snapshot};
 use super::tree::SnapshotTree;
-use crate::ops::merge::{MergeOptions, MergePlan, MergeRequest, Owner, close_leaf, is_unfinished, merge, plan_for};
+use crate::ops::merge::{
+    Holder, MergeOptions, MergePlan, MergeRequest, Owner, close_leaf, is_unfinished, merge_for, plan_for,
+};
 use crate::ops::verify::record_path;
 use crate::storage::remove_file;
 
@@ -15,10 +17,13 @@ impl SnapshotTree<'_> {
         let child = self.manifest.file_of(dependant).cloned();
         let child = child.ok_or_else(|| self.stale(format!("\"{}\" has no dependant", snapshot.name)))?;
         let into = snapshot.file.clone();
+        if let Some(device) = self.in_use {
+            self.wait_for_readers(device, &into)?;
+        }
         let plan = plan_for(&self.request(&child, &into), Owner::Manifest)?;
         // The merge asks again: this is to know it before the manifest says that it has begun.
         for file in [&child, &into] {
-            drop(self.place.hold(&file.name)?);
+            drop(self.holder().open(&self.path(file))?);
         }
         let mut intent = self.manifest.clone();
         intent.pending = Some(Pending::Merge {
@@ -69,6 +74,11 @@ impl SnapshotTree<'_> {
         }
     }
 
+    /// Who has the files.
+    fn holder(&self) -> Holder<'_> {
+        self.in_use.map_or(Holder::Alone, Holder::InUse)
+    }
+
     fn do_merge(&self, plan: &MergePlan) -> Result<(), SnapshotError> {
         let options = MergeOptions {
             cancel: self.work.cancel,
@@ -79,7 +89,7 @@ impl SnapshotTree<'_> {
         for path in [plan.child(), plan.target()] {
             remove_file(&record_path(path))?;
         }
-        let report = merge(plan, &options, self.work.progress)?;
+        let report = merge_for(plan, &options, self.work.progress, &self.holder())?;
         if report.cancelled {
             return Err(SnapshotError::Interrupted {
                 child: plan.child().to_owned(),

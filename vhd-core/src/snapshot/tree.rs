@@ -49,6 +49,8 @@ pub struct SnapshotTree<'w> {
     /// The disk, for a tree that belongs to one in use.
     pub(super) in_use: Option<&'w LiveDevice>,
     recovered: Option<Recovered>,
+    /// Snapshots whose deletion was interrupted, and went on when the tree was opened.
+    pub(super) given_up: Vec<String>,
     pub(super) lock: Arc<TreeLock>,
 }
 
@@ -94,9 +96,15 @@ impl<'w> SnapshotTree<'w> {
             work,
             in_use,
             recovered: None,
+            given_up: Vec::new(),
             lock: Arc::new(lock),
         };
+        let deleted = tree.manifest.snapshots.iter().filter(|snapshot| snapshot.deleted);
+        let deleted: Vec<String> = deleted.map(|snapshot| snapshot.name.clone()).collect();
         tree.recovered = tree.recover()?;
+        if tree.recovered.is_some() {
+            tree.given_up = deleted;
+        }
         tree.verify_files()?;
         Ok(tree)
     }
@@ -114,6 +122,7 @@ impl<'w> SnapshotTree<'w> {
             work,
             in_use: None,
             recovered: None,
+            given_up: Vec::new(),
             lock: Arc::new(lock),
         };
         tree.write(manifest, "manifest made anew")?;

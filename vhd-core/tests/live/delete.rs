@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicUsize;
 use super::*;
 use vhd_core::device::{Layer, LeafMerge, LeafMerged};
 
-fn files_in(dir: &Path) -> Vec<String> {
+pub(super) fn files_in(dir: &Path) -> Vec<String> {
     let names = std::fs::read_dir(dir).unwrap();
     let mut names: Vec<String> = names
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -14,7 +14,7 @@ fn files_in(dir: &Path) -> Vec<String> {
     names
 }
 
-fn delete(
+pub(super) fn delete(
     disk: &Path,
     device: &LiveDevice,
     name: &str,
@@ -22,7 +22,7 @@ fn delete(
     delete_with(disk, device, name, work(&()))
 }
 
-fn delete_with(
+pub(super) fn delete_with(
     disk: &Path,
     device: &LiveDevice,
     name: &str,
@@ -33,7 +33,7 @@ fn delete_with(
     tree.settle_in_use()
 }
 
-fn content_of(path: &Path) -> Vec<u8> {
+pub(super) fn content_of(path: &Path) -> Vec<u8> {
     bytes_of(&**open(path, false).chain().unwrap())
 }
 
@@ -463,14 +463,14 @@ fn inv_54_each_operation_on_either_file_fails() {
 }
 
 /// A user of a disk whose operations may fail.
-struct User {
-    model: CrashModel,
+pub(super) struct User {
+    pub(super) model: CrashModel,
     sync_failed: bool,
     all_written: bool,
 }
 
 impl User {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             model: CrashModel::new(CRASH_SIZE),
             sync_failed: false,
@@ -478,7 +478,7 @@ impl User {
         }
     }
 
-    fn run(&mut self, device: &LiveDevice, op: &Op) {
+    pub(super) fn run(&mut self, device: &LiveDevice, op: &Op) {
         let begun = op.begin(&mut self.model);
         match op.run(device) {
             Ok(()) => {

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use vhd_block::Disk;
 use vhd_block::units::usize_from;
+use vhd_block::{Disk, with_causes};
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -14,6 +14,8 @@ use super::config::{self, Config, QUEUE_SIZE, WRITEBACK};
 use super::execute::{DiskId, Executor};
 use super::serve::Served;
 use crate::mem::GuestMemory;
+use crate::sandbox::{Sandbox, Task};
+use crate::state::StateError;
 use crate::virtio::{Interrupt, VirtioDevice};
 
 /// The number of block devices (virtio 1.2, section 5).
@@ -21,6 +23,7 @@ const VIRTIO_ID_BLOCK: u32 = 2;
 
 /// A disk as a device.
 pub(crate) struct Block {
+    disk: Disk,
     shared: Arc<Shared>,
     worker: Option<JoinHandle<()>>,
     offered: u64,
@@ -47,7 +50,7 @@ impl Shared {
 
 impl Block {
     /// A device for `disk`, called `name` in the guest (20 bytes of it), with a thread of its own.
-    pub(crate) fn new(disk: Disk, name: &str, read_only: bool) -> io::Result<Self> {
+    pub(crate) fn new(disk: Disk, name: &str, read_only: bool, sandbox: Sandbox) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             served: Mutex::new(None),
             doorbell: EventFd::new(0)?,
@@ -56,12 +59,17 @@ impl Block {
             write_through: AtomicBool::new(false),
         });
         let config = config::config(&disk);
-        let executor = Executor::new(disk, id(name), read_only);
+        let executor = Executor::new(disk.clone(), id(name), read_only);
         let of_worker = Arc::clone(&shared);
-        let worker = thread::Builder::new()
-            .name(format!("disk {name}"))
-            .spawn(move || work(&of_worker, executor))?;
+        let worker = thread::Builder::new().name(format!("disk {name}")).spawn(move || {
+            match sandbox.confine_thread(Task::Disk) {
+                Ok(()) => work(&of_worker, executor),
+                // Without its rules it serves nothing.
+                Err(error) => tracing::error!(error = with_causes(&error), "a disk is not served"),
+            }
+        })?;
         Ok(Self {
+            disk,
             shared,
             worker: Some(worker),
             offered: config::features(read_only),
@@ -140,6 +148,43 @@ impl VirtioDevice for Block {
     fn resume(&mut self) {
         self.shared.paused.store(false, Ordering::Release);
         let _ = self.shared.doorbell.write(1);
+    }
+
+    fn refresh_config(&mut self) {
+        let writeback = self.config[WRITEBACK];
+        self.config = config::config(&self.disk);
+        self.config[WRITEBACK] = writeback;
+    }
+
+    fn served(&self) -> Option<Queue> {
+        // A queue has no clone, only its state.
+        let served = self.shared.served();
+        let state = served.as_ref().map(|served| served.queue.state());
+        state.and_then(|state| Queue::try_from(state).ok())
+    }
+
+    fn save(&self) -> bool {
+        self.config[WRITEBACK] != 0
+    }
+
+    fn restore(&mut self, writeback: bool) -> Result<(), StateError> {
+        self.config[WRITEBACK] = u8::from(writeback);
+        self.shared.write_through.store(!writeback, Ordering::Release);
+        if let Some(served) = self.shared.served().as_ref() {
+            // Its answers may have been on their way to the guest when the state was saved.
+            served.interrupt.used();
+        }
+        Ok(())
+    }
+
+    fn offer(&mut self, features: u64) -> Result<(), StateError> {
+        if features & !self.offered != 0 {
+            return Err(StateError::Features {
+                missing: features & !self.offered,
+            });
+        }
+        self.offered = features;
+        Ok(())
     }
 
     fn doorbell(&self) -> &EventFd {

@@ -16,8 +16,9 @@ use std::thread;
 use clap::Args;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use vhd_core::chain::SharedImages;
+use vhd_core::chain::{OpenOptions, SharedImages};
 use vhd_core::device::Disk;
+use vhd_core::snapshot::Manifest;
 use vhd_fuse::{MountError, MountOptions};
 
 pub(crate) use helper::arguments as helper_arguments;
@@ -27,9 +28,11 @@ use crate::cli;
 use crate::codes::Kind;
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::in_use::{self, Frontend};
 use crate::input::{Source, SourceArgs};
 use crate::interrupt;
 use crate::output;
+use on_demand::OpenDisks;
 
 /// What ends a mount.
 const SIGNALS: &[i32] = &[SIGTERM, SIGINT, SIGHUP];
@@ -53,7 +56,8 @@ The directory shows:
   info.json              what `vhd info --json` says
 
 Without --rw every image is open for reading only, and nothing of it changes. With --rw, partitions and files of the \
-present state are not shown from the kernel's memory, and files/ is left out: use losetup on disk.raw.
+present state are not shown from the kernel's memory, and files/ is left out: use losetup on disk.raw. `vhd snapshot \
+create` and `delete`, `vhd merge` and `vhd resize` then work on the disk while it is mounted.
 
 As /sbin/mount.fuse.vhd (a symbolic link to vhd) it takes the arguments of mount(8), so that fstab can have: \
 /images/disk.vhd /mnt fuse.vhd ro,allow_other 0 0";
@@ -129,14 +133,17 @@ pub(crate) fn run(args: &MountArgs) -> Result<Exit, Failure> {
             .map_err(|error| system("start a process in the background", &error));
     }
     let source = Source::new(&args.image, None)?;
-    // Snapshots read through the files that are open already.
-    let shared = Arc::<SharedImages>::default();
-    let options = args.source.options(&source).write(args.rw).share(Arc::clone(&shared));
+    let (options, snapshots) = open_options(args, &source);
     let opened = options.open(&source.path)?;
     opened.warnings().iter().for_each(output::warning);
-    let disk = opened.disk();
-    let snapshots = args.source.chain.options().share(shared);
-    let root = shown::root(args, &source, &opened, snapshots)?;
+    let shown = shown::Opened::of(&source, &opened, args.rw)?;
+    let snapshots = OpenDisks::new(snapshots);
+    let mut used = in_use::Opened::new(opened, &source.path, Shown(Arc::clone(&snapshots)))?;
+    if let Some(live) = used.live() {
+        snapshots.read_in(live);
+    }
+    let disk = used.disk();
+    let root = shown.root(args, &source, &disk, snapshots)?;
     let options = MountOptions::new(&source.name, disk.size())
         .writable(args.rw)
         .allow_other(args.allow_other)
@@ -159,12 +166,33 @@ pub(crate) fn run(args: &MountArgs) -> Result<Exit, Failure> {
         ));
     }
     mount.wait().map_err(failed)?;
+    used.stop();
     // Nobody else may have the disk when it is closed.
     flushed_last.lock().unwrap_or_else(PoisonError::into_inner).take();
-    opened
-        .close()
-        .map_err(|error| Failure::from(error).about(&source.name))?;
+    used.close().map_err(|error| Failure::from(error).about(&source.name))?;
     Ok(Exit::Ok)
+}
+
+/// How the disk is opened, and how its snapshots are.
+fn open_options(args: &MountArgs, source: &Source) -> (OpenOptions, OpenOptions) {
+    let (disk, snapshots) = (args.source.options(source), args.source.chain.options());
+    if args.rw {
+        // Files of the disk may be merged while it is mounted, and then nobody may read one as it was.
+        return (disk.write(true), snapshots);
+    }
+    // Snapshots read through the files that are open already.
+    let shared = Arc::<SharedImages>::default();
+    (disk.foreign(true).share(Arc::clone(&shared)), snapshots.share(shared))
+}
+
+/// The snapshots that the mount shows: what becomes of them is seen when they are looked at.
+struct Shown(Arc<OpenDisks>);
+
+impl Frontend for Shown {
+    fn withdraw(&self, _manifest: &Manifest) {
+        // What is not being read is opened again where it is then.
+        self.0.close_unused();
+    }
 }
 
 pub(crate) fn run_umount(args: &UmountArgs) -> Result<Exit, Failure> {

@@ -3,13 +3,13 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use vhd_core::ErrorKind;
-use vhd_core::chain::{OpenOptions, OpenedDisk};
-use vhd_core::device::{BlockDevice, ByteRange, DeviceError, DeviceInfo, Disk, ExtentVisitor, ZeroOptions};
+use vhd_core::chain::OpenOptions;
+use vhd_core::device::{BlockDevice, ByteRange, DeviceError, DeviceInfo, Disk, ExtentVisitor, LiveDevice, ZeroOptions};
 use vhd_core::error::with_causes;
 use vhd_core::format::UniqueId;
 use vhd_core::snapshot::{self, SnapshotFile};
@@ -24,6 +24,8 @@ const IDLE: Duration = Duration::from_secs(30);
 /// How snapshots are opened, and which of them are open.
 pub(super) struct OpenDisks {
     options: OpenOptions,
+    /// The disk that is mounted for writing: its layers are read in its own open files.
+    live: OnceLock<Weak<LiveDevice>>,
     most_open: usize,
     open: Mutex<Vec<Weak<OnDemand>>>,
 }
@@ -68,9 +70,32 @@ impl OpenDisks {
     fn with_limit(options: OpenOptions, most_open: usize) -> Arc<Self> {
         Arc::new(Self {
             options,
+            live: OnceLock::new(),
             most_open,
             open: Mutex::default(),
         })
+    }
+
+    /// Snapshots that are layers of this disk are read in its open files: they go on being read, whatever becomes of those.
+    pub(super) fn read_in(&self, live: &Arc<LiveDevice>) {
+        let _ = self.live.set(Arc::downgrade(live));
+    }
+
+    /// Closes what nobody is reading at this moment.
+    pub(super) fn close_unused(&self) {
+        self.close_unused_for(Duration::ZERO);
+    }
+
+    /// The snapshot in the open files of the disk that is mounted, if it is one of its layers.
+    fn in_live(&self, snapshot: &SnapshotFile) -> Option<Disk> {
+        let live = self.live.get()?.upgrade()?;
+        let present = live.present();
+        let mut layers = present.layers().iter();
+        // INV-72: by the identity that the manifest says.
+        let depth = layers.position(|layer| layer.unique_id() == snapshot.image_id)?;
+        let view = live.view(depth)?;
+        let same = view.present().leaf().unique_id() == snapshot.image_id;
+        same.then(|| Disk::new(view as _))
     }
 
     /// Closes what nobody has read for so long.
@@ -116,7 +141,10 @@ impl OpenDisks {
     }
 
     /// Opens the chain of a snapshot.
-    fn open(&self, snapshot: &SnapshotFile) -> Result<OpenedDisk, DeviceError> {
+    fn open(&self, snapshot: &SnapshotFile) -> Result<Disk, DeviceError> {
+        if let Some(disk) = self.in_live(snapshot) {
+            return Ok(disk);
+        }
         let opened = self.options.open(&snapshot.path);
         let opened = opened.map_err(|error| {
             gone(
@@ -126,7 +154,7 @@ impl OpenDisks {
         })?;
         // INV-72: what is shown under a snapshot's name is the image that the manifest says it is.
         if opened.chain().map(|chain| chain.leaf().unique_id()) == Some(snapshot.image_id) {
-            return Ok(opened);
+            return Ok(opened.disk());
         }
         let message = format!(
             "{} is another image than the one of snapshot \"{}\", {}; see `vhd snapshot list`",
@@ -150,9 +178,9 @@ impl OnDemand {
             id: snapshot.id,
             all: Arc::clone(all),
             me: me.clone(),
-            info: opened.disk().info().clone(),
-            size: AtomicU64::new(opened.disk().size()),
-            open: Mutex::new(Some(Open::now(opened.disk()))),
+            info: opened.info().clone(),
+            size: AtomicU64::new(opened.size()),
+            open: Mutex::new(Some(Open::now(opened))),
         });
         all.opened(&disk.me);
         Ok(disk)
@@ -179,7 +207,7 @@ impl OnDemand {
         let listed = listed.map_err(|error| gone(error.kind(), with_causes(&error)))?;
         let found = listed.into_iter().find(|snapshot| snapshot.id == self.id);
         let found = found.ok_or_else(|| gone(ErrorKind::NotFound, "the snapshot has been deleted".into()))?;
-        let disk = self.all.open(&found)?.disk();
+        let disk = self.all.open(&found)?;
         self.size.store(disk.size(), Ordering::Relaxed);
         Ok(disk)
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use vhd_core::chain::{ImageFormat, OpenOptions, OpenedDisk};
+use vhd_core::chain::{ImageFormat, OpenedDisk};
 use vhd_core::device::Disk;
 use vhd_core::storage::StorageFile;
 use vhd_fuse::{Content, Directory, DiskPart, Fixed, Kind, Node};
@@ -11,36 +11,52 @@ use vhd_fuse::{Content, Directory, DiskPart, Fixed, Kind, Node};
 use super::MountArgs;
 use super::files::Volumes;
 use super::layers::Layers;
+use super::on_demand::OpenDisks;
 use super::partitions::Partitions;
 use super::snapshots::Snapshots;
 use crate::commands::info;
 use crate::failure::Failure;
 use crate::input::Source;
 
-/// The root directory; `snapshots` says how snapshots are opened.
-pub(super) fn root(
-    args: &MountArgs,
-    source: &Source,
-    opened: &OpenedDisk,
-    snapshots: OpenOptions,
-) -> Result<Arc<dyn Directory>, Failure> {
-    let now = SystemTime::now();
-    let info = info::json(source, opened)?;
-    let info: Arc<[u8]> = info.into_bytes().into();
-    let root = disk(&opened.disk(), args, args.rw, now)?
-        .with("info.json", Node::of_mount(Kind::File(Content::Bytes(info)), now))
-        .with("layers", directory(Arc::new(Layers::new(opened)), now))
-        .with(
-            "snapshots",
-            directory(Arc::new(Snapshots::new(&source.path, snapshots, args, now)), now),
-        );
-    let raw = opened
-        .file_at_depth(0)
-        .filter(|_| opened.format() == ImageFormat::Raw && !args.rw);
-    Ok(Arc::new(match raw {
-        Some(file) => root.with("disk.raw", file_node(with_passthrough(opened.disk(), file), now)),
-        None => root,
-    }))
+/// What is shown of the files of a disk, as they were when it was opened.
+pub(super) struct Opened {
+    info: Arc<[u8]>,
+    layers: Layers,
+    /// The bytes of the disk, if it is a raw file.
+    raw: Option<DiskPart>,
+}
+
+impl Opened {
+    pub(super) fn of(source: &Source, opened: &OpenedDisk, writable: bool) -> Result<Self, Failure> {
+        let raw = opened.file_at_depth(0).filter(|_| opened.format() == ImageFormat::Raw);
+        Ok(Self {
+            info: info::json(source, opened)?.into_bytes().into(),
+            layers: Layers::new(opened, writable),
+            raw: raw.map(|file| with_passthrough(opened.disk(), file)),
+        })
+    }
+
+    /// The root directory.
+    pub(super) fn root(
+        self,
+        args: &MountArgs,
+        source: &Source,
+        shown: &Disk,
+        snapshots: Arc<OpenDisks>,
+    ) -> Result<Arc<dyn Directory>, Failure> {
+        let now = SystemTime::now();
+        let root = disk(shown, args, args.rw, now)?
+            .with("info.json", Node::of_mount(Kind::File(Content::Bytes(self.info)), now))
+            .with("layers", directory(Arc::new(self.layers), now))
+            .with(
+                "snapshots",
+                directory(Arc::new(Snapshots::new(&source.path, snapshots, args, now)), now),
+            );
+        Ok(Arc::new(match self.raw.filter(|_| !args.rw) {
+            Some(raw) => root.with("disk.raw", file_node(raw, now)),
+            None => root,
+        }))
+    }
 }
 
 /// A read-only disk that is all of a raw file. The kernel reads it by itself, where the file has exactly the disk's bytes.

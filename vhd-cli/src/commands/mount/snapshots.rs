@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use vhd_core::chain::OpenOptions;
 use vhd_core::device::Disk;
 use vhd_core::error::with_causes;
 use vhd_core::format::UniqueId;
@@ -29,7 +28,7 @@ pub(super) struct Snapshots {
 
 /// What all snapshots have in common.
 struct Shared {
-    /// The file that is mounted. Whichever of the disk's files it is, they are all shown.
+    /// The base of the disk. Whichever of its files is mounted, all snapshots are shown.
     image: PathBuf,
     disks: Arc<OpenDisks>,
     args: MountArgs,
@@ -37,12 +36,13 @@ struct Shared {
 }
 
 impl Snapshots {
-    /// The snapshots of the disk that `image` belongs to, opened with `options`.
-    pub(super) fn new(image: &Path, options: OpenOptions, args: &MountArgs, time: SystemTime) -> Self {
+    /// The snapshots of the disk that `image` belongs to.
+    pub(super) fn new(image: &Path, disks: Arc<OpenDisks>, args: &MountArgs, time: SystemTime) -> Self {
         Self {
             shared: Arc::new(Shared {
-                image: image.to_owned(),
-                disks: OpenDisks::new(options),
+                // The file that stays while others go.
+                image: snapshot::base_of(image).unwrap_or_else(|_| image.to_owned()),
+                disks,
                 args: args.clone(),
                 time,
             }),

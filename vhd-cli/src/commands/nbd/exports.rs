@@ -7,17 +7,17 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use vhd_core::chain::{OpenOptions, OpenedDisk};
-use vhd_core::device::{BlockDevice as _, DeviceError, Disk, LiveDevice};
+use vhd_core::device::{DeviceError, Disk};
 use vhd_core::error::with_causes;
 use vhd_core::ops::resize::{Opening, ResizableDisk};
-use vhd_core::snapshot;
+use vhd_core::snapshot::{self, SnapshotFile};
 use vhd_nbd::server::{ChangedAboveLayer, Export, ExportNameError, ExportSet};
 
 use super::{NbdArgs, live};
 use crate::children;
-use crate::control::Control;
 use crate::failure::Failure;
 use crate::format_arg::TypedPath;
+use crate::in_use::{InUse, can_be_live, device_of};
 use crate::input::{Source, SourceArgs};
 use crate::output;
 use crate::throw_away;
@@ -49,15 +49,13 @@ impl FromStr for NamedImage {
 /// Disks that are open while they are served.
 pub(super) struct Served {
     disks: Vec<(String, Open)>,
-    /// Where commands ask for work on disks in use.
-    controls: Vec<Control>,
 }
 
 /// A disk that is open.
 enum Open {
     Plain(OpenedDisk),
     Resizable(Arc<ResizableDisk>),
-    Live(Arc<LiveDevice>),
+    Live(InUse),
 }
 
 impl Open {
@@ -65,10 +63,7 @@ impl Open {
         match self {
             Self::Plain(disk) => disk.close().map(drop),
             Self::Resizable(disk) => disk.close(),
-            Self::Live(device) => match Arc::try_unwrap(device) {
-                Ok(device) => device.close(),
-                Err(shared) => shared.flush(),
-            },
+            Self::Live(disk) => disk.close(),
         }
     }
 }
@@ -84,10 +79,7 @@ impl Served {
                 path: image.clone(),
             },
         });
-        let mut served = Self {
-            disks: Vec::new(),
-            controls: Vec::new(),
-        };
+        let mut served = Self { disks: Vec::new() };
         let mut exports = ExportSet::new();
         for NamedImage { name, image } in unnamed.chain(args.exports.iter().cloned()) {
             served.add(args, name, image, &mut exports)?;
@@ -118,7 +110,10 @@ impl Served {
                 .resizable(),
         };
         self.serve(present, source.name.clone(), opened, exports)?;
-        for (snapshot, path) in &snapshots.files {
+        for SnapshotFile {
+            name: snapshot, path, ..
+        } in &snapshots.files
+        {
             let opened = open_frozen(args, path)?;
             let frozen = export(&format!("{name}@{snapshot}"), &opened, &snapshots, false);
             self.serve(frozen, output::path_text(path), Open::Plain(opened), exports)?;
@@ -143,51 +138,41 @@ impl Served {
         exports: &mut ExportSet,
     ) -> Result<(), Failure> {
         let paths = opened.paths().to_vec();
-        let device = opened
-            .into_live()
-            .expect("it is a chain that is written to, and nobody else has it");
-        let device = Arc::new(device);
+        let device = device_of(opened);
         let present = live::present(name, &device, &paths, contexts(&paths, snapshots));
-        self.serve(present, source.name.clone(), Open::Live(Arc::clone(&device)), exports)?;
+        exports
+            .add(present)
+            .map_err(|error| Failure::usage(error.to_string()))?;
         let mut served = HashMap::new();
-        for (snapshot, path) in &snapshots.files {
-            let export_name = format!("{name}@{snapshot}");
+        for snapshot in &snapshots.files {
+            let (export_name, path) = (format!("{name}@{}", snapshot.name), &snapshot.path);
             let depth = paths.iter().position(|layer| is_same(layer, path));
-            let shared = depth.and_then(|depth| Some((depth, device.present().from_layer(depth)?)));
-            let (frozen, image) = match shared {
-                // In the disk's own open files.
-                Some((depth, frozen)) => {
-                    let contexts = contexts(&paths[depth..], snapshots);
-                    live::frozen(&export_name, Arc::new(frozen), path, contexts)
-                }
-                None => {
-                    let opened = open_frozen(args, path)?;
-                    let image = opened.chain().map(|chain| chain.leaf().unique_id());
-                    (
-                        export(&export_name, &opened, snapshots, false),
-                        image.unwrap_or_default(),
-                    )
-                }
+            // In the disk's own open files, if it is one of its layers.
+            let shared = depth.and_then(|depth| {
+                let contexts = contexts(&paths[depth..], snapshots);
+                live::frozen(&export_name, &device, depth, path, contexts)
+            });
+            let frozen = match shared {
+                Some(frozen) => frozen,
+                None => export(&export_name, &open_frozen(args, path)?, snapshots, false),
             };
             exports.add(frozen).map_err(|error| Failure::usage(error.to_string()))?;
-            served.insert(export_name, live::ServedSnapshot::new(snapshot, image));
+            served.insert(export_name, live::ServedSnapshot::new(&snapshot.name, snapshot.id));
         }
         // The last: a snapshot is added to exports that are there.
-        let keeper = live::Keeper::new(&source.path, name, &device, exports, served);
-        match Control::listen(&source.path, keeper) {
-            Ok(control) => self.controls.push(control),
-            Err(error) => output::warning(format_args!(
-                "snapshots of {} can't be taken while it is served: no control socket: {error}",
-                source.name
-            )),
-        }
+        let shown = live::Exports::new(snapshot::base_of(&source.path)?, name, exports, served);
+        let in_use = InUse::listen(&source.path, device, shown)?;
+        self.disks.push((source.name.clone(), Open::Live(in_use)));
         Ok(())
     }
 
     /// Closes all images; the first failure is told.
-    pub(super) fn close(self) -> Result<(), Failure> {
-        // Nothing is begun any more.
-        drop(self.controls);
+    pub(super) fn close(mut self) -> Result<(), Failure> {
+        for (_, opened) in &mut self.disks {
+            if let Open::Live(disk) = opened {
+                disk.stop();
+            }
+        }
         let mut result = Ok(());
         for (name, opened) in self.disks {
             let closed = opened.close().map_err(|error| Failure::from(error).about(name));
@@ -202,8 +187,7 @@ impl Served {
 struct Snapshots {
     /// What the disk is called if nothing else is said: its base without the extension.
     name: String,
-    /// Names and files.
-    files: Vec<(String, PathBuf)>,
+    files: Vec<SnapshotFile>,
 }
 
 impl Snapshots {
@@ -225,8 +209,8 @@ impl Snapshots {
 
     /// The snapshot that a file is.
     fn name_of(&self, path: &Path) -> Option<&str> {
-        let found = self.files.iter().find(|(_, file)| is_same(file, path));
-        found.map(|(name, _)| name.as_str())
+        let found = self.files.iter().find(|snapshot| is_same(&snapshot.path, path));
+        found.map(|snapshot| snapshot.name.as_str())
     }
 }
 
@@ -234,7 +218,7 @@ fn open(args: &NbdArgs, input: &SourceArgs, source: &Source) -> Result<Open, Fai
     if args.snapshot {
         return throw_away::open(input, source).map(Open::Plain);
     }
-    let options = input.options(source).write(!args.read_only);
+    let options = input.options(source).write(!args.read_only).foreign(args.read_only);
     let options = options.ignore_children(args.children.ignore_children);
     let opened = match args.resizable {
         true => open_resizable(source, &options)?,
@@ -300,8 +284,7 @@ fn contexts(paths: &[PathBuf], snapshots: &Snapshots) -> Vec<(String, u32)> {
 
 /// Whether snapshots of a disk can be taken while it is served.
 fn is_live(args: &NbdArgs, opened: &OpenedDisk) -> bool {
-    let writes = opened.disk().info().capabilities.write;
-    !args.no_control && !args.snapshot && writes && opened.chain().is_some()
+    !args.no_control && !args.snapshot && can_be_live(opened)
 }
 
 /// Whether two paths lead to one file.

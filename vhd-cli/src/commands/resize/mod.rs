@@ -3,13 +3,18 @@
 mod remote;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{self, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use clap::Args;
-use serde::Serialize;
-use vhd_core::ops::resize::{FilePlan, Request, Resize, ResizePlan};
+use serde::{Deserialize, Serialize};
+use vhd_core::chain::OpenOptions;
+use vhd_core::device::LiveDevice;
+use vhd_core::ops::Progress;
+use vhd_core::ops::resize::{FilePlan, Request, Resize, ResizePlan, plan_in_use, resize_in_use};
 
 use crate::children::{self, ChildrenArgs};
+use crate::control::{self, Along, ResizeJob};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::input::{ChainArgs, Source, SourceArgs, require_file};
@@ -33,7 +38,9 @@ disk needs --shrink and is made only if nothing is cut off: no partition, no byt
 based on one another have one size: --tree resizes all that the image is based on and all that are based on any of \
 those, as far as their directories show. Either all images get the new size or none. After a crash the same command \
 goes on. With --fix-gpt the backup of a GUID partition table is moved to the new end of the disk; then partitions can \
-be enlarged by the guest's own tools. With an NBD URI the server is asked to resize the disk, which stays in use.";
+be enlarged by the guest's own tools. With an NBD URI the server is asked to resize the disk, which stays in use. A disk \
+that `vhd nbd` or `vhd mount --rw` has in use is made larger by that program, if it has no parent and no \
+snapshots; everything else waits until that has ended.";
 
 /// Arguments of `vhd resize`.
 #[derive(Args, Debug)]
@@ -56,6 +63,9 @@ pub(crate) struct ResizeArgs {
     /// Say what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
+    /// Do not ask a program that has the disk in use: refuse then
+    #[arg(long)]
+    offline: bool,
     #[command(flatten)]
     children: ChildrenArgs,
     #[command(flatten)]
@@ -66,8 +76,8 @@ pub(crate) struct ResizeArgs {
     pub(crate) report: ReportArgs,
 }
 
-#[derive(Serialize)]
-struct ResizeJson {
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct ResizeJson {
     image: String,
     dry_run: bool,
     size: u64,
@@ -79,7 +89,7 @@ struct ResizeJson {
     warnings: Vec<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 struct FileJson {
     path: String,
     #[serde(rename = "type")]
@@ -153,13 +163,69 @@ pub(crate) fn run(args: &ResizeArgs) -> Result<Exit, Failure> {
     let source = Source::or_remote(&args.image, None)?;
     let json = match source.remote() {
         Some(uri) => remote::run(args, &source.name, uri)?,
-        None => resize(args, &source)?,
+        None => match asked_for(args, &source)? {
+            Some(json) => json,
+            None => resize(args, &source)?,
+        },
     };
     for warning in &json.warnings {
         output::warning(warning);
     }
     output::report(args.report, NAME, &json)?;
     Ok(Exit::Ok)
+}
+
+/// Has the program do it that has the disk in use, if there is one.
+fn asked_for(args: &ResizeArgs, source: &Source) -> Result<Option<ResizeJson>, Failure> {
+    let Some(disk) = (!args.offline).then(|| control::user_of(&source.path)).flatten() else {
+        return Ok(None);
+    };
+    let image = path::absolute(&source.path).map_err(|error| Failure::io("find", &source.path, &error))?;
+    let job = ResizeJob {
+        image,
+        size: args.size,
+        shrink: args.shrink,
+        tree: args.tree,
+        fix_gpt: args.fix_gpt,
+        ignore_children: args.children.ignore_children,
+        dry_run: args.dry_run,
+    };
+    let cancel = interrupt::flag_on_interrupt();
+    let along = Along {
+        rate: None,
+        progress: &args.progress.reporter("resizing"),
+        cancel: &cancel,
+    };
+    let resized = control::resize(&disk, job, &along)?;
+    Ok(resized.map(|resized| ResizeJson {
+        image: source.name.clone(),
+        ..resized
+    }))
+}
+
+/// Gives a disk another size that this process has in use, or says what would be done.
+pub(crate) fn in_use(
+    job: &ResizeJob,
+    device: &LiveDevice,
+    progress: &dyn Progress,
+    cancel: &AtomicBool,
+) -> Result<ResizeJson, Failure> {
+    let options = OpenOptions::new().ignore_children(job.ignore_children);
+    let request = Request {
+        image: &job.image,
+        size: job.size,
+        shrink: job.shrink,
+        tree: job.tree,
+        fix_gpt: job.fix_gpt,
+        options: &options,
+        cancel,
+    };
+    let plan = match job.dry_run {
+        true => plan_in_use(&request, device),
+        false => resize_in_use(&request, device, progress).map(|report| report.plan),
+    };
+    let plan = plan.map_err(children::explain)?;
+    Ok(ResizeJson::of(&path_text(&job.image), job.dry_run, false, &plan))
 }
 
 /// Resizes an image, or says what would be done.
@@ -178,7 +244,7 @@ fn resize(args: &ResizeArgs, source: &Source) -> Result<ResizeJson, Failure> {
         cancel: &cancel,
     };
     let resize = Resize::prepare(&request, !args.dry_run).map_err(children::explain)?;
-    let mut json = ResizeJson::of(&source.name, args, resize.plan());
+    let mut json = ResizeJson::of(&source.name, args.dry_run, args.fix_gpt, resize.plan());
     if !args.dry_run {
         json.gpt_moved = resize.run(&args.progress.reporter("resizing"))?.gpt_moved;
     }
@@ -186,18 +252,18 @@ fn resize(args: &ResizeArgs, source: &Source) -> Result<ResizeJson, Failure> {
 }
 
 impl ResizeJson {
-    fn of(image: &str, args: &ResizeArgs, plan: &ResizePlan) -> Self {
+    fn of(image: &str, dry_run: bool, fix_gpt: bool, plan: &ResizePlan) -> Self {
         let warning = format!(
             "{image}: the backup of the partition table is not at the end of the disk: --fix-gpt moves it there"
         );
         Self {
             image: image.to_owned(),
-            dry_run: args.dry_run,
+            dry_run,
             size: plan.size,
             resumed: plan.resumed,
             files: plan.files.iter().map(FileJson::of).collect(),
-            gpt_moved: args.fix_gpt && plan.gpt_misplaced,
-            warnings: (plan.gpt_misplaced && !args.fix_gpt)
+            gpt_moved: fix_gpt && plan.gpt_misplaced,
+            warnings: (plan.gpt_misplaced && !fix_gpt)
                 .then_some(warning)
                 .into_iter()
                 .collect(),

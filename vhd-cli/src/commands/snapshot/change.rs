@@ -4,16 +4,18 @@ use std::sync::atomic::AtomicBool;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use vhd_core::chain::OpenOptions;
+use vhd_core::ops::Progress;
 use vhd_core::ops::verify::{self, VerifyOptions};
 use vhd_core::snapshot::{self, Created, Recovered, SnapshotTree, Unsaved, Work};
 
 use super::report::{AppliedReport, CreatedReport, DeletedReport, RenamedReport, RescannedReport};
 use super::{ApplyArgs, CreateArgs, DeleteArgs, DiskArgs, RenameArgs, RescanArgs};
-use crate::control;
+use crate::control::{self, Along};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{self, path_text};
 use crate::progress::Reporter;
+use crate::rate::{Limited, RateArgs};
 use crate::{human, interrupt};
 
 pub(super) const CREATE: &str = "snapshot create";
@@ -107,7 +109,7 @@ pub(super) fn rename(args: &RenameArgs) -> Result<Exit, Failure> {
 pub(super) fn delete(args: &DeleteArgs) -> Result<Exit, Failure> {
     let report = match delete_in_use(args)? {
         Some(report) => report,
-        None => with_tree(&args.disk, |tree| {
+        None => with_tree_at(&args.disk, args.rate, |tree| {
             let settled = tree.delete(&args.name, args.subtree)?;
             Ok(DeletedReport::of(tree, &args.name, &settled))
         })?,
@@ -121,7 +123,13 @@ fn delete_in_use(args: &DeleteArgs) -> Result<Option<DeletedReport>, Failure> {
     if args.offline {
         return Ok(None);
     }
-    let deleted = control::delete_snapshot(&args.disk.disk, &args.name, args.subtree)?;
+    let (cancel, reporter) = going_along(&args.disk);
+    let along = Along {
+        rate: args.rate.rate,
+        progress: &reporter,
+        cancel: &cancel,
+    };
+    let deleted = control::delete_snapshot(&args.disk.disk, &args.name, args.subtree, &along)?;
     Ok(deleted.map(|(base, deleted)| DeletedReport::in_use(&base, &args.name, deleted)))
 }
 
@@ -138,8 +146,18 @@ pub(super) fn rescan(args: &RescanArgs) -> Result<Exit, Failure> {
 
 /// Opens the tree, says what became of an interrupted command, and does the job.
 fn with_tree<T>(args: &DiskArgs, job: impl FnOnce(&mut SnapshotTree<'_>) -> Result<T, Failure>) -> Result<T, Failure> {
+    with_tree_at(args, RateArgs { rate: None }, job)
+}
+
+/// The same, where files are merged at a rate.
+fn with_tree_at<T>(
+    args: &DiskArgs,
+    rate: RateArgs,
+    job: impl FnOnce(&mut SnapshotTree<'_>) -> Result<T, Failure>,
+) -> Result<T, Failure> {
     let (cancel, reporter) = going_along(args);
-    let mut tree = SnapshotTree::open(&args.disk, work(&cancel, &reporter))?;
+    let limited = Limited::new(&reporter, rate.rate, &cancel);
+    let mut tree = SnapshotTree::open(&args.disk, work(&cancel, &limited))?;
     if let Some(recovered) = tree.recovered() {
         let (disk, what) = (args.disk.display(), recovery(recovered));
         output::warning(format_args!("{disk}: an interrupted command was found; {what}"));
@@ -151,10 +169,10 @@ fn going_along(args: &DiskArgs) -> (std::sync::Arc<AtomicBool>, Reporter) {
     (interrupt::flag_on_interrupt(), args.progress.reporter("merging"))
 }
 
-fn work<'a>(cancel: &'a AtomicBool, reporter: &'a Reporter) -> Work<'a> {
+fn work<'a>(cancel: &'a AtomicBool, progress: &'a dyn Progress) -> Work<'a> {
     Work {
         steps: &(),
-        progress: reporter,
+        progress,
         cancel,
     }
 }

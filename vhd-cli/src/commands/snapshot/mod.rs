@@ -14,6 +14,7 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::ReportArgs;
 use crate::progress::ProgressArgs;
+use crate::rate::RateArgs;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -27,7 +28,7 @@ DISK is the base image or any other file of the disk. A snapshot freezes the fil
 of it, which is written to from then on: `vhd snapshot list` says which file a guest must use, and DISK@now reads it. \
 Names and the file that is written to are in a small document beside the base, DISK.snapshots; `rescan` makes it anew \
 from the images. `create` and `delete` work on a disk that `vhd nbd` serves, too: the server goes on in the new file and \
-serves the snapshot, and merges the file that it writes to into that of a deleted snapshot directly below. Each command first brings an interrupted one to its end. A deleted snapshot's file stays until nothing \
+serves the snapshot, and merges the files of deleted snapshots while the disk is in use. Each command first brings an interrupted one to its end. A deleted snapshot's file stays until nothing \
 needs it: see docs/snapshots.md for what happens when.";
 
 /// Arguments of `vhd snapshot`.
@@ -92,7 +93,7 @@ struct CreateArgs {
     /// Record digests of the frozen file, by which `vhd verify` notices if it is changed
     #[arg(long)]
     digest: bool,
-    /// Do not ask a server that has the disk in use: refuse then
+    /// Do not ask a program that has the disk in use: refuse then
     #[arg(long)]
     offline: bool,
 }
@@ -134,9 +135,11 @@ struct DeleteArgs {
     /// Delete all snapshots made from it too
     #[arg(long)]
     subtree: bool,
-    /// Do not ask a server that has the disk in use: what can't be done beside it then waits
+    /// Do not ask a program that has the disk in use: what can't be done beside it then waits
     #[arg(long)]
     offline: bool,
+    #[command(flatten)]
+    rate: RateArgs,
 }
 
 #[derive(Args, Debug)]

@@ -1,10 +1,14 @@
 //! `vhd vm`: virtual machines with their disks in images. On x86-64 alone.
 
+mod attend;
 mod boot;
 mod console;
 mod disks;
+mod equip;
 mod manage;
+mod record;
 mod run;
+mod save;
 mod worker;
 
 use clap::{Args, Subcommand};
@@ -18,6 +22,7 @@ Examples:
   vhd vm run disk.avhd --name web </dev/null >web.console &
   vhd vm list
   vhd vm console web
+  vhd vm save web web.saved && vhd vm restore web.saved
   vhd vm stop web
   vhd vm run --help";
 
@@ -44,6 +49,12 @@ enum Job {
     Resume(manage::NamedArgs),
     /// Press the power button of a machine and wait until it has ended
     Stop(manage::StopArgs),
+    /// Write a running machine to a file and end it
+    Save(save::SaveArgs),
+    /// Let a machine that was saved go on
+    Restore(save::RestoreArgs),
+    /// Add, remove and resize disks of a machine that runs
+    Disk(equip::DiskArgs),
     /// Attach to the console of a machine
     Console(manage::NamedArgs),
 }
@@ -58,6 +69,9 @@ pub(crate) fn identity(args: &VmArgs) -> (&'static str, bool) {
         Job::Resume(_) => ("vm resume", false),
         Job::Stop(_) => ("vm stop", false),
         Job::Console(_) => ("vm console", false),
+        Job::Disk(args) => (equip::name(args), false),
+        Job::Save(_) => ("vm save", false),
+        Job::Restore(_) => ("vm restore", false),
     }
 }
 
@@ -70,5 +84,8 @@ pub(crate) fn run(args: &VmArgs) -> Result<Exit, Failure> {
         Job::Resume(args) => manage::resume(args),
         Job::Stop(args) => manage::stop(args),
         Job::Console(args) => manage::console(args),
+        Job::Disk(args) => equip::run(args),
+        Job::Save(args) => save::save(args),
+        Job::Restore(args) => save::restore(args),
     }
 }

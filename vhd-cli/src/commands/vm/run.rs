@@ -1,30 +1,22 @@
 //! `vhd vm run`: a guest from its first instruction to its end.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::thread;
 
 use clap::{Args, ValueEnum, ValueHint};
-use hypervisor::{End, Error, MAX_CPUS, Machine, MachineConfig, MachineDisk, MachineType};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
+use hypervisor::{Error, MAX_CPUS, Machine, MachineConfig, MachineType, Sandbox};
 use vhd_core::error::with_causes;
 
+use super::attend::Attended;
 use super::boot::Started;
-use super::console::{HINT, RawTerminal, pass_input};
 use super::disks::{self, DiskSpec, OpenDisks};
-use super::worker::{Claim, Console, Event, Events, Facts, MachineName, Server, Worker};
+use super::save::state_failed;
+use super::worker::{Event, Facts, MachineName};
 use crate::children::ChildrenArgs;
 use crate::codes::Kind;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::input::ChainArgs;
-use crate::interrupt;
-use crate::output;
 use crate::size::parse_bytes;
-
-/// What ends a machine.
-const SIGNALS: &[i32] = &[SIGTERM, SIGINT, SIGHUP];
 
 const EXAMPLES: &str = "\
 Examples:
@@ -77,6 +69,10 @@ pub(crate) struct RunArgs {
     /// Memory of the guest, from 16M
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_bytes)]
     memory: u64,
+    /// Whether the machine's threads are confined to what they need: on; log lets them go on and is told in the kernel's
+    /// log; off
+    #[arg(long, value_enum, value_name = "MODE", default_value = "on")]
+    sandbox: SandboxArg,
     /// What the machine is called in `vhd vm list` and for the commands that control it; without it, vm- and the number of
     /// the process
     #[arg(long, value_name = "NAME")]
@@ -88,6 +84,28 @@ pub(crate) struct RunArgs {
     pub(super) children: ChildrenArgs,
     #[command(flatten)]
     pub(super) chain: ChainArgs,
+}
+
+/// The value of `--sandbox`.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub(crate) enum SandboxArg {
+    /// Whoever breaks a rule ends the machine
+    #[default]
+    On,
+    /// Whoever breaks a rule is in the kernel's log
+    Log,
+    /// There are no rules
+    Off,
+}
+
+impl From<SandboxArg> for Sandbox {
+    fn from(arg: SandboxArg) -> Self {
+        match arg {
+            SandboxArg::On => Self::On,
+            SandboxArg::Log => Self::Log,
+            SandboxArg::Off => Self::Off,
+        }
+    }
 }
 
 /// The value of `--machine`.
@@ -114,44 +132,42 @@ pub(crate) fn run(args: &RunArgs) -> Result<Exit, Failure> {
         .search
         .require_locks("a machine needs its disks for itself")?;
     disks::check(args)?;
-    let claim = claim(args.name.as_ref())?;
-    let name = claim
-        .as_ref()
-        .map_or_else(MachineName::of_this_process, |claim| claim.name().clone());
-    let events = Arc::new(Events::open(&name, args.events.as_deref())?);
-    let ended = run_named(args, name, claim.as_ref(), &events);
-    events.say(&match &ended {
-        Ok(end) => Event::ended(*end),
-        Err(failure) => Event::failed(failure),
-    });
-    // The name is free again once the disks are.
-    drop(claim);
-    exit(ended?)
+    Attended::new(args.name.as_ref(), args.events.as_deref(), args.sandbox.into())?
+        .run(|attended| begin(args, attended))
 }
 
-/// The right to the machine's name. Without it a machine runs that was given none, and nobody finds it.
-fn claim(name: Option<&MachineName>) -> Result<Option<Claim>, Failure> {
-    match name {
-        Some(name) => Claim::take(name.clone()).map(Some),
-        None => Ok(Claim::take(MachineName::of_this_process())
-            .inspect_err(|failure| {
-                output::warning(format_args!("`vhd vm list` will not find it: {}", failure.message()))
-            })
-            .ok()),
-    }
-}
-
-fn run_named(args: &RunArgs, name: MachineName, claim: Option<&Claim>, events: &Arc<Events>) -> Result<End, Failure> {
+fn begin(args: &RunArgs, attended: &Attended) -> Result<Machine, Failure> {
     let named = Started::named(args)?;
-    let (opened, of_machine) = OpenDisks::open(args)?;
-    let opened = Arc::new(opened);
-    let ended = started(args, named, &opened)
-        .and_then(|started| run_machine(args, started, of_machine, (name, claim), &opened, events));
-    // Whatever happened to the machine, the images are closed in order.
-    let closed = opened.close();
-    let end = ended?;
-    closed?;
-    Ok(end)
+    let disks = attended.disks.open(args)?;
+    let started = started(args, named, &attended.disks)?;
+    let machine_type = match args.machine {
+        Some(named) => named.into(),
+        None => MachineType::for_kernel(&started.kernel)
+            .map_err(|error| Failure::io("read", Path::new(&started.name), &error))?,
+    };
+    attended.disks.place(machine_type.first_slot());
+    attended.describe(Facts {
+        name: attended.name().clone(),
+        kernel: started.name.clone(),
+        machine: machine_type.name(),
+        cpus: args.cpus,
+        memory: args.memory,
+    });
+    let config = MachineConfig {
+        machine_type,
+        cpus: args.cpus,
+        memory: args.memory,
+        kernel: started.kernel,
+        initrd: started.initrd,
+        command_line: started.command_line,
+        append: args.append.clone(),
+        disks,
+        console: Box::new(attended.console.clone()),
+        sandbox: args.sandbox.into(),
+    };
+    let machine = Machine::new(config).map_err(|error| failed(&started.name, error))?;
+    attended.events.say(&Event::Started);
+    Ok(machine)
 }
 
 fn started(args: &RunArgs, named: Option<Started>, disks: &OpenDisks) -> Result<Started, Failure> {
@@ -164,61 +180,12 @@ fn started(args: &RunArgs, named: Option<Started>, disks: &OpenDisks) -> Result<
     }
 }
 
-fn run_machine(
-    args: &RunArgs,
-    started: Started,
-    disks: Vec<MachineDisk>,
-    (name, claim): (MachineName, Option<&Claim>),
-    opened: &Arc<OpenDisks>,
-    events: &Arc<Events>,
-) -> Result<End, Failure> {
-    let machine_type = match args.machine {
-        Some(named) => named.into(),
-        None => MachineType::for_kernel(&started.kernel)
-            .map_err(|error| Failure::io("read", Path::new(&started.name), &error))?,
-    };
-    let console = Console::default();
-    let config = MachineConfig {
-        machine_type,
-        cpus: args.cpus,
-        memory: args.memory,
-        kernel: started.kernel,
-        initrd: started.initrd,
-        command_line: started.command_line,
-        append: args.append.clone(),
-        disks,
-        console: Box::new(console.clone()),
-    };
-    let facts = Facts {
-        name,
-        kernel: started.name,
-        machine: machine_type.name(),
-        cpus: args.cpus,
-        memory: args.memory,
-    };
-    let machine = Machine::new(config).map_err(|error| failed(&facts.kernel, error))?;
-    let kernel = facts.kernel.clone();
-    let worker = Worker::new(facts, machine.handle(), Arc::clone(opened), console, Arc::clone(events));
-    let _server = claim.map(|claim| Server::listen(claim, Arc::new(worker))).transpose()?;
-    events.say(&Event::Started);
-    run_attended(machine).map_err(|error| failed(&kernel, error))
-}
-
-fn exit(end: End) -> Result<Exit, Failure> {
-    match end {
-        End::PowerOff => Ok(Exit::Ok),
-        End::Reset => Ok(Exit::GuestReset),
-        End::Panic => Ok(Exit::GuestPanic),
-        End::Stopped => {
-            let message =
-                "the machine was ended before the guest powered off; what the guest has flushed is on its disks";
-            Err(Failure::new(Kind::GuestStopped, message))
-        }
-    }
-}
-
 /// A failure of the library; with the name of the kernel, for people.
 pub(super) fn failed(kernel: &str, error: Error) -> Failure {
+    let error = match error {
+        Error::State(error) => return state_failed(error),
+        error => error,
+    };
     let kind = match &error {
         Error::NoKvm { .. } => Kind::NoKvm,
         Error::NotAKernel { .. } => {
@@ -233,29 +200,4 @@ pub(super) fn failed(kernel: &str, error: Error) -> Failure {
         _ => Kind::Machine,
     };
     Failure::new(kind, with_causes(&error))
-}
-
-/// Runs a machine whose console is ours.
-fn run_attended(machine: Machine) -> Result<End, Error> {
-    let terminal_failed = |source| Error::Host {
-        operation: "prepare the terminal",
-        source,
-    };
-    let signals = Signals::new(SIGNALS).map_err(|source| Error::Host {
-        operation: "handle signals",
-        source,
-    })?;
-    interrupt::is_handled_elsewhere(SIGNALS);
-    stop_on_signals(signals, &machine);
-    let terminal = RawTerminal::enter().map_err(terminal_failed)?;
-    if terminal.is_terminal() {
-        output::eprint(HINT);
-    }
-    pass_input(machine.handle(), terminal.is_terminal());
-    machine.run()
-}
-
-fn stop_on_signals(mut signals: Signals, machine: &Machine) {
-    let handle = machine.handle();
-    thread::spawn(move || signals.forever().for_each(|_| handle.stop()));
 }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::MergeError;
+use super::holder::Holder;
 use crate::format::UniqueId;
 use crate::image::{Amendment, Image, OpenMode, ParentLink};
-use crate::storage::{Access, HostFile, Sharing, put_back_modified};
+use crate::storage::put_back_modified;
 
 /// A child's own file, under its lock, without its parents.
 ///
@@ -20,9 +21,9 @@ pub(super) struct ChildFile {
 }
 
 impl ChildFile {
-    pub(super) fn open(path: &Path) -> Result<Self, MergeError> {
+    pub(super) fn open(path: &Path, holder: &Holder<'_>) -> Result<Self, MergeError> {
         let modified = modified(path);
-        let file = Arc::new(HostFile::open(path, Access::ReadWrite, Sharing::Exclusive)?);
+        let file = Arc::new(holder.open(path)?);
         let image = Image::open(file, &OpenMode::read_write()).map_err(|source| MergeError::Child {
             path: path.to_owned(),
             source,

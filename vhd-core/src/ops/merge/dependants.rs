@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::MergeError;
 use super::error::Dependant;
-use super::journal::Known;
+use super::known::Known;
 use crate::chain::ChainError;
 use crate::chain::dependants::{Dependants as Found, Search};
 use crate::format::UniqueId;

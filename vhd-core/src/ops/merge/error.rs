@@ -42,6 +42,16 @@ pub enum MergeError {
         /// The image.
         path: PathBuf,
     },
+    /// The image is what a program writes to.
+    #[error(
+        "{} is written to: it can be merged when the program that uses it has ended; a deleted snapshot directly below it is \
+         merged with it by `vhd snapshot delete`",
+        path.display()
+    )]
+    InUse {
+        /// The image.
+        path: PathBuf,
+    },
     /// The image has no parent that it could be merged into.
     #[error("{} is based on no other image: there is nothing to merge it into", path.display())]
     NoParent {
@@ -206,6 +216,7 @@ impl MergeError {
             Self::Job(error) => error.kind(),
             Self::Link(error) => error.kind(),
             Self::Gone { .. } => ErrorKind::NotFound,
+            Self::InUse { .. } => ErrorKind::InUse,
             Self::NoParent { .. } | Self::NotAncestor { .. } | Self::NotChild { .. } => ErrorKind::NotRelated,
             Self::NotRemovable { .. } => ErrorKind::InvalidArgument,
             Self::SizeMismatch { .. } => ErrorKind::SizeMismatch,

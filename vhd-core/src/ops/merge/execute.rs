@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use super::carry::Carrying;
 use super::copy::{CopyMode, LayerCopy};
 use super::finish::Finish;
+use super::holder::Holder;
 use super::journal::{Journal, Phase, Source};
-use super::plan::{Range, open_target};
+use super::plan::{Range, hold_target, open_target};
 use super::{MergeError, MergeOptions, MergePlan, MergeReport, dependants};
 use crate::chain::OpenedDisk;
-use crate::device::Layer;
+use crate::device::{Layer, LiveDevice};
 use crate::job::{Head, JobKind, sweep};
 use crate::ops::Progress;
-use crate::storage::{Access, HostFile, Sharing};
 
 /// Does what the plan says: copies, points the children, removes the files. A merge that was told to stop, failed or
 /// died goes on when the same request is planned again and done.
@@ -20,6 +20,38 @@ use crate::storage::{Access, HostFile, Sharing};
 /// # Errors
 /// [`MergeError`]. What was done before stays done, and the leaf reads the same.
 pub fn merge(plan: &MergePlan, options: &MergeOptions<'_>, progress: &dyn Progress) -> Result<MergeReport, MergeError> {
+    merge_for(plan, options, progress, &Holder::Alone)
+}
+
+/// The same for layers below the leaf of a disk in use, which go on being read: by it, and by all who read it in its open
+/// files. If the leaf is based on what goes, requests are held for a moment while it is pointed to the target.
+///
+/// # Errors
+/// Those of [`merge`]; `InUse` for the leaf itself. `Storage` when another program reads a layer, or somebody in this process
+/// reads one by itself.
+pub fn merge_in_use(
+    plan: &MergePlan,
+    options: &MergeOptions<'_>,
+    progress: &dyn Progress,
+    device: &LiveDevice,
+) -> Result<MergeReport, MergeError> {
+    let holder = Holder::InUse(device);
+    if holder.leaf_at(plan.child()).is_some() {
+        return Err(MergeError::InUse {
+            path: plan.child().to_owned(),
+        });
+    }
+    holder.require_unread(plan.layers[1..].iter().map(|layer| &*layer.path))?;
+    merge_for(plan, options, progress, &holder)
+}
+
+/// The same for whoever has the files.
+pub(crate) fn merge_for(
+    plan: &MergePlan,
+    options: &MergeOptions<'_>,
+    progress: &dyn Progress,
+    holder: &Holder<'_>,
+) -> Result<MergeReport, MergeError> {
     let mut report = MergeReport {
         target: plan.target().to_owned(),
         resumed: plan.resumed.is_some(),
@@ -31,10 +63,10 @@ pub fn merge(plan: &MergePlan, options: &MergeOptions<'_>, progress: &dyn Progre
             // It was done, but for what has been swept up now.
             return Ok(report);
         };
-        Finish::new(plan, journal, Vec::new(), Vec::new()).run(&mut report)?;
+        Finish::new(plan, journal, Vec::new(), Vec::new(), holder).run(&mut report)?;
         return Ok(report);
     }
-    check_writable(plan)?;
+    check_writable(plan, holder)?;
     let merged = open_merged(plan)?;
     let carrying = Carrying::open(&plan.request, &plan.carried, plan.child(), &merged)?;
     let mut run = Run::begin(plan)?;
@@ -48,7 +80,10 @@ pub fn merge(plan: &MergePlan, options: &MergeOptions<'_>, progress: &dyn Progre
     let target_depth = u32::try_from(plan.sources().len()).unwrap_or(u32::MAX);
     let target_file = merged.identity_at_depth(target_depth);
     let sources = into_sources(plan, merged)?;
-    let target = open_target(&plan.request.open, plan.target_known(), true)?;
+    let target = match run.writes_target() {
+        true => hold_target(&plan.request.open, plan.target_known(), holder)?,
+        false => open_target(&plan.request.open, plan.target_known())?,
+    };
     // INV-34: its lock was given up in between.
     target.require_leaf(target_file)?;
     run.announce()?;
@@ -68,7 +103,7 @@ pub fn merge(plan: &MergePlan, options: &MergeOptions<'_>, progress: &dyn Progre
     // INV-21: everything is in the target, durably, before the first child is pointed to it.
     run.journal.announce()?;
     // The locks of the layers are held up to here and until they are gone: nobody writes to one that goes.
-    Finish::new(plan, run.journal, carried, sources).run(&mut report)?;
+    Finish::new(plan, run.journal, carried, sources, holder).run(&mut report)?;
     Ok(report)
 }
 
@@ -97,11 +132,11 @@ fn into_sources(plan: &MergePlan, merged: OpenedDisk) -> Result<Vec<Layer>, Merg
 }
 
 /// Better now than after the copying.
-fn check_writable(plan: &MergePlan) -> Result<(), MergeError> {
-    for path in plan.children.iter().map(PathBuf::as_path).chain([plan.target()]) {
-        HostFile::open(path, Access::ReadWrite, Sharing::Exclusive)?;
-    }
-    Ok(())
+fn check_writable(plan: &MergePlan, holder: &Holder<'_>) -> Result<(), MergeError> {
+    // One that has everything may be in use by now.
+    let target = (plan.resumed != Some(Phase::Finishing)).then(|| plan.target());
+    let mut paths = plan.children.iter().map(PathBuf::as_path).chain(target);
+    paths.try_for_each(|path| Ok(holder.check(path)?))
 }
 
 struct Run<'a> {
@@ -137,10 +172,14 @@ impl<'a> Run<'a> {
         Ok(run)
     }
 
+    /// A merge that is finishing stays so: children may have been pointed to the target.
+    fn writes_target(&self) -> bool {
+        self.mode != CopyMode::Verify && self.start < self.plan.summary.disk_bytes
+    }
+
     /// Puts the record in its place that says from where on the target is about to change.
     fn announce(&mut self) -> Result<(), MergeError> {
-        // A merge that is finishing stays so: children may have been pointed to the target.
-        if self.mode != CopyMode::Verify && self.start < self.plan.summary.disk_bytes {
+        if self.writes_target() {
             self.journal.phase = Phase::Copying(self.start);
             self.journal.renew()?;
             // INV-20, INV-36: record and markers are durable before the target changes.

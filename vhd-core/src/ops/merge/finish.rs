@@ -4,7 +4,9 @@ use std::path::Path;
 
 use super::child_file::ChildFile;
 use super::dependants;
-use super::journal::{Journal, Known};
+use super::holder::{Holder, LiveLeaf};
+use super::journal::Journal;
+use super::known::Known;
 use super::plan::{open_target, other_disk};
 use super::{MergeError, MergePlan, MergeReport};
 use crate::ErrorKind;
@@ -23,15 +25,23 @@ pub(super) struct Finish<'a> {
     carried: Vec<ChildFile>,
     /// The layers that go, under their locks: nobody writes to one before it is gone.
     sources: Vec<Layer>,
+    holder: &'a Holder<'a>,
 }
 
 impl<'a> Finish<'a> {
-    pub(super) fn new(plan: &'a MergePlan, journal: Journal, carried: Vec<ChildFile>, sources: Vec<Layer>) -> Self {
+    pub(super) fn new(
+        plan: &'a MergePlan,
+        journal: Journal,
+        carried: Vec<ChildFile>,
+        sources: Vec<Layer>,
+        holder: &'a Holder<'a>,
+    ) -> Self {
         Self {
             plan,
             journal,
             carried,
             sources,
+            holder,
         }
     }
 
@@ -48,6 +58,8 @@ impl<'a> Finish<'a> {
                 self.point_children(report)?;
             }
         }
+        // INV-73: nobody here reads a layer any more when it goes.
+        self.holder.join(&self.journal)?;
         self.remove_layers(report)?;
         // Digests of what is gone, of what the target held before, and of children that hold more than before.
         for path in self.journal.paths().chain(&self.journal.carried) {
@@ -101,11 +113,20 @@ impl<'a> Finish<'a> {
         if all.iter().all(|(paths, _)| paths.is_empty()) {
             return Ok(());
         }
-        let opened = open_target(&self.plan.request.open, target, false)?;
+        let opened = open_target(&self.plan.request.open, target)?;
         for (paths, parents) in all {
             for path in paths {
+                if let Some(leaf) = self.holder.leaf_at(path) {
+                    if point_leaf(path, &leaf, parents, target, &opened)? {
+                        report.repointed.push(path.clone());
+                    }
+                    continue;
+                }
                 let file = self.carried.iter().position(|file| file.path() == path);
-                let file = file.map(|at| self.carried.swap_remove(at));
+                let file = file.map_or_else(
+                    || ChildFile::open(path, self.holder),
+                    |at| Ok(self.carried.swap_remove(at)),
+                );
                 if point(path, file, parents, target, &opened)? {
                     report.repointed.push(path.clone());
                 }
@@ -119,7 +140,7 @@ impl<'a> Finish<'a> {
 /// the target as it is now. `false` if it was there before, or is somebody else's child now.
 fn point(
     path: &Path,
-    file: Option<ChildFile>,
+    file: Result<ChildFile, MergeError>,
     parents: &[UniqueId],
     target: &Known,
     opened: &OpenedDisk,
@@ -128,7 +149,7 @@ fn point(
         return Ok(false);
     }
     let link = link_to_disk(path, &target.path, opened)?;
-    let file = match file.map_or_else(|| ChildFile::open(path), Ok) {
+    let file = match file {
         // A machine may run on one that was pointed before the merge died.
         Err(error) if error.kind() == ErrorKind::Locked && dependants::parent_id(path)? == Some(target.id) => {
             return Ok(false);
@@ -141,6 +162,22 @@ fn point(
     let moves = parents.contains(&parent);
     if moves || parent == target.id {
         file.point_to(link)?;
+    }
+    Ok(moves)
+}
+
+/// The same for the leaf of a disk in use, while requests are held.
+fn point_leaf(
+    path: &Path,
+    leaf: &LiveLeaf<'_>,
+    parents: &[UniqueId],
+    target: &Known,
+    opened: &OpenedDisk,
+) -> Result<bool, MergeError> {
+    let parent = leaf.parent_id();
+    let moves = parent.is_some_and(|parent| parents.contains(&parent));
+    if moves || parent == Some(target.id) {
+        leaf.point_to(path, link_to_disk(path, &target.path, opened)?)?;
     }
     Ok(moves)
 }

@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use super::MergeError;
 use super::dependants::Recorded;
-use crate::format::{MAX_DISK_SIZE, UniqueId};
+use super::known::Known;
+use crate::format::MAX_DISK_SIZE;
 use crate::image::Footers;
 use crate::job::{Head, Job, JobImage, JobKind, done_path};
 use crate::record::{Checked, RecordKind, check_count, check_path};
@@ -47,13 +48,6 @@ pub(super) struct Journal {
     /// The images that show that the merge is open.
     #[serde(flatten)]
     pub(super) head: Head,
-}
-
-/// A file and the identity of the disk in it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Known {
-    pub(super) path: PathBuf,
-    pub(super) id: UniqueId,
 }
 
 /// A layer that is copied from.

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use super::MergeError;
-use super::journal::{Journal, Known, Phase, Source};
+use super::journal::{Journal, Phase, Source};
+use super::known::Known;
 use crate::format::UniqueId;
 use crate::job::{Head, JobKind, sweep};
 use crate::storage::{self, StorageError};

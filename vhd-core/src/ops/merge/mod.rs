@@ -9,6 +9,7 @@
 //!   groups.rs      which pieces are read and written at once; zero_run.rs: zeroes that take no space
 //!   journal.rs     how far it is: the record beside the child
 //!   execute.rs     carry, copy, flush, record, ... ; then finish.rs: point children, remove files, remove the record
+//!   holder.rs      who has the files: the merge alone, or a disk in use
 //!   new_image.rs   the same into a new image, which changes nothing
 //! ```
 //!
@@ -24,7 +25,9 @@ mod error;
 mod execute;
 mod finish;
 mod groups;
+mod holder;
 mod journal;
+mod known;
 mod leaf;
 mod new_image;
 mod plan;
@@ -34,14 +37,17 @@ use std::path::{Path, PathBuf};
 
 pub use copy::{CopiedBytes, CopyMode, LayerCopy, MergeOptions};
 pub use error::{Dependant, MergeError};
-pub use execute::merge;
+pub(crate) use execute::merge_for;
+pub use execute::{merge, merge_in_use};
+pub(crate) use holder::Holder;
 pub(crate) use leaf::{announce_leaf, close_leaf};
 pub use new_image::{NewImagePlan, merge_to_new, plan_to_new};
 pub use plan::plan;
 pub(crate) use plan::{Owner, plan_for};
 
 use crate::chain::OpenOptions;
-use journal::{Known, Phase};
+use journal::Phase;
+use known::Known;
 
 /// What is to be merged into what.
 #[derive(Clone)]

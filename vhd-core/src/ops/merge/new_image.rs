@@ -141,7 +141,7 @@ fn create(plan: &NewImagePlan, output: &Path, file: &dyn StorageFile) -> Result<
     match &plan.parent {
         None => create_dynamic(file, plan.disk_bytes, plan.block_size).map_err(failed),
         Some(parent) => {
-            let opened = open_target(&plan.request.open, parent, false)?;
+            let opened = open_target(&plan.request.open, parent)?;
             let link = parent_link(output, &parent.path, &opened)?;
             create_differencing(file, plan.disk_bytes, plan.block_size, &link).map_err(failed)
         }

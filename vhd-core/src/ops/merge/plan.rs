@@ -2,10 +2,13 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::copy::WINDOW;
 use super::dependants::{self, Dependants, Recorded};
-use super::journal::{Journal, Known, Phase};
+use super::holder::Holder;
+use super::journal::{Journal, Phase};
+use super::known::Known;
 use super::{CarriedChild, MergeError, MergePlan, MergeRequest, MergeSummary, carry};
 use crate::chain::{ImageFormat, OpenOptions, OpenedDisk, link_to_disk};
 use crate::device::{ByteRange, DeviceError, Layer, held};
@@ -104,7 +107,7 @@ fn plan_of_record(request: &MergeRequest, journal: &Journal) -> Result<MergePlan
     if !same {
         return Err(journal.unfinished());
     }
-    let opened = open_target(&request.open, &journal.target, false)?;
+    let opened = open_target(&request.open, &journal.target)?;
     let disk_bytes = opened.disk().size();
     // Each has what it needs: it is only told of.
     let carried = journal.carried.iter().map(|path| CarriedChild {
@@ -142,17 +145,37 @@ fn is_same_file(a: &Path, b: &Path) -> bool {
     }
 }
 
-/// Opens the target over its own ancestors. It must be the disk that is known.
-pub(super) fn open_target(options: &OpenOptions, target: &Known, write: bool) -> Result<OpenedDisk, MergeError> {
+/// Opens the target over its own ancestors, for reading. It must be the disk that is known.
+pub(super) fn open_target(options: &OpenOptions, target: &Known) -> Result<OpenedDisk, MergeError> {
+    let opened = target_options(options, target).open(&target.path)?;
+    require_target(target, opened)
+}
+
+/// The same for writing.
+pub(super) fn hold_target(
+    options: &OpenOptions,
+    target: &Known,
+    holder: &Holder<'_>,
+) -> Result<OpenedDisk, MergeError> {
+    let file = Arc::new(holder.open(&target.path)?);
+    let opened = target_options(options, target)
+        .write(true)
+        .open_held(&target.path, file)?;
+    require_target(target, opened)
+}
+
+fn target_options(options: &OpenOptions, target: &Known) -> OpenOptions {
     let format = if target.id.is_nil() {
         ImageFormat::Raw
     } else {
         ImageFormat::Vhd
     };
     // Who relies on it was asked when the merge was planned, and for open jobs too.
-    let options = options.clone().format(Some(format)).write(write);
-    let options = options.ignore_children(true).for_job();
-    let opened = options.open(&target.path)?;
+    let options = options.clone().format(Some(format)).write(false);
+    options.ignore_children(true).for_job()
+}
+
+fn require_target(target: &Known, opened: OpenedDisk) -> Result<OpenedDisk, MergeError> {
     let found = opened
         .layers()
         .next()
@@ -175,7 +198,7 @@ fn check_links(request: &MergeRequest, target: &Known, found: &Dependants) -> Re
     if found.paths().next().is_none() {
         return Ok(());
     }
-    let opened = open_target(&request.open, target, false)?;
+    let opened = open_target(&request.open, target)?;
     for child in found.paths() {
         link_to_disk(child, &target.path, &opened)?;
     }

@@ -1,12 +1,12 @@
 //! Bitmaps that hide data. A bit that is missing is set, so that the data can be read: what a bitmap hides is never
 //! cleared, for it may be the only copy.
 
+use super::basis::Basis;
 use super::draft::Draft;
 use super::error::{Doing as _, RepairError};
 use super::finding::{Certainty, RepairCode};
-use super::footer::Basis;
 use super::header::Located;
-use super::table::Scene;
+use super::scene::Scene;
 use crate::device::ByteRange;
 use crate::format::DiskType;
 use crate::image::{Belief, Hidden, Hiding, absent_runs, read_table, stored_runs};

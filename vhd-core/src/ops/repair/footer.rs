@@ -1,5 +1,6 @@
 //! The footer to go by: one that is valid, wherever it stands; else a damaged one put right; else a new one.
 
+use super::basis::{Basis, RawFooter, SEARCH, resembles};
 use super::draft::Draft;
 use super::error::RepairError;
 use super::finding::{Certainty, RepairCode};
@@ -12,33 +13,8 @@ use crate::format::{
 use crate::image::{FooterSource, Footers, read_header, read_table};
 use crate::units::u64_from;
 
-/// Bytes at the end of a file in which a footer is looked for: a copying tool adds less.
-pub(super) const SEARCH: u64 = 64 << 20;
-
 /// Places with the cookie of a footer that are looked at: each look reads much of the file.
 const MOST_FOOTERS: u32 = 64;
-
-type RawFooter = [u8; FOOTER_SIZE];
-
-/// The footer to go by.
-pub(super) struct Basis {
-    pub(super) footer: Footer,
-    /// As it is to stand in the file.
-    pub(super) raw: RawFooter,
-}
-
-impl Basis {
-    pub(super) fn of(raw: RawFooter) -> Option<Self> {
-        let footer = Footer::decode(&raw).ok()?;
-        Some(Self { footer, raw })
-    }
-
-    /// The same with changes; bytes without a field do not survive.
-    pub(super) fn change(&mut self, change: impl FnOnce(&mut Footer)) {
-        change(&mut self.footer);
-        self.raw = self.footer.encode();
-    }
-}
 
 pub(super) fn find(draft: &mut Draft, facts: &Facts) -> Result<Basis, RepairError> {
     match Footers::read(&*draft.overlay) {
@@ -216,12 +192,6 @@ impl Ends {
         }
         Ok(None)
     }
-}
-
-/// Whether bytes may be a footer that was damaged: most of what all footers share is there.
-pub(super) fn resembles(bytes: &RawFooter, resealed: &RawFooter) -> bool {
-    let cookie = bytes.iter().zip(&COOKIE).filter(|(a, b)| a == b).count();
-    cookie * 2 >= COOKIE.len() && bytes.iter().zip(resealed).filter(|(a, b)| a != b).count() <= FOOTER_SIZE / 4
 }
 
 /// Whether the size in a footer whose checksum is wrong is confirmed by two other things.

@@ -1,9 +1,9 @@
 //! The dynamic header: where it is, or what it was.
 
+use super::basis::Basis;
 use super::draft::Draft;
 use super::error::RepairError;
 use super::finding::{Certainty, RepairCode};
-use super::footer::Basis;
 use super::nested;
 use super::tail::Tail;
 use crate::format::{

@@ -1,9 +1,9 @@
 //! Parent locators that lead nowhere.
 
+use super::basis::Basis;
 use super::draft::Draft;
 use super::error::RepairError;
 use super::finding::{Certainty, RepairCode};
-use super::footer::Basis;
 use super::header::Located;
 use super::tail::Tail;
 use crate::format::{DynamicHeader, LocatorEntry, MAX_LOCATOR_LENGTH, decode_locator};

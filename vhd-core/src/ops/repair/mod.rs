@@ -14,6 +14,7 @@
 //! shorter only by what stands behind the footer of a fixed image, and the undo file keeps that. docs/repair.md has the rules (INV-16, INV-17).
 
 mod apply;
+mod basis;
 mod bitmaps;
 mod draft;
 mod error;
@@ -26,6 +27,7 @@ mod locators;
 mod nested;
 mod orphans;
 mod overlap;
+mod scene;
 mod summary;
 mod table;
 mod tail;
@@ -46,9 +48,9 @@ use crate::device::ByteRange;
 use crate::image::{Image, OpenMode};
 use crate::storage::{OverlayFile, StorageFile};
 use crate::units::SECTOR_SIZE;
+use basis::Basis;
 use draft::Draft;
 use error::Doing as _;
-use footer::Basis;
 
 /// What a repair is going to do, as data. Nothing was changed yet.
 #[derive(Debug)]

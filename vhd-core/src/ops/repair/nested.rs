@@ -1,8 +1,8 @@
 //! Images inside the disk of an image: a VHD that a guest stores has footers and a header of its own, which are content here.
 
+use super::basis::{Basis, SEARCH};
 use super::draft::Draft;
 use super::error::RepairError;
-use super::footer::{Basis, SEARCH};
 use crate::format::{COOKIE, DiskType, FOOTER_SIZE, Footer, has_footer_cookie, has_header_cookie};
 use crate::image::{Space, read_header, read_table};
 use crate::units::{BlockIndex, SECTOR_SIZE, u64_from};

@@ -3,8 +3,8 @@
 use super::draft::Draft;
 use super::error::{Doing as _, RepairError};
 use super::finding::{Certainty, RepairCode};
-use super::overlap::{Claim, Contested};
-use super::table::Scene;
+use super::overlap::Contested;
+use super::scene::{Claim, Scene};
 use crate::image::blocks_between;
 use crate::units::{BlockIndex, SECTOR_SIZE};
 

@@ -10,18 +10,10 @@ use super::bitmaps::{whole_bitmap, with_runs};
 use super::draft::Draft;
 use super::error::{Doing as _, RepairError};
 use super::header::slack;
-use super::table::Scene;
+use super::scene::{Claim, Scene};
 use crate::device::ByteRange;
 use crate::image::stored_runs;
 use crate::units::{BlockIndex, SECTOR_SIZE, usize_from};
-
-/// What an entry of the table says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Claim {
-    pub(super) block: BlockIndex,
-    /// Where its bitmap is said to be.
-    pub(super) offset: u64,
-}
 
 /// A block whose space is also another's.
 #[derive(Clone, Copy, Debug)]

@@ -1,9 +1,9 @@
 //! The end of the file: where space for blocks ends, and where the footer goes.
 
+use super::basis::{Basis, SEARCH, resembles};
 use super::draft::Draft;
 use super::error::{Doing as _, RepairError};
 use super::finding::{Certainty, RepairCode};
-use super::footer::{Basis, SEARCH, resembles};
 use crate::format::{FOOTER_SIZE, Footer, LEGACY_FOOTER_SIZE, has_footer_cookie, reseal_footer};
 use crate::storage::{StorageFile as _, is_zero};
 use crate::units::{u64_from, usize_from};

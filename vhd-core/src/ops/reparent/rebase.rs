@@ -197,7 +197,7 @@ pub(crate) fn take_over(
     let child = Arc::new(child);
     let report = Taking::new(Arc::clone(&child), parent, options, progress)?.run(true)?;
     let child = Arc::into_inner(child).ok_or(ReparentError::Child(DeviceError::Unsupported("be shared")))?;
-    let leaf = child.into_leaf().expect("no other disk has the child");
+    let leaf = Arc::into_inner(child.into_leaf()).expect("no other disk has the child");
     // INV-29: what the child took over is durable before anything relies on that.
     leaf.flush().map_err(ReparentError::Child)?;
     Ok((leaf, report))

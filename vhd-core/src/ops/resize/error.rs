@@ -21,6 +21,14 @@ pub enum ResizeError {
     /// Another job is open on one of the images, or a record names a file that does not belong to the tree.
     #[error(transparent)]
     Job(#[from] JobError),
+    /// It can only be done while nobody uses the disk.
+    #[error("{} can't {what} while the disk is in use: end the program that uses it first", path.display())]
+    InUse {
+        /// The image.
+        path: PathBuf,
+        /// What can't be done.
+        what: &'static str,
+    },
     /// No disk can have the size.
     #[error(transparent)]
     Size(#[from] CreateError),
@@ -205,6 +213,7 @@ impl ResizeError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Size(error) => error.kind(),
+            Self::InUse { .. } => ErrorKind::InUse,
             Self::Job(error) => error.kind(),
             Self::TooManyBlocks { .. } | Self::ShrinkNotAsked { .. } | Self::Name { .. } => ErrorKind::InvalidArgument,
             Self::Raw { .. } | Self::BlockDevice { .. } | Self::FooterPlace { .. } | Self::GptOfTree => {

@@ -9,6 +9,7 @@
 //!   work.rs      all images in their order, and back again if one fails
 //!   gpt.rs       the backup of the partition table follows the end of the disk
 //!   online.rs    a disk in use: the gate before its device; subject.rs what is behind it, raw.rs a raw file
+//!   in_use.rs    a disk whose snapshots come and go while it is in use
 //! ```
 //!
 //! docs/resize.md has the order of the writes and its reasons (INV-26 to INV-28), and what holds for a disk in use (INV-31,
@@ -18,6 +19,7 @@ mod error;
 mod family;
 mod fixed;
 mod gpt;
+mod in_use;
 mod journal;
 mod layout;
 mod one;
@@ -34,6 +36,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 pub use error::ResizeError;
+pub use in_use::{plan_in_use, resize_in_use};
 pub use one::resize_file;
 pub use online::{Opening, ResizableDisk};
 pub use plan::{FilePlan, ResizePlan};

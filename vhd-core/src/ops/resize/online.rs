@@ -11,6 +11,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use vhd_block::gate::{Closed, Gate, Passed};
 
@@ -18,13 +19,16 @@ use super::subject::{Failed, HeldFile, Subject};
 use super::{Request, Resize, ResizeError, journal};
 use crate::ErrorKind;
 use crate::chain::{ChainWarning, OpenOptions, OpenedDisk};
-use crate::device::{BlockDevice, ByteRange, DeviceError, DeviceInfo, ExtentVisitor, ZeroOptions};
+use crate::device::{BlockDevice, ByteRange, DeviceError, DeviceInfo, ExtentVisitor, ReadSpan, WriteSpan, ZeroOptions};
 use crate::error::with_causes;
 use crate::storage::{Access, HostFile, Sharing};
 
 /// Extents that are taken from the device before the gate is passed again: at first, for a visitor that wants few, and at
 /// most.
 const BATCH: (usize, usize) = (8, 1024);
+
+/// How long a resize waits for spans that somebody holds, with all requests held too.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What opening a disk that is to be resized came to.
 pub enum Opening {
@@ -314,9 +318,25 @@ impl BlockDevice for ResizableDisk {
         }
     }
 
+    fn resolve_read(&self, range: ByteRange) -> Result<ReadSpan, DeviceError> {
+        let passed = self.shared();
+        let span = passed.state.opened()?.device().resolve_read(range)?;
+        Ok(span.under(|| passed.lease()))
+    }
+
+    fn resolve_write(&self, range: ByteRange) -> Result<WriteSpan, DeviceError> {
+        let passed = self.shared();
+        let span = passed.state.writable()?.device().resolve_write(range)?;
+        Ok(span.under(passed.lease()))
+    }
+
     fn resize(&self, size: u64) -> Result<(), DeviceError> {
         // INV-31: no request runs while the size changes.
         let mut gated = self.exclusive();
+        // INV-82: nor has anybody a span, for blocks move.
+        if !gated.wait_for_leases(PATIENCE) {
+            return Err(DeviceError::PlaceHeld("the resize"));
+        }
         let resized = self.run(&mut gated, size);
         match &resized {
             Ok(()) => tracing::info!(size, "a disk in use was resized"),

@@ -19,11 +19,25 @@ use crate::output;
 pub(crate) enum Event<'a> {
     /// The guest begins.
     Started,
+    /// The guest goes on where it was saved.
+    Restored,
     Paused,
     Resumed,
+    /// The guest was given a disk, or has let go of one.
+    DiskAdded {
+        id: &'a str,
+    },
+    DiskRemoved {
+        id: &'a str,
+    },
+    /// A disk has another size in bytes.
+    DiskResized {
+        id: &'a str,
+        size: u64,
+    },
     /// Somebody pressed the power button.
     PowerButton,
-    /// The machine has ended: `power-off`, `reset`, `panic`, `stopped`, or `failed` with a code and a message.
+    /// The machine has ended: `power-off`, `reset`, `panic`, `stopped`, `saved`, or `failed` with a code and a message.
     Ended {
         reason: &'static str,
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -42,6 +56,7 @@ impl<'a> Event<'a> {
                 End::Reset => "reset",
                 End::Panic => "panic",
                 End::Stopped => "stopped",
+                End::Saved => "saved",
             },
             code: None,
             message: None,

@@ -2,15 +2,19 @@
 
 use std::io::{self, Read as _};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use hypervisor::{Error, MachineHandle};
+use vhd_core::storage::{StagedFile, StorageError, StorageFile as _};
 
 use super::events::now;
 use super::message::{Answer, Job, MachineInfo};
-use super::{Console, Event, Events, MachineName};
+use super::saving::Pending;
+use super::{Console, Event, Events, MachineName, Saving};
 use crate::codes::Kind;
-use crate::commands::vm::disks::OpenDisks;
+use crate::commands::vm::attend::Attended;
+use crate::commands::vm::disks::{DiskSpec, OpenDisks};
 use crate::commands::vm::run::failed;
 use crate::failure::Failure;
 
@@ -34,24 +38,41 @@ pub(crate) struct Worker {
     disks: Arc<OpenDisks>,
     console: Console,
     events: Arc<Events>,
+    saving: Arc<Saving>,
 }
 
 impl Worker {
-    pub(crate) fn new(
-        facts: Facts,
-        handle: MachineHandle,
-        disks: Arc<OpenDisks>,
-        console: Console,
-        events: Arc<Events>,
-    ) -> Self {
+    pub(crate) fn new(facts: Facts, handle: MachineHandle, attended: &Attended) -> Self {
         Self {
             facts,
             started: now(),
             handle,
-            disks,
-            console,
-            events,
+            disks: Arc::clone(&attended.disks),
+            console: attended.console.clone(),
+            events: Arc::clone(&attended.events),
+            saving: attended.saving(),
         }
+    }
+
+    /// Writes the machine to a file and ends it; whoever has the disks completes the file and answers the client.
+    pub(super) fn save(&self, path: PathBuf, client: UnixStream) -> Result<(), Failure> {
+        if path.symlink_metadata().is_ok() {
+            return Err(StorageError::Exists { path }.into());
+        }
+        self.disks.require_lasting()?;
+        let staged = StagedFile::create_beside(&path)?;
+        let storage = staged.storage();
+        let host_file = storage.host_file().expect("it was just created on this host");
+        let file = host_file
+            .try_clone()
+            .map_err(|error| Failure::io("write", &path, &error))?;
+        let (saving, about) = (Arc::clone(&self.saving), path.display().to_string());
+        let saved = self.handle.save(file, move |saved| {
+            staged.publish(false, false).map_err(io::Error::other)?;
+            saving.put(Pending { saved, path, client });
+            Ok(())
+        });
+        saved.map_err(|error| self.failed(error).about(about))
     }
 
     /// Does what is asked for.
@@ -68,8 +89,18 @@ impl Worker {
             }
             Job::Stop { force: true } => self.handle.stop(),
             Job::Stop { force: false } => self.press_power_button()?,
-            // Its connection does not end with an answer.
-            Job::Console => {}
+            Job::DiskAdd { disk } => self.add_disk(disk)?,
+            Job::DiskRemove { id } => return self.remove_disk(&id),
+            Job::DiskResize { id, size, shrink } => {
+                self.disks.require_growth(&id, size, shrink)?;
+                let slot = self.disks.slot(&id)?;
+                self.handle
+                    .resize_disk(slot, size)
+                    .map_err(|error| self.failed(error))?;
+                self.events.say(&Event::DiskResized { id: &id, size });
+            }
+            // They are not answered like others.
+            Job::Console | Job::Save { .. } => {}
         }
         Ok(Answer::Done)
     }
@@ -110,6 +141,30 @@ impl Worker {
             kernel,
             disks: self.disks.info(),
         })
+    }
+
+    fn add_disk(&self, disk: DiskSpec) -> Result<(), Failure> {
+        let (id, of_machine) = self.disks.add(disk)?;
+        match self.handle.add_disk(of_machine) {
+            Ok(slot) => self.disks.put(&id, slot),
+            Err(error) => {
+                // It was not given to the machine, and is closed again.
+                self.disks.close_one(&id)?;
+                return Err(self.failed(error));
+            }
+        }
+        self.events.say(&Event::DiskAdded { id: &id });
+        Ok(())
+    }
+
+    fn remove_disk(&self, id: &str) -> Result<Answer, Failure> {
+        let slot = self.disks.slot(id)?;
+        if !self.handle.remove_disk(slot).map_err(|error| self.failed(error))? {
+            return Ok(Answer::Waits);
+        }
+        self.disks.close_one(id)?;
+        self.events.say(&Event::DiskRemoved { id });
+        Ok(Answer::Done)
     }
 
     /// A guest that is held would not notice.

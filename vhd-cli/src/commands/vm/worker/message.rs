@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::MachineName;
+use crate::commands::vm::disks::DiskSpec;
 
 /// Changes when a message changes its meaning.
 pub(super) const VERSION: u32 = 1;
@@ -27,6 +28,14 @@ pub(crate) enum Job {
     Resume,
     /// Press the power button, or with `force` cut the power.
     Stop { force: bool },
+    /// Write the machine to a file that does not exist, and end it. The answer comes when the file is complete.
+    Save { file: String },
+    /// Give the machine another disk, named from the root directory.
+    DiskAdd { disk: DiskSpec },
+    /// Ask the guest to let go of a disk, or whether it has.
+    DiskRemove { id: String },
+    /// Give a disk another size in bytes.
+    DiskResize { id: String, size: u64, shrink: bool },
     /// Pass the console on.
     Console,
 }
@@ -37,6 +46,8 @@ pub(crate) enum Job {
 pub(crate) enum Answer {
     Info(MachineInfo),
     Done,
+    /// Not yet: ask again.
+    Waits,
     /// Why not, as a code of the command and a message for people.
     Failed {
         code: String,

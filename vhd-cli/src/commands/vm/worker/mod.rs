@@ -6,6 +6,7 @@
 //!   message.rs   what is said over the socket            console.rs   the guest's console for all who are attached
 //!   server.rs    listens while the machine runs          events.rs    what happened, as lines of JSON
 //!   jobs.rs      does what is asked for                  client.rs    asks
+//!   saving.rs    a saved machine, until its file is complete
 //! ```
 
 mod client;
@@ -15,13 +16,15 @@ mod jobs;
 mod message;
 mod name;
 mod place;
+mod saving;
 mod server;
 
 pub(super) use client::{Client, living};
 pub(super) use console::Console;
 pub(super) use events::{Event, Events};
 pub(super) use jobs::{Facts, Worker};
-pub(super) use message::{DiskInfo, Job, MachineInfo};
+pub(super) use message::{Answer, DiskInfo, Job, MachineInfo};
 pub(super) use name::MachineName;
 pub(super) use place::Claim;
+pub(super) use saving::Saving;
 pub(super) use server::Server;

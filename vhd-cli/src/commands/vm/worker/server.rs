@@ -119,15 +119,30 @@ fn serve(stream: &UnixStream, worker: &Worker) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
         Err(error) => return send(stream, &refuse(&format!("that is no request: {error}"))),
     };
-    if let Job::Console = request.job {
-        send(stream, &Answer::Done)?;
-        return worker.attach(stream);
+    match request.job {
+        Job::Console => {
+            send(stream, &Answer::Done)?;
+            worker.attach(stream)
+        }
+        Job::Save { file } => {
+            let client = stream.try_clone()?;
+            // Where that succeeds, the answer is given when the disks are closed.
+            let saved = worker.save(file.into(), client);
+            saved.or_else(|failure| send(stream, &answer_failure(&failure)))
+        }
+        job => send(
+            stream,
+            &worker.answer(job).unwrap_or_else(|failure| answer_failure(&failure)),
+        ),
     }
-    let answer = worker.answer(request.job).unwrap_or_else(|failure| Answer::Failed {
+}
+
+/// The answer to what failed.
+pub(super) fn answer_failure(failure: &Failure) -> Answer {
+    Answer::Failed {
         code: failure.code().to_owned(),
         message: failure.message().to_owned(),
-    });
-    send(stream, &answer)
+    }
 }
 
 fn refuse(message: &str) -> Answer {

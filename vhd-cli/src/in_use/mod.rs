@@ -1,0 +1,148 @@
+//! A disk that this process has in use, for writing: commands have their work on it done here, through its control socket.
+//!
+//! ```text
+//!   keeper.rs   does the jobs: snapshots come and go, layers are merged, the disk grows
+//!   mod.rs      the disk, and what a frontend shows of it
+//! ```
+
+mod keeper;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use vhd_core::chain::OpenedDisk;
+use vhd_core::device::{DeviceError, Disk, LiveDevice};
+use vhd_core::snapshot::{self, CreatedInUse, Manifest};
+
+use crate::control::Control;
+use crate::failure::Failure;
+use crate::output;
+use keeper::Keeper;
+
+/// What shows a disk to its users, and is told what becomes of its snapshots.
+pub(crate) trait Frontend: Send + Sync {
+    /// A snapshot was taken.
+    fn taken(&self, _name: &str, _taken: &CreatedInUse, _device: &Arc<LiveDevice>) {}
+
+    /// Snapshots of the manifest are deleted: nobody who comes from now on is shown them.
+    fn withdraw(&self, _manifest: &Manifest) {}
+}
+
+impl Frontend for () {}
+
+/// A disk that is in use.
+pub(crate) struct InUse {
+    device: Arc<LiveDevice>,
+    /// One handle for all: what clones of it do to parts of sectors is in order.
+    disk: Disk,
+    /// `None` if the socket could not be made.
+    control: Option<Control>,
+}
+
+/// Whether a disk that was opened is one whose snapshots can come and go.
+pub(crate) fn can_be_live(opened: &OpenedDisk) -> bool {
+    opened.disk().info().capabilities.write && opened.chain().is_some()
+}
+
+/// The device of a disk for which [`can_be_live`] holds, and that nobody else has yet.
+pub(crate) fn device_of(opened: OpenedDisk) -> Arc<LiveDevice> {
+    let device = opened.into_live();
+    Arc::new(device.expect("it is a chain that is written to, and nobody else has it"))
+}
+
+impl InUse {
+    /// Listens for commands about the disk that `file` belongs to. Where that can't be the disk is used without.
+    ///
+    /// # Errors
+    /// Those of reading the manifest.
+    pub(crate) fn listen(
+        file: &Path,
+        device: Arc<LiveDevice>,
+        frontend: impl Frontend + 'static,
+    ) -> Result<Self, Failure> {
+        let keeper = Keeper::new(snapshot::base_of(file)?, &device, frontend);
+        let control = Control::listen(file, keeper);
+        if let Err(error) = &control {
+            output::warning(format_args!(
+                "commands can't work on {} while it is in use: no control socket: {error}",
+                file.display()
+            ));
+        }
+        Ok(Self {
+            disk: Disk::new(Arc::clone(&device) as _),
+            device,
+            control: control.ok(),
+        })
+    }
+
+    /// Nothing is begun for commands any more, and what is being done comes to a safe end.
+    pub(crate) fn stop(&mut self) {
+        self.control = None;
+    }
+
+    /// Flushes and closes the disk.
+    ///
+    /// # Errors
+    /// What could not be written.
+    pub(crate) fn close(mut self) -> Result<(), DeviceError> {
+        self.stop();
+        drop(self.disk);
+        match Arc::try_unwrap(self.device) {
+            Ok(device) => device.close(),
+            Err(shared) => vhd_core::device::BlockDevice::flush(&*shared),
+        }
+    }
+}
+
+/// A disk that a program uses: with a control socket if it is one whose snapshots can come and go.
+pub(crate) enum Opened {
+    Plain(OpenedDisk),
+    Live(InUse),
+}
+
+impl Opened {
+    /// The disk at `path`, opened to be written to or not.
+    ///
+    /// # Errors
+    /// Those of [`InUse::listen`].
+    pub(crate) fn new(opened: OpenedDisk, path: &Path, frontend: impl Frontend + 'static) -> Result<Self, Failure> {
+        match can_be_live(&opened) {
+            true => InUse::listen(path, device_of(opened), frontend).map(Self::Live),
+            false => Ok(Self::Plain(opened)),
+        }
+    }
+
+    /// The disk.
+    pub(crate) fn disk(&self) -> Disk {
+        match self {
+            Self::Plain(opened) => opened.disk(),
+            Self::Live(disk) => disk.disk.clone(),
+        }
+    }
+
+    /// The device, if it is one whose snapshots can come and go.
+    pub(crate) fn live(&self) -> Option<&Arc<LiveDevice>> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Live(disk) => Some(&disk.device),
+        }
+    }
+
+    /// See [`InUse::stop`].
+    pub(crate) fn stop(&mut self) {
+        if let Self::Live(disk) = self {
+            disk.stop();
+        }
+    }
+
+    /// Flushes and closes the disk.
+    ///
+    /// # Errors
+    /// What could not be written.
+    pub(crate) fn close(self) -> Result<(), DeviceError> {
+        match self {
+            Self::Plain(opened) => opened.close().map(drop),
+            Self::Live(disk) => disk.close(),
+        }
+    }
+}
