@@ -82,6 +82,14 @@ pub enum DeviceError {
         /// What happened, with all causes.
         message: String,
     },
+    /// The image is not what its format says, or needs what its reader does not do.
+    #[error("{message}")]
+    Image {
+        /// The kind of failure.
+        kind: ErrorKind,
+        /// What is wrong, and where.
+        message: String,
+    },
     /// The host file failed.
     #[error("cannot {operation} at {offset:#x} of the image file")]
     Io {
@@ -110,7 +118,10 @@ impl DeviceError {
             Self::Poisoned => ErrorKind::Poisoned,
             Self::FenceLost { .. } => ErrorKind::FenceLost,
             Self::PlaceHeld(_) => ErrorKind::Refused("locked"),
-            Self::NotResized { kind, .. } | Self::Gone { kind, .. } | Self::Remote { kind, .. } => *kind,
+            Self::NotResized { kind, .. }
+            | Self::Gone { kind, .. }
+            | Self::Remote { kind, .. }
+            | Self::Image { kind, .. } => *kind,
             Self::Io { source, .. } => io_kind(source),
         }
     }

@@ -143,6 +143,9 @@ const TABLE: &[Code] = &[
     library(ErrorKind::RawWrite,        "VHD-E0133", Exit::Refused),
     library(ErrorKind::NotVhd,          "VHD-E0134", Exit::Refused),
     library(ErrorKind::FactsContradict, "VHD-E0135", Exit::Refused),
+    library(ErrorKind::ReadOnlyFormat,  "VHD-E0140", Exit::Refused),
+    library(ErrorKind::ImageDamaged,    "VHD-E0141", Exit::Corrupt),
+    library(ErrorKind::ImageFeature,    "VHD-E0142", Exit::Refused),
 
     library(ErrorKind::ParentMissing,   "VHD-E0201", Exit::Parent),
     library(ErrorKind::ParentMismatch,  "VHD-E0202", Exit::Parent),

@@ -15,6 +15,29 @@ pub(crate) enum FormatArg {
     /// A fixed, dynamic or differencing VHD
     #[value(alias = "vpc")]
     Vhd,
+    /// A fixed, dynamic or differencing VHDX, for reading
+    Vhdx,
+    /// A qcow2 image, for reading
+    Qcow2,
+    /// A VMDK image in one file, for reading
+    Vmdk,
+}
+
+/// What stands before a file of a format that is said.
+const PREFIXES: [(&str, FormatArg); 5] = [
+    ("raw:", FormatArg::Raw),
+    ("vhd:", FormatArg::Vhd),
+    ("vhdx:", FormatArg::Vhdx),
+    ("qcow2:", FormatArg::Qcow2),
+    ("vmdk:", FormatArg::Vmdk),
+];
+
+impl FormatArg {
+    /// What stands before a file of this format.
+    pub(crate) fn prefix(self) -> &'static str {
+        let known = PREFIXES.iter().find(|(_, format)| *format == self);
+        known.map_or("", |(prefix, _)| prefix)
+    }
 }
 
 impl From<FormatArg> for ImageFormat {
@@ -22,6 +45,9 @@ impl From<FormatArg> for ImageFormat {
         match arg {
             FormatArg::Raw => Self::Raw,
             FormatArg::Vhd => Self::Vhd,
+            FormatArg::Vhdx => Self::Vhdx,
+            FormatArg::Qcow2 => Self::Qcow2,
+            FormatArg::Vmdk => Self::Vmdk,
         }
     }
 }
@@ -43,8 +69,7 @@ impl TypedPath {
 
 impl From<OsString> for TypedPath {
     fn from(text: OsString) -> Self {
-        let formats = [("raw:", FormatArg::Raw), ("vhd:", FormatArg::Vhd)];
-        for (prefix, format) in formats {
+        for (prefix, format) in PREFIXES {
             if let Some(path) = text.as_bytes().strip_prefix(prefix.as_bytes()) {
                 return Self {
                     format: Some(format),
@@ -59,14 +84,6 @@ impl From<OsString> for TypedPath {
     }
 }
 
-/// The word that reports use for a format.
-pub(crate) fn format_name(format: ImageFormat) -> &'static str {
-    match format {
-        ImageFormat::Raw => "raw",
-        ImageFormat::Vhd => "vhd",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,6 +94,7 @@ mod tests {
             ("a.raw", None, "a.raw"),
             ("raw:a.img", Some(FormatArg::Raw), "a.img"),
             ("vhd:./raw:a", Some(FormatArg::Vhd), "./raw:a"),
+            ("vhdx:b", Some(FormatArg::Vhdx), "b"),
             ("./raw:a", None, "./raw:a"),
             ("rawdisk", None, "rawdisk"),
         ] {

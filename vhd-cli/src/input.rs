@@ -131,6 +131,18 @@ impl SourceArgs {
         }
     }
 
+    /// The same for one who only reads the disk: images of other programs are taken too.
+    pub(crate) fn reading_options(&self, source: &Source) -> OpenOptions {
+        self.options(source).foreign(true)
+    }
+
+    /// Opens a source that must be a VHD or a raw disk, for reading.
+    pub(crate) fn open_native(&self, source: &Source) -> Result<OpenedDisk, Failure> {
+        let opened = self.options(source).open(&source.path)?;
+        opened.warnings().iter().for_each(output::warning);
+        Ok(opened)
+    }
+
     /// Opens `source` for reading, with its ancestors, and says what is odd about them.
     pub(crate) fn open(&self, source: &Source) -> Result<OpenedDisk, Failure> {
         self.open_noting(source, &mut Vec::new())
@@ -140,7 +152,7 @@ impl SourceArgs {
     pub(crate) fn open_noting(&self, source: &Source, found: &mut Vec<PathBuf>) -> Result<OpenedDisk, Failure> {
         let opened = match &source.remote {
             Some(uri) => self.open_remote(source, uri, false)?,
-            None => self.options(source).open_noting(&source.path, found)?,
+            None => self.reading_options(source).open_noting(&source.path, found)?,
         };
         for warning in opened.warnings() {
             output::warning(warning);
@@ -148,10 +160,10 @@ impl SourceArgs {
         Ok(opened)
     }
 
-    /// Opens a disk on a server, or with `--from vhd` the image that the disk's bytes are.
+    /// Opens a disk on a server, or with `--from vhd` or `--from vhdx` the image that the disk's bytes are.
     pub(crate) fn open_remote(&self, source: &Source, uri: &NbdUri, write: bool) -> Result<OpenedDisk, Failure> {
-        if self.from != Some(FormatArg::Vhd) && !self.chain.parents.is_empty() {
-            let message = "a raw disk has no parents: --parent on a server's disk needs --from vhd";
+        if matches!(self.from, None | Some(FormatArg::Raw)) && !self.chain.parents.is_empty() {
+            let message = "a raw disk has no parents: --parent on a server's disk needs --from vhd or --from vhdx";
             return Err(Failure::usage(message).about(&source.name));
         }
         let options = ClientOptions {
@@ -159,7 +171,7 @@ impl SourceArgs {
             ..ClientOptions::default()
         };
         let device = NbdDevice::open(uri, options)?;
-        Ok(self.options(source).open_device(device, &source.path)?)
+        Ok(self.options(source).foreign(!write).open_device(device, &source.path)?)
     }
 }
 

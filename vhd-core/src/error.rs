@@ -53,6 +53,12 @@ pub enum ErrorKind {
     Ambiguous,
     /// The file is in another program's format.
     ForeignFormat,
+    /// The file is in another program's format that is read here, where a VHD is needed or a disk that can be written.
+    ReadOnlyFormat,
+    /// An image of another program breaks a rule of its format.
+    ImageDamaged,
+    /// An image of another program needs what its reader does not know.
+    ImageFeature,
     /// The file is named like a VHD and has no footer, nor any other trace of one.
     FooterLost,
     /// The file is empty, or smaller than the smallest disk.
@@ -191,6 +197,9 @@ impl ErrorKind {
         Self::ForeignMetadata,
         Self::Ambiguous,
         Self::ForeignFormat,
+        Self::ReadOnlyFormat,
+        Self::ImageDamaged,
+        Self::ImageFeature,
         Self::FooterLost,
         Self::TooSmall,
         Self::RawWrite,
@@ -270,6 +279,9 @@ impl ErrorKind {
             Self::ForeignMetadata => "foreign-metadata",
             Self::Ambiguous => "format-ambiguous",
             Self::ForeignFormat => "foreign-format",
+            Self::ReadOnlyFormat => "read-only-format",
+            Self::ImageDamaged => image_formats::DAMAGED,
+            Self::ImageFeature => image_formats::FEATURE,
             Self::FooterLost => "footer-lost",
             Self::TooSmall => "too-small",
             Self::RawWrite => "raw-write",

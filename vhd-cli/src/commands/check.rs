@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use serde::Serialize;
-use vhd_core::chain::{ChainError, ChainWarning, ImageFormat, require_vhd};
+use vhd_core::chain::{ChainError, ChainWarning, ImageFormat, foreign, require_vhd};
 use vhd_core::check::{CheckReport, Finding, FindingCode, Severity, check};
 use vhd_core::format::DiskType;
 use vhd_core::ops::repair::{Facts, RepairPlan};
@@ -77,6 +77,7 @@ enum Verdict {
 #[derive(Serialize)]
 struct FileReport {
     path: String,
+    format: &'static str,
     #[serde(rename = "type")]
     disk_type: Option<String>,
     virtual_size: Option<u64>,
@@ -118,9 +119,10 @@ fn check_chain(args: &CheckArgs, image: &Path) -> Result<Exit, Failure> {
     };
     let leaf = check_file(args, &source.path)?;
     let differencing = leaf.report.disk_type == Some(DiskType::Differencing);
+    let format = leaf.format;
     outcome.add(&source.path, leaf);
     if differencing {
-        check_ancestors(args, &source, &mut outcome)?;
+        check_ancestors(args, &source, format, &mut outcome)?;
     }
     output::report(args.report, NAME, &outcome)?;
     Ok(match outcome.verdict {
@@ -138,13 +140,33 @@ fn check_file(args: &CheckArgs, path: &Path) -> Result<Checked, Failure> {
         Sharing::Exclusive
     };
     let file = Arc::new(HostFile::open(path, Access::ReadOnly, sharing)?);
-    require_vhd(&*file, path)?;
+    match require_vhd(&*file, path) {
+        Ok(()) => {}
+        Err(ChainError::ReadOnlyFormat { format, .. }) => {
+            let format = format.readable().unwrap_or(ImageFormat::Raw);
+            return check_foreign(&(file as _), path, format);
+        }
+        Err(error) => return Err(error.into()),
+    }
     let report = check_storage(&*file, path)?;
     let outlook = report
         .worst()
         .filter(|worst| *worst >= Severity::Repairable)
         .map(|_| Outlook::of(file));
-    Ok(Checked { report, outlook })
+    Ok(Checked {
+        format: ImageFormat::Vhd,
+        report,
+        outlook,
+    })
+}
+
+/// An image of another program.
+fn check_foreign(file: &Arc<dyn StorageFile>, path: &Path, format: ImageFormat) -> Result<Checked, Failure> {
+    Ok(Checked {
+        format,
+        report: foreign::check(file, path)?,
+        outlook: None,
+    })
 }
 
 /// What a repair would do.
@@ -178,13 +200,18 @@ impl Outlook {
 
 /// A file that was looked at.
 struct Checked {
+    format: ImageFormat,
     report: CheckReport,
     outlook: Option<Outlook>,
 }
 
 impl From<CheckReport> for Checked {
     fn from(report: CheckReport) -> Self {
-        Self { report, outlook: None }
+        Self {
+            format: ImageFormat::Vhd,
+            report,
+            outlook: None,
+        }
     }
 }
 
@@ -192,19 +219,24 @@ fn check_storage(file: &dyn StorageFile, path: &Path) -> Result<CheckReport, Fai
     check(file).map_err(|error| Failure::io("read", path, &error))
 }
 
-fn check_ancestors(args: &CheckArgs, source: &Source, outcome: &mut Outcome) -> Result<(), Failure> {
+fn check_ancestors(
+    args: &CheckArgs,
+    source: &Source,
+    format: ImageFormat,
+    outcome: &mut Outcome,
+) -> Result<(), Failure> {
     let chain = args.chain.clone();
-    let options = SourceArgs { from: None, chain }.options(source);
+    let options = SourceArgs { from: None, chain }.reading_options(source);
     let mut found = Vec::new();
-    match options
-        .format(Some(ImageFormat::Vhd))
-        .open_noting(&source.path, &mut found)
-    {
+    match options.format(Some(format)).open_noting(&source.path, &mut found) {
         Ok(opened) => {
             for layer in opened.layers().skip(1) {
                 if layer.layer.image().is_some() {
                     outcome.add(layer.path, check_storage(layer.layer.file(), layer.path)?.into());
                 }
+            }
+            for (path, _) in opened.foreign_layers().skip(1) {
+                outcome.add(path, check_file(args, path)?);
             }
             for warning in opened.warnings().iter().filter(|warning| is_about_parents(warning)) {
                 output::warning(warning);
@@ -232,13 +264,15 @@ fn is_about_parents(warning: &ChainWarning) -> bool {
 /// What is wrong with the chain is a finding; what kept it from being looked at is a failure.
 fn add_chain_error(args: &CheckArgs, error: ChainError, outcome: &mut Outcome) -> Result<(), Failure> {
     let at = match &error {
-        ChainError::Image { path, .. } | ChainError::TooDeep { path, .. } => path.clone(),
+        ChainError::Image { path, .. } | ChainError::ForeignImage { path, .. } | ChainError::TooDeep { path, .. } => {
+            path.clone()
+        }
         ChainError::ParentMissing { child, .. }
         | ChainError::ParentMismatch { child, .. }
         | ChainError::Cycle { child, .. } => child.clone(),
         _ => return Err(error.into()),
     };
-    let is_damage = matches!(error, ChainError::Image { .. });
+    let is_damage = matches!(error, ChainError::Image { .. } | ChainError::ForeignImage { .. });
     let failure = Failure::from(error);
     let verdict = match failure.exit() {
         Exit::Corrupt => Verdict::Corrupt,
@@ -258,10 +292,15 @@ fn add_chain_error(args: &CheckArgs, error: ChainError, outcome: &mut Outcome) -
 
 impl Outcome {
     fn add(&mut self, path: &Path, checked: Checked) {
-        let Checked { report, outlook } = checked;
+        let Checked {
+            format,
+            report,
+            outlook,
+        } = checked;
         let path = path_text(path);
         self.files.push(FileReport {
             path: path.clone(),
+            format: format.name(),
             disk_type: report.disk_type.map(|disk_type| disk_type.to_string()),
             virtual_size: report.disk_type.map(|_| report.disk_size),
             blocks: report.blocks,

@@ -1,4 +1,4 @@
-//! `vhd convert`: a disk, or any leaf of a chain, as a raw, fixed or dynamic image.
+//! `vhd convert`: a disk, or any leaf of a chain, as a raw, fixed, dynamic or qcow2 image.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -27,6 +27,7 @@ const EXAMPLES: &str = "\
 Examples:
   vhd convert disk.vhd disk.raw
   vhd convert disk.raw disk.vhd
+  vhd convert disk.vhdx disk.qcow2
   vhd convert snapshot.avhd flat.vhd --to fixed --preallocate falloc
   vhd convert nbd://host/export disk.vhd
   vhd convert old/disk.vhd . --to raw                         disk.raw, here
@@ -46,7 +47,7 @@ pub(crate) struct ConvertArgs {
     /// The destination, a directory to put it into under the name of the source, or - for standard output
     #[arg(value_name = "DST")]
     destination: PathBuf,
-    /// The format of the destination [default: by its extension; raw for .raw, .img, .bin and .dd, dynamic for .vhd]
+    /// The format of the destination [default: by its extension; raw for .raw, .img, .bin and .dd, dynamic for .vhd, qcow2 for .qcow2]
     #[arg(long, short = 'O', value_name = "FORMAT", value_enum)]
     to: Option<TargetArg>,
     /// The size of a dynamic image's blocks, a power of two from 512K to 256M [default: 2M]
@@ -84,6 +85,8 @@ pub(super) enum TargetArg {
     /// A dynamic VHD
     #[value(aliases = ["vhd", "vpc"])]
     Dynamic,
+    /// A qcow2 image of version 3
+    Qcow2,
 }
 
 /// What is to be done: the arguments, and what they leave open.
@@ -142,6 +145,7 @@ impl TargetArg {
         match extension.as_str() {
             "raw" | "img" | "bin" | "dd" => Some(Self::Raw),
             "vhd" | "vpc" => Some(Self::Dynamic),
+            "qcow2" => Some(Self::Qcow2),
             _ => None,
         }
     }
@@ -151,6 +155,7 @@ impl TargetArg {
         match self {
             Self::Raw => "raw",
             Self::Fixed | Self::Dynamic => "vhd",
+            Self::Qcow2 => "qcow2",
         }
     }
 
@@ -159,6 +164,7 @@ impl TargetArg {
         let preallocate = preallocate.map_or(Preallocate::Off, Into::into);
         match self {
             Self::Raw => Target::Raw,
+            Self::Qcow2 => Target::Qcow2,
             Self::Fixed => Target::Fixed { preallocate },
             Self::Dynamic => Target::Dynamic {
                 block_size: block_size.unwrap_or(u64::from(DEFAULT_BLOCK_SIZE)),
@@ -174,9 +180,9 @@ impl TargetArg {
                 "only dynamic images have blocks: --block-size needs --to dynamic",
             ));
         }
-        if self == Self::Raw && preallocate.is_some_and(|mode| mode != PreallocateArg::Off) {
+        if matches!(self, Self::Raw | Self::Qcow2) && preallocate.is_some_and(|mode| mode != PreallocateArg::Off) {
             return Err(Failure::usage(
-                "only images are preallocated: --preallocate needs --to fixed or --to dynamic",
+                "only VHDs are preallocated: --preallocate needs --to fixed or --to dynamic",
             ));
         }
         Ok(())
@@ -207,7 +213,7 @@ impl<'a> Job<'a> {
         let to = to.ok_or_else(|| {
             let destination = args.destination.display();
             Failure::usage(format_args!(
-                "the name {destination} does not tell the format: add --to raw, --to fixed or --to dynamic"
+                "the name {destination} does not tell the format: add --to raw, --to fixed, --to dynamic or --to qcow2"
             ))
         })?;
         let destination = destination::in_directory(&args.destination, &args.source, to.extension())?;
@@ -221,6 +227,7 @@ impl<'a> Job<'a> {
         let message = match self.to {
             _ if !args.to_stdout() => return Ok(()),
             TargetArg::Dynamic => "a dynamic image is not written in one pass: standard output takes raw and fixed",
+            TargetArg::Qcow2 => "a qcow2 image is not written in one pass: standard output takes raw and fixed",
             TargetArg::Fixed if preallocates => "standard output can't be preallocated",
             _ if args.force || args.sync => "--force and --sync are for a destination with a name",
             _ => return Ok(()),
@@ -256,7 +263,7 @@ impl<'a> Job<'a> {
         out.refuse_source(&opened)?;
         let format = match self.to {
             TargetArg::Raw => StreamFormat::Raw,
-            TargetArg::Fixed | TargetArg::Dynamic => StreamFormat::Fixed,
+            TargetArg::Fixed | TargetArg::Dynamic | TargetArg::Qcow2 => StreamFormat::Fixed,
         };
         let disk = opened.disk();
         let reporter = self.args.progress.reporter("converting");

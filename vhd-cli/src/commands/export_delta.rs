@@ -118,7 +118,7 @@ fn open(args: &ExportDeltaArgs, spool_dir: Option<&Path>) -> Result<Disks, Failu
     let source = Source::new(&args.image, spool_dir)?;
     let image = args.input.open(&source)?;
     let chain = args.input.chain.clone();
-    let base = SourceArgs { from: None, chain }.open(&Source::new(&args.since, None)?)?;
+    let base = SourceArgs { from: None, chain }.open_native(&Source::new(&args.since, None)?)?;
     Ok(Disks { source, image, base })
 }
 

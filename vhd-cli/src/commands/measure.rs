@@ -132,7 +132,7 @@ pub(crate) fn run(args: &MeasureArgs) -> Result<Exit, Failure> {
 
 fn run_one(args: &MeasureArgs, image: &Path) -> Result<Exit, Failure> {
     let source = Source::new(image, None)?;
-    let opened = args.source.open(&source)?;
+    let opened = args.source.open_native(&source)?;
     let measured = measure(args, &source, opened)?;
     output::report(args.report, NAME, &measured)?;
     Ok(Exit::Ok)

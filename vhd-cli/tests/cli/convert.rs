@@ -153,19 +153,22 @@ fn arguments_that_do_not_fit_are_usage_errors() {
     lab.dynamic("a.vhd", MIB);
     for rest in [
         &[][..],
-        &["--to", "qcow2"],
+        &["--to", "vdi"],
+        &["--to", "qcow2", "--block-size", "2M"],
+        &["--to", "qcow2", "--preallocate", "full"],
         &["--to", "raw", "--block-size", "2M"],
         &["--to", "fixed", "--block-size", "2M"],
         &["--to", "raw", "--preallocate", "full"],
         &["--to", "raw", "--preallocate", "falloc"],
         &["--to", "raw", "--threads", "0"],
-        &["--to", "raw", "--from", "vhdx"],
+        &["--to", "raw", "--from", "vdi"],
     ] {
         let mut args = vec!["convert", "a.vhd", "out"];
         args.extend(rest);
         lab.run(&args, 2);
     }
     lab.run(&["convert", "a.vhd", "-", "--to", "dynamic"], 2);
+    lab.run(&["convert", "a.vhd", "-", "--to", "qcow2"], 2);
     lab.run(&["convert", "a.vhd", "-", "--to", "raw", "--force"], 2);
     assert!(!lab.exists("out"));
 }

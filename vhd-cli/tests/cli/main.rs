@@ -37,6 +37,7 @@ mod nbd_sockets;
 mod nbd_space;
 mod odd_places;
 mod pages;
+mod qcow2;
 mod repair;
 mod reparent;
 mod reports;
@@ -48,6 +49,7 @@ mod streams;
 mod support;
 mod tree;
 mod verify;
+mod vhdx;
 #[cfg(target_arch = "x86_64")]
 mod vm;
 #[cfg(target_arch = "x86_64")]
@@ -62,6 +64,9 @@ mod vm_kill;
 mod vm_linux;
 #[cfg(target_arch = "x86_64")]
 mod vm_saved;
+
+#[path = "../../../image-formats/tests/support/vhdx_writer.rs"]
+mod vhdx_writer;
 
 #[path = "../../../vhd-core/tests/common/kills.rs"]
 mod kills;

@@ -119,8 +119,20 @@ fn another_container_on_the_disk_of_a_server_is_refused() {
     let args = ["--unix", "s.sock", "--read-only", "--from", "raw", "a.vhdx"];
     let serving = Serving::start(&lab, &args);
     let said = stderr(&lab.run(&["hash", &uri(&lab, "")], 8));
-    assert!(said.contains("VHD-E0130") && said.contains("a VHDX image"), "{said}");
+    assert!(said.contains("VHD-E0613") && said.contains("--from vhdx"), "{said}");
     lab.run(&["hash", "--from", "vhd", &uri(&lab, "")], 8);
+    let said = stderr(&lab.run(&["hash", "--from", "vhdx", &uri(&lab, "")], 3));
+    assert!(said.contains("VHD-E0141"), "{said}");
+    assert_eq!(serving.stop(Signal::TERM).0, Some(0));
+    std::fs::write(
+        lab.path("a.vdi"),
+        [vec![0; 64], b"\x7F\x10\xDA\xBE".to_vec(), vec![0; 8124]].concat(),
+    )
+    .unwrap();
+    let args = ["--unix", "s.sock", "--read-only", "--from", "raw", "a.vdi"];
+    let serving = Serving::start(&lab, &args);
+    let said = stderr(&lab.run(&["hash", &uri(&lab, "")], 8));
+    assert!(said.contains("VHD-E0130") && said.contains("a VDI image"), "{said}");
     lab.run(&["hash", "--from", "raw", &uri(&lab, "")], 0);
     assert_eq!(serving.stop(Signal::TERM).0, Some(0));
 }

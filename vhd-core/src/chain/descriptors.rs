@@ -49,6 +49,11 @@ pub(super) fn open(options: &OpenOptions, files: Vec<OwnedFd>) -> Result<OpenedD
         (ImageFormat::Raw, None) => Err(require_vhd(&*file, &path)
             .err()
             .unwrap_or(ChainError::RawWrite { path })),
+        // Its parents are found by paths alone.
+        (ImageFormat::Vhdx | ImageFormat::Qcow2 | ImageFormat::Vmdk, _) => {
+            let refused = options.clone().foreign(false).require_reading(format, &path);
+            Err(refused.err().unwrap_or(ChainError::RawWrite { path }))
+        }
         (ImageFormat::Vhd, _) => {
             let mut paths = Vec::new();
             let builder = ChainBuilder::new(options, &mut paths).given(files);

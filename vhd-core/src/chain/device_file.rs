@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::ops::ControlFlow;
 
-use crate::device::{ByteRange, Disk, ExtentKind};
+use crate::device::{ByteRange, DeviceError, Disk, ExtentKind};
 use crate::storage::{Segment, StorageFile};
 
 /// A disk as a file for reading.
@@ -19,17 +19,25 @@ impl DeviceFile {
     }
 }
 
+/// A read past the end is one of a file that is too short.
+fn as_io(error: DeviceError) -> io::Error {
+    match error {
+        DeviceError::OutOfRange { .. } => io::ErrorKind::UnexpectedEof.into(),
+        error => io::Error::other(error),
+    }
+}
+
 fn read_only<T>() -> io::Result<T> {
     Err(io::ErrorKind::ReadOnlyFilesystem.into())
 }
 
 impl StorageFile for DeviceFile {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        self.disk.read_at(buf, offset).map_err(io::Error::other)
+        self.disk.read_at(buf, offset).map_err(as_io)
     }
 
     fn read_exact_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<()> {
-        self.disk.read_vectored_at(bufs, offset).map_err(io::Error::other)
+        self.disk.read_vectored_at(bufs, offset).map_err(as_io)
     }
 
     fn len(&self) -> io::Result<u64> {

@@ -5,7 +5,9 @@ use std::io;
 use std::path::PathBuf;
 
 use super::dependants::{DependantsError, Doubt};
-use super::detect::ForeignFormat;
+use super::detect::{ForeignFormat, ImageFormat};
+use image_formats::ImageError;
+
 use crate::ErrorKind;
 use crate::format::{FormatError, Timestamp, UniqueId};
 use crate::image::OpenError;
@@ -63,6 +65,27 @@ pub enum ChainError {
         /// The format.
         format: ForeignFormat,
     },
+    /// The file is in a format that is read, where a VHD is needed, or a disk that can be written.
+    #[error(
+        "{} is {format}: that format is read and never written, and nothing can be based on it; `vhd convert {} \
+         NEW.vhd --to dynamic` makes a VHD of it; servers and mounts take it with `--read-only`",
+        path.display(), path.display()
+    )]
+    ReadOnlyFormat {
+        /// The file.
+        path: PathBuf,
+        /// The format.
+        format: ForeignFormat,
+    },
+    /// An image of another program is damaged, or needs what its reader does not know.
+    #[error("{} can't be read", path.display())]
+    ForeignImage {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and where.
+        #[source]
+        source: ImageError,
+    },
     /// The file is named like a VHD, and could be a raw disk by its content.
     #[error(
         "{} is named like a VHD and has no footer: none in the last 512 of its {file_len} bytes, no copy at 0x0, no \
@@ -107,14 +130,16 @@ pub enum ChainError {
         /// The file.
         path: PathBuf,
     },
-    /// The disk of a server holds a VHD, and nothing says whether that or its bytes are meant.
+    /// The disk of a server holds an image, and nothing says whether that or its bytes are meant.
     #[error(
-        "the disk {} holds a VHD image: `--from vhd` reads the disk in the image, `--from raw` the bytes of the image",
-        name.display()
+        "the disk {} holds a {} image: `--from {}` reads the disk in the image, `--from raw` the bytes of the image",
+        name.display(), format.label(), format.name()
     )]
-    ExportHoldsVhd {
+    ExportHoldsImage {
         /// The name of the disk.
         name: PathBuf,
+        /// The format of the image.
+        format: ImageFormat,
     },
     /// The list of descriptors ends before the base.
     #[error(
@@ -254,7 +279,9 @@ impl ChainError {
             Self::TooSmall { .. } => ErrorKind::TooSmall,
             Self::NotVhd { .. } => ErrorKind::NotVhd,
             Self::RawWrite { .. } => ErrorKind::RawWrite,
-            Self::ExportHoldsVhd { .. } => ErrorKind::ExportHoldsVhd,
+            Self::ExportHoldsImage { .. } => ErrorKind::ExportHoldsVhd,
+            Self::ReadOnlyFormat { .. } => ErrorKind::ReadOnlyFormat,
+            Self::ForeignImage { source, .. } => source.kind().into(),
             Self::Job(error) => error.kind(),
             Self::DescriptorLeftOver { .. } | Self::DependantsUnknown { .. } => ErrorKind::Descriptor,
             Self::DescriptorMissing { .. } | Self::ParentMissing { .. } => ErrorKind::ParentMissing,
@@ -306,8 +333,16 @@ pub enum ParentOutcome {
     Denied,
     /// Another disk.
     OtherDisk(UniqueId),
+    /// A file of which the content changed, or that never was the parent: its data write GUID.
+    OtherContent(UniqueId),
     /// A file that is no VHD.
     NotVhd,
+    /// A file that is no VHDX.
+    NotVhdx,
+    /// A file that the user named, and that has another name than the backing file.
+    OtherName,
+    /// A raw file, which the user did not name.
+    RawUnnamed,
     /// A file in another program's format.
     Foreign(ForeignFormat),
     /// A file that can't be read.
@@ -321,7 +356,16 @@ impl fmt::Display for ParentOutcome {
             Self::NotAFile => f.write_str("not a file"),
             Self::Denied => f.write_str("not looked at: only explicitly named parents are allowed"),
             Self::OtherDisk(id) => write!(f, "another disk, {id}"),
+            Self::OtherContent(id) => {
+                write!(
+                    f,
+                    "another disk, or changed since the child was made: its data write GUID is {id}"
+                )
+            }
             Self::NotVhd => f.write_str("not a VHD"),
+            Self::NotVhdx => f.write_str("not a VHDX"),
+            Self::OtherName => f.write_str("not looked at: the backing file has another name"),
+            Self::RawUnnamed => f.write_str("a raw file, or no image: a raw backing file must be named with --parent"),
             Self::Foreign(format) => write!(f, "{format}, not a VHD"),
             Self::Unreadable(reason) => write!(f, "unreadable: {reason}"),
         }
@@ -423,6 +467,26 @@ pub enum ChainWarning {
         path: PathBuf,
         /// Bytes in the file.
         file_len: u64,
+    },
+    /// Something is odd about an image of another program.
+    #[error("{}: {oddity}", path.display())]
+    ForeignOddity {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        oddity: String,
+    },
+    /// The disk has other logical sectors than the disks here.
+    #[error(
+        "{} has logical sectors of {bytes} bytes: its partition table counts in those, and what is made of it here has \
+         sectors of 512",
+        path.display()
+    )]
+    LogicalSectors {
+        /// The file.
+        path: PathBuf,
+        /// Bytes in a logical sector.
+        bytes: u32,
     },
     /// Both footers are valid and differ.
     #[error("the footer of {} and its copy differ; using the footer", path.display())]

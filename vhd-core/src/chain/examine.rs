@@ -27,6 +27,12 @@ pub(super) fn examine(
     wanted: UniqueId,
     gate: &dyn ParentGate,
 ) -> Result<Examined, ParentOutcome> {
+    let file = look_at(child, candidate, gate)?;
+    identify(candidate, &file, wanted)
+}
+
+/// Opens the file at a candidate's path for a look, if that is allowed.
+pub(super) fn look_at(child: &Path, candidate: &Candidate, gate: &dyn ParentGate) -> Result<HostFile, ParentOutcome> {
     let path = &candidate.path;
     if !candidate.explicit && !gate.allows(child, path) {
         return Err(ParentOutcome::Denied);
@@ -39,8 +45,7 @@ pub(super) fn examine(
         Err(error) => return Err(ParentOutcome::Unreadable(error.to_string())),
     }
     let file = HostFile::open(path, Access::ReadOnly, Sharing::Unlocked);
-    let file = file.map_err(|error| ParentOutcome::Unreadable(error.to_string()))?;
-    identify(candidate, &file, wanted)
+    file.map_err(|error| ParentOutcome::Unreadable(error.to_string()))
 }
 
 /// Whether an open file is the parent. It is asked again once the file is locked: the one that was looked at may have
@@ -72,15 +77,21 @@ pub(super) fn identify_content(
             match ImageFormat::detect(file, path) {
                 Ok(ImageFormat::Raw) => Ok(Examined::Raw),
                 Ok(ImageFormat::Vhd) => Err(ParentOutcome::NotVhd),
+                Ok(ImageFormat::Vhdx | ImageFormat::Qcow2 | ImageFormat::Vmdk) => Err(not_vhd(file)),
                 Err(ChainError::Foreign { format, .. }) => Err(ParentOutcome::Foreign(format)),
                 Err(error) => Err(unreadable(&error)),
             }
         }
-        Err(OpenError::NoFooter { .. }) => Err(match foreign_format(file) {
-            Ok(Some(format)) => ParentOutcome::Foreign(format),
-            _ => ParentOutcome::NotVhd,
-        }),
+        Err(OpenError::NoFooter { .. }) => Err(not_vhd(file)),
         Err(error) => Err(unreadable(&error)),
+    }
+}
+
+/// What a file is that is no VHD.
+fn not_vhd(file: &HostFile) -> ParentOutcome {
+    match foreign_format(file) {
+        Ok(Some(format)) => ParentOutcome::Foreign(format),
+        _ => ParentOutcome::NotVhd,
     }
 }
 

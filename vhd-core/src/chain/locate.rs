@@ -50,13 +50,24 @@ pub(super) struct Candidate {
 /// The most places that are tried for one parent.
 const MAX_CANDIDATES: usize = 4096;
 
-/// All places to look for the parent of `child`, best first, each once. A directory is read when its turn comes: most
-/// parents are where their children say, and a chain of thousands of images in one directory would list it for each.
+/// All places to look for the parent of a VHD.
 pub(super) fn candidates<'a>(
     child: &'a Path,
     named: &[ParentPath],
     parents: &'a [PathBuf],
     parent_dirs: &'a [PathBuf],
+) -> impl Iterator<Item = Candidate> + 'a {
+    candidates_with(child, named, parents, parent_dirs, is_image)
+}
+
+/// All places to look for the parent of `child`, best first, each once. A directory is read when its turn comes: most
+/// parents are where their children say, and a chain of thousands of images in one directory would list it for each. `is_image` says which of its files are looked at.
+pub(super) fn candidates_with<'a>(
+    child: &'a Path,
+    named: &[ParentPath],
+    parents: &'a [PathBuf],
+    parent_dirs: &'a [PathBuf],
+    is_image: fn(&Path) -> bool,
 ) -> impl Iterator<Item = Candidate> + 'a {
     let paths: Rc<[Named]> = named.iter().map(Named::of).collect();
     let child_dir = child.parent().unwrap_or(Path::new(""));
@@ -76,7 +87,7 @@ pub(super) fn candidates<'a>(
     let all = explicit
         .chain(in_dirs)
         .chain(as_named)
-        .chain(parent_dirs.iter().flat_map(|dir| images_of(dir)));
+        .chain(parent_dirs.iter().flat_map(move |dir| images_of(dir, is_image)));
     all.filter(move |candidate| seen.insert(candidate.path.clone()))
         .take(MAX_CANDIDATES)
 }
@@ -161,7 +172,7 @@ fn matching(dir: &Path, path: &str, reason: String, explicit: bool) -> impl Iter
 }
 
 /// Every image in a directory the user named: the identity tells which is the parent.
-fn images_of(dir: &Path) -> impl Iterator<Item = Candidate> {
+fn images_of(dir: &Path, is_image: fn(&Path) -> bool) -> impl Iterator<Item = Candidate> + use<> {
     let entries = dir.read_dir().into_iter().flatten().flatten();
     let mut paths: Vec<PathBuf> = entries
         .map(|entry| entry.path())
@@ -173,12 +184,19 @@ fn images_of(dir: &Path) -> impl Iterator<Item = Candidate> {
         .map(|path| Candidate::found(path, "found in a parent directory", true))
 }
 
-/// Whether a file has the name of an image.
+/// Whether a file has the name of a VHD.
 pub(super) fn is_image(path: &Path) -> bool {
-    let extension = path
-        .extension()
-        .map(|extension| extension.to_string_lossy().to_lowercase());
-    matches!(extension.as_deref(), Some("vhd" | "avhd" | "vud"))
+    has_extension(path, &["vhd", "avhd", "vud"])
+}
+
+/// Whether a file has the name of a VHDX.
+pub(super) fn is_vhdx(path: &Path) -> bool {
+    has_extension(path, &["vhdx", "avhdx"])
+}
+
+fn has_extension(path: &Path, known: &[&str]) -> bool {
+    let extension = path.extension().map(|extension| extension.to_string_lossy());
+    extension.is_some_and(|extension| known.iter().any(|known| extension.eq_ignore_ascii_case(known)))
 }
 
 /// The paths that are there and equal `path` but for the case of their components.
@@ -235,6 +253,7 @@ fn describe(source: PathSource) -> String {
     match source {
         PathSource::Locator(code) => format!("locator {code}"),
         PathSource::HeaderName => "header name".to_owned(),
+        PathSource::Key(key) => key.to_owned(),
     }
 }
 

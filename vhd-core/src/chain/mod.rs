@@ -14,6 +14,7 @@ mod device_file;
 mod disagree;
 mod error;
 mod examine;
+pub mod foreign;
 pub mod forest;
 mod locate;
 mod open;
@@ -27,6 +28,7 @@ pub(crate) use create::{create_child_of, create_over, link_to, link_to_disk, lin
 pub(crate) use detect::image_error;
 pub use detect::{ForeignClass, ForeignFormat, ImageFormat, require_vhd};
 pub use error::{ChainError, ChainWarning, ParentOutcome, TriedParent};
+use locate::Candidate;
 pub use locate::{AllowAll, ExplicitOnly, ParentGate};
 pub use open::{MAX_DEPTH, MAX_TABLE_BYTES, OpenOptions};
 pub use opened::{ChainLayer, Closed, OpenedDisk};

@@ -4,16 +4,17 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::ImageFormat;
 use super::builder::ChainBuilder;
 use super::dependants::{Limits, Search};
 use super::descriptors;
 use super::device_file::DeviceFile;
 use super::error::{ChainError, ChainWarning};
+use super::foreign;
 use super::locate::{AllowAll, ExplicitOnly, ParentGate};
 use super::opened::OpenedDisk;
 use super::shared::SharedImages;
 use super::unfinished::unfinished_resize;
+use super::{ForeignFormat, ImageFormat};
 use crate::device::{BlockDevice, Disk, RawDevice};
 use crate::format::UniqueId;
 use crate::image::{OpenMode, PublishFence};
@@ -46,6 +47,7 @@ pub struct OpenOptions {
     for_job: bool,
     ignore_children: bool,
     pub(super) shared: Option<Arc<SharedImages>>,
+    foreign: bool,
 }
 
 impl Default for OpenOptions {
@@ -63,6 +65,7 @@ impl Default for OpenOptions {
             for_job: false,
             ignore_children: false,
             shared: None,
+            foreign: false,
         }
     }
 }
@@ -162,6 +165,23 @@ impl OpenOptions {
         self
     }
 
+    /// Takes images of other programs too, for reading, as far as they are read here. Whoever needs a VHD, or a disk that
+    /// can be written, does not ask for it.
+    #[must_use]
+    pub fn foreign(mut self, foreign: bool) -> Self {
+        self.foreign = foreign;
+        self
+    }
+
+    /// Refuses an image of another program where it was not asked for.
+    pub(super) fn require_reading(&self, format: ImageFormat, path: &Path) -> Result<(), ChainError> {
+        let path = path.to_owned();
+        match ForeignFormat::of(format) {
+            Some(format) if !self.foreign || self.is_writing() => Err(ChainError::ReadOnlyFormat { path, format }),
+            _ => Ok(()),
+        }
+    }
+
     /// For a job, which looks itself whether another one is open on the image.
     pub(crate) fn for_job(mut self) -> Self {
         self.for_job = true;
@@ -198,7 +218,7 @@ impl OpenOptions {
     /// [`parent_dirs`](Self::parent_dirs).
     ///
     /// # Errors
-    /// Those of [`open`](Self::open), and [`ChainError::ExportHoldsVhd`] if it holds a VHD and no format is given.
+    /// Those of [`open`](Self::open), and [`ChainError::ExportHoldsImage`] if it holds an image and no format is given.
     pub fn open_device(&self, device: Arc<dyn BlockDevice>, name: &Path) -> Result<OpenedDisk, ChainError> {
         let file: Arc<dyn StorageFile> = Arc::new(DeviceFile::new(Disk::new(Arc::clone(&device))));
         match self.format {
@@ -207,9 +227,16 @@ impl OpenOptions {
                 let explicit = self.clone().write(false).gate(Arc::new(ExplicitOnly));
                 ChainBuilder::new(&explicit, &mut Vec::new()).build(name, file, None)
             }
+            Some(format @ (ImageFormat::Vhdx | ImageFormat::Qcow2 | ImageFormat::Vmdk)) => {
+                let explicit = self.clone().gate(Arc::new(ExplicitOnly));
+                foreign::open(&explicit, format, name, file, None, &mut Vec::new())
+            }
             None => match ImageFormat::detect_remote(&*file, name)? {
                 ImageFormat::Raw => Ok(OpenedDisk::from_device(device, name)),
-                ImageFormat::Vhd => Err(ChainError::ExportHoldsVhd { name: name.to_owned() }),
+                format => Err(ChainError::ExportHoldsImage {
+                    name: name.to_owned(),
+                    format,
+                }),
             },
         }
     }
@@ -285,6 +312,9 @@ impl OpenOptions {
                 Ok(opened)
             }
             ImageFormat::Vhd => ChainBuilder::new(self, found).build(path, Arc::clone(&file) as _, Some(&file)),
+            ImageFormat::Vhdx | ImageFormat::Qcow2 | ImageFormat::Vmdk => {
+                foreign::open(self, format, path, Arc::clone(&file) as _, Some(&file), found)
+            }
         }
     }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::ImageFormat;
 use super::error::{ChainError, ChainWarning};
+use super::foreign::{ForeignDisk, ForeignLayer};
 use crate::device::{BlockDevice, DeviceError, Disk, Layer, LayeredDevice, LiveDevice, RawDevice};
 use crate::image::IoContext;
 use crate::storage::{FileIdentity, StorageFile};
@@ -25,6 +26,8 @@ enum Device {
     Chain(Arc<LayeredDevice>),
     /// A disk that is in no file here.
     Remote(Arc<dyn BlockDevice>),
+    /// Images of another program.
+    Foreign(ForeignDisk),
 }
 
 /// Whether a disk is closed.
@@ -72,6 +75,7 @@ impl OpenedDisk {
             Device::Raw(device) => Arc::clone(device) as Arc<dyn BlockDevice>,
             Device::Chain(device) => Arc::clone(device) as Arc<dyn BlockDevice>,
             Device::Remote(device) => Arc::clone(device),
+            Device::Foreign(foreign) => Arc::clone(foreign.device()),
         });
         Self {
             device,
@@ -87,6 +91,20 @@ impl OpenedDisk {
         Self::new(Device::Remote(device), vec![name.into()], Vec::new())
     }
 
+    /// A disk in images of another program.
+    pub(super) fn from_foreign(disk: ForeignDisk, paths: Vec<PathBuf>, warnings: Vec<ChainWarning>) -> Self {
+        Self::new(Device::Foreign(disk), paths, warnings)
+    }
+
+    /// The images of another program that the disk is in, with their paths, the leaf first; none for any other disk.
+    pub fn foreign_layers(&self) -> impl Iterator<Item = (&Path, &ForeignLayer)> {
+        let layers = match &self.device {
+            Device::Foreign(foreign) => foreign.layers(),
+            _ => &[],
+        };
+        self.paths.iter().map(PathBuf::as_path).zip(layers)
+    }
+
     /// A handle of the disk.
     #[must_use]
     pub fn disk(&self) -> Disk {
@@ -99,28 +117,30 @@ impl OpenedDisk {
             Device::Raw(device) => &**device,
             Device::Chain(device) => &**device,
             Device::Remote(device) => &**device,
+            Device::Foreign(foreign) => &**foreign.device(),
         }
     }
 
-    /// Raw or VHD.
+    /// The format of the leaf.
     #[must_use]
     pub fn format(&self) -> ImageFormat {
-        match self.device {
+        match &self.device {
             Device::Raw(_) | Device::Remote(_) => ImageFormat::Raw,
             Device::Chain(_) => ImageFormat::Vhd,
+            Device::Foreign(foreign) => foreign.format(),
         }
     }
 
-    /// The device over the images; `None` for a raw disk.
+    /// The device over the images of a VHD; `None` for any other disk.
     #[must_use]
     pub fn chain(&self) -> Option<&Arc<LayeredDevice>> {
         match &self.device {
-            Device::Raw(_) | Device::Remote(_) => None,
+            Device::Raw(_) | Device::Remote(_) | Device::Foreign(_) => None,
             Device::Chain(device) => Some(device),
         }
     }
 
-    /// The layers with their paths, the leaf first; empty for a raw disk.
+    /// The layers of a VHD with their paths, the leaf first; empty for any other disk.
     pub fn layers(&self) -> impl Iterator<Item = ChainLayer<'_>> {
         let layers = self.chain().map_or(&[][..], |device| device.layers());
         self.paths
@@ -152,6 +172,10 @@ impl OpenedDisk {
         match &self.device {
             Device::Raw(device) => (depth == 0).then(|| device.file()),
             Device::Remote(_) => None,
+            Device::Foreign(foreign) => foreign
+                .layers()
+                .get(usize::try_from(depth).ok()?)
+                .map(ForeignLayer::file),
             Device::Chain(device) => device.layers().get(usize::try_from(depth).ok()?).map(Layer::file),
         }
     }
@@ -177,7 +201,7 @@ impl OpenedDisk {
     pub fn into_device(self) -> Option<LayeredDevice> {
         drop(self.disk);
         match self.device {
-            Device::Raw(_) | Device::Remote(_) => None,
+            Device::Raw(_) | Device::Remote(_) | Device::Foreign(_) => None,
             Device::Chain(device) => Arc::try_unwrap(device).ok(),
         }
     }
@@ -210,6 +234,7 @@ impl OpenedDisk {
                 device.flush()?;
                 Arc::strong_count(&device) > 1
             }
+            Device::Foreign(foreign) => Arc::strong_count(foreign.device()) > 1,
             Device::Chain(device) => match Arc::try_unwrap(device) {
                 Ok(device) => !device.close_all()?,
                 Err(shared) => {

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::io;
 
+use image_formats::Rule;
+
 use super::block_search::blocks_between;
 use super::error::OpenError;
 use super::footers::{FooterSource, Footers};
@@ -64,6 +66,8 @@ pub enum FindingCode {
     TrailingBytes,
     /// A field is unusual.
     Oddity(&'static str),
+    /// A rule of another program's format.
+    Rule(Rule),
 }
 
 impl FindingCode {
@@ -85,6 +89,7 @@ impl FindingCode {
             Self::OrphanBlocks => "orphan-blocks",
             Self::TrailingBytes => "trailing-bytes",
             Self::Oddity(code) => code,
+            Self::Rule(rule) => rule.name(),
         }
     }
 }

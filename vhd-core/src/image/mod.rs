@@ -424,6 +424,8 @@ pub enum PathSource {
     Locator(PlatformCode),
     /// In the dynamic header.
     HeaderName,
+    /// Under a key of a VHDX's parent locator.
+    Key(&'static str),
 }
 
 impl PathSource {
@@ -436,7 +438,7 @@ impl PathSource {
             Self::Locator(PlatformCode::Wi2r) => 3,
             Self::Locator(PlatformCode::Wi2k) => 4,
             Self::Locator(_) => 5,
-            Self::HeaderName => 6,
+            Self::HeaderName | Self::Key(_) => 6,
         }
     }
 }

@@ -5,6 +5,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use image_formats::qcow2;
+
 use super::data_ranges::{DataRanges, Job};
 use super::workers::{in_parallel, useful_threads};
 use super::zeroes::{ZERO_UNIT, for_each_data_run};
@@ -43,6 +45,8 @@ pub enum Target {
         /// How the space of zeroes is allocated.
         preallocate: Preallocate,
     },
+    /// A qcow2 image of version 3, in clusters of 64 KiB.
+    Qcow2,
     /// A dynamic VHD.
     Dynamic {
         /// Bytes in a block.
@@ -106,7 +110,7 @@ pub(super) fn fill(
     let disk = source.disk();
     progress.begin(disk.size());
     let sink = Sink::create(Arc::clone(&file), destination, &options.target, size)?;
-    let is_local = source.file_at_depth(0).is_some();
+    let is_local = sink.takes_back() && source.file_at_depth(0).is_some();
     let copier = Copier {
         source,
         disk: &disk,
@@ -125,7 +129,7 @@ pub(super) fn fill(
     let (copied_bytes, shared_bytes) = (copier.copied.into_inner(), copier.shared.into_inner());
     let finished = sink.finish().and_then(|()| match options.target {
         Target::Dynamic { preallocate, .. } => fill_holes(&*file, preallocate),
-        Target::Raw | Target::Fixed { .. } => Ok(()), // done when the file was made
+        Target::Raw | Target::Qcow2 | Target::Fixed { .. } => Ok(()), // done when the file was made
     });
     finished.map_err(|source| OpsError::Destination {
         path: destination.to_owned(),
@@ -158,10 +162,11 @@ fn up_to_boundary(offset: u64) -> u64 {
     step - offset % step
 }
 
-/// What is written: a flat file or an image of blocks.
+/// What is written: a flat file, or an image of blocks or clusters.
 enum Sink {
     Flat(Arc<dyn StorageFile>),
     Blocks(Box<Image>),
+    Qcow2(Arc<dyn StorageFile>, Box<qcow2::Writer>),
 }
 
 impl Sink {
@@ -183,6 +188,7 @@ impl Sink {
                 create_fixed(&*file, size, preallocate).map_err(create_failed)?;
                 Ok(Self::Flat(file))
             }
+            Target::Qcow2 => Ok(Self::Qcow2(file, Box::new(qcow2::Writer::new(size)))),
             Target::Dynamic { block_size, .. } => {
                 // No one sees the file before it is complete: the order of its writes does not matter.
                 let file: Arc<dyn StorageFile> = Arc::new(UnsyncedFile(file));
@@ -198,11 +204,17 @@ impl Sink {
         }
     }
 
+    /// Whether extents can be shared with the source, and space be set aside before it is known what is zero: clusters that
+    /// were given out are not taken back.
+    fn takes_back(&self) -> bool {
+        !matches!(self, Self::Qcow2(..))
+    }
+
     /// Bytes that a thread takes on at once when it copies: a block at most, as one that begins with data gets its
     /// place at once.
     fn copy_unit(&self) -> u64 {
         match self {
-            Self::Flat(_) => COPY_UNIT,
+            Self::Flat(_) | Self::Qcow2(..) => COPY_UNIT,
             Self::Blocks(image) => image
                 .header()
                 .map_or(COPY_UNIT, |header| COPY_UNIT.min(header.layout.block_size())),
@@ -212,7 +224,7 @@ impl Sink {
     /// Bytes between two ranges of the file that are written as well: the bitmap between two blocks.
     fn gap(&self, end: u64, start: u64) -> u64 {
         match self {
-            Self::Flat(_) => 0,
+            Self::Flat(_) | Self::Qcow2(..) => 0,
             Self::Blocks(_) => start.checked_sub(end).filter(|gap| *gap <= MAX_BITMAP).unwrap_or(0),
         }
     }
@@ -227,6 +239,15 @@ impl Sink {
     ) -> Result<(), DeviceError> {
         let image = match self {
             Self::Flat(file) => return put(&**file, offset, 0..len),
+            Self::Qcow2(file, writer) => {
+                let mut done = 0;
+                while done < len {
+                    let (at, part) = writer.place(offset + done, len - done);
+                    put(&**file, at, done..done + part)?;
+                    done += part;
+                }
+                return Ok(());
+            }
             Self::Blocks(image) => image,
         };
         let mut done = 0;
@@ -243,6 +264,11 @@ impl Sink {
     fn finish(self) -> Result<(), DeviceError> {
         match self {
             Self::Flat(_) => Ok(()),
+            Self::Qcow2(file, writer) => {
+                let end = writer.finish(|bytes, at| file.write_all_at(bytes, at));
+                let end = end.io_context("write the tables", 0)?;
+                file.set_len(end).io_context("set the length", end)
+            }
             Self::Blocks(image) => image.close(),
         }
     }

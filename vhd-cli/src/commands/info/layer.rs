@@ -6,8 +6,9 @@ use std::path::Path;
 
 use serde::Serialize;
 use vhd_core::ErrorKind;
+use vhd_core::chain::foreign::{ForeignFacts, ForeignLayer};
 use vhd_core::format::Geometry;
-use vhd_core::image::{FooterSource, Image, PathSource};
+use vhd_core::image::{FooterSource, Image, ParentPath, PathSource};
 use vhd_core::storage::StorageFile;
 
 use super::creator::Creator;
@@ -33,6 +34,8 @@ pub(super) struct LayerReport {
     owned_bytes: Option<u64>,
     #[serde(flatten)]
     vhd: Option<VhdReport>,
+    #[serde(flatten)]
+    foreign: Option<ForeignReport>,
 }
 
 /// What only a VHD has.
@@ -55,6 +58,25 @@ struct VhdReport {
     remarks: Vec<Remark>,
 }
 
+/// What an image of another program has.
+#[derive(Serialize)]
+struct ForeignReport {
+    #[serde(rename = "type")]
+    disk_type: String,
+    /// By what a child knows it.
+    id: Option<String>,
+    /// The identity that a guest sees.
+    disk_id: Option<String>,
+    creator_application: Option<String>,
+    #[serde(flatten)]
+    blocks: BlocksReport,
+    logical_sector_size: u32,
+    physical_sector_size: u32,
+    /// The image was not closed: so much of its log is replayed in memory.
+    replayed_log_entries: u64,
+    parent: Option<ParentReport>,
+}
+
 #[derive(Serialize)]
 struct GeometryReport {
     cylinders: u16,
@@ -67,8 +89,9 @@ struct GeometryReport {
 struct BlocksReport {
     block_size: u64,
     blocks: u64,
-    allocated_blocks: u64,
-    allocated_bytes: u64,
+    /// Unknown where all of the file would have to be looked through for it.
+    allocated_blocks: Option<u64>,
+    allocated_bytes: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -95,7 +118,31 @@ impl LayerReport {
             disk_usage: disk_usage(path, file)?,
             owned_bytes: Some(owned_bytes),
             vhd: None,
+            foreign: None,
         })
+    }
+
+    pub(super) fn foreign(path: &Path, layer: &ForeignLayer, owned_bytes: Option<u64>) -> Result<Self, Failure> {
+        Ok(Self {
+            path: path_text(path),
+            format: layer.facts().format.name(),
+            virtual_size: layer.facts().disk_size,
+            file_size: file_size(path, layer.file())?,
+            disk_usage: disk_usage(path, layer.file())?,
+            owned_bytes,
+            vhd: None,
+            foreign: Some(ForeignReport::of(layer.facts())),
+        })
+    }
+
+    /// The word for its format.
+    pub(super) fn format(&self) -> &'static str {
+        self.format
+    }
+
+    /// Bytes on its disk.
+    pub(super) fn virtual_size(&self) -> u64 {
+        self.virtual_size
     }
 
     pub(super) fn vhd(path: &Path, image: &Image, owned_bytes: Option<u64>) -> Result<Self, Failure> {
@@ -107,6 +154,7 @@ impl LayerReport {
             disk_usage: disk_usage(path, &**image.file())?,
             owned_bytes,
             vhd: Some(VhdReport::of(image).map_err(|failure| failure.about(path.display()))?),
+            foreign: None,
         })
     }
 }
@@ -125,6 +173,56 @@ fn disk_usage(path: &Path, file: &dyn StorageFile) -> Result<Option<u64>, Failur
         Failure::new(Kind::Library(ErrorKind::OutOfRange), message)
     })?;
     Ok(Some(usage))
+}
+
+impl ForeignReport {
+    fn of(facts: &ForeignFacts) -> Self {
+        Self {
+            disk_type: facts.disk_type.to_string(),
+            id: (!facts.id.is_nil()).then(|| facts.id.to_string()),
+            disk_id: facts.disk_id.map(|id| id.to_string()),
+            creator_application: facts.creator.clone(),
+            blocks: BlocksReport {
+                block_size: facts.block_size,
+                blocks: facts.blocks,
+                allocated_blocks: facts.allocated_blocks,
+                allocated_bytes: facts.allocated_blocks.map(|blocks| blocks * facts.block_size),
+            },
+            logical_sector_size: facts.logical_sector,
+            physical_sector_size: facts.physical_sector,
+            replayed_log_entries: facts.replayed,
+            parent: facts.parent.as_ref().map(|parent| ParentReport {
+                id: parent.id.to_string(),
+                modified: None,
+                paths: parent.paths.iter().cloned().map(ParentPathReport::from).collect(),
+            }),
+        }
+    }
+
+    fn add_identity(&self, fields: &mut Fields) {
+        fields.add("type", &self.disk_type);
+        if let Some(id) = &self.id {
+            fields.add("id", id);
+        }
+        if let Some(id) = &self.disk_id {
+            fields.add("disk id", id);
+        }
+        if let Some(creator) = &self.creator_application {
+            fields.add("creator", creator);
+        }
+        let (logical, physical) = (self.logical_sector_size, self.physical_sector_size);
+        fields.add("sectors", format!("{logical} bytes logical, {physical} physical"));
+    }
+
+    fn add_state(&self, fields: &mut Fields) {
+        if self.replayed_log_entries > 0 {
+            let entries = self.replayed_log_entries;
+            fields.add("log", format!("not closed: {entries} entries are replayed in memory"));
+        }
+        if let Some(parent) = &self.parent {
+            parent.add_to(fields);
+        }
+    }
 }
 
 impl VhdReport {
@@ -168,13 +266,23 @@ impl GeometryReport {
 }
 
 impl BlocksReport {
+    fn text(&self) -> String {
+        let (all, size) = (self.blocks, human::binary(self.block_size));
+        match (self.allocated_blocks, self.allocated_bytes) {
+            (Some(allocated), Some(bytes)) => {
+                format!("{allocated} of {all} allocated, {size} each: {}", human::bytes(bytes))
+            }
+            _ => format!("{all}, {size} each"),
+        }
+    }
+
     fn of(image: &Image) -> Option<Self> {
         let layout = image.header()?.layout;
         Some(Self {
             block_size: layout.block_size(),
             blocks: layout.blocks_for(image.disk_size()),
-            allocated_blocks: image.allocated_bytes() / layout.block_size(),
-            allocated_bytes: image.allocated_bytes(),
+            allocated_blocks: Some(image.allocated_bytes() / layout.block_size()),
+            allocated_bytes: Some(image.allocated_bytes()),
         })
     }
 }
@@ -184,27 +292,46 @@ impl ParentReport {
         let (Some(header), true) = (image.header(), image.is_differencing()) else {
             return Ok(None);
         };
-        let paths = image.parent_paths()?.into_iter().map(|path| ParentPathReport {
-            source: match path.source {
-                PathSource::Locator(code) => code.to_string(),
-                PathSource::HeaderName => "name".to_owned(),
-            },
-            path: path.path,
-        });
         Ok(Some(Self {
             id: header.parent_id.to_string(),
             modified: human::utc(header.parent_timestamp),
-            paths: paths.collect(),
+            paths: image.parent_paths()?.into_iter().map(ParentPathReport::from).collect(),
         }))
+    }
+}
+
+impl From<ParentPath> for ParentPathReport {
+    fn from(path: ParentPath) -> Self {
+        Self {
+            source: match path.source {
+                PathSource::Locator(code) => code.to_string(),
+                PathSource::HeaderName => "name".to_owned(),
+                PathSource::Key(key) => key.to_owned(),
+            },
+            path: path.path,
+        }
+    }
+}
+
+impl ParentReport {
+    fn add_to(&self, fields: &mut Fields) {
+        fields.add("parent id", &self.id);
+        if let Some(modified) = &self.modified {
+            fields.add("parent time", modified);
+        }
+        for path in &self.paths {
+            fields.add("parent path", format!("{} ({})", path.path, path.source));
+        }
     }
 }
 
 impl fmt::Display for LayerReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut fields = Fields::default();
-        match &self.vhd {
-            Some(vhd) => vhd.add_identity(&mut fields),
-            None => fields.add("type", "raw"),
+        match (&self.vhd, &self.foreign) {
+            (Some(vhd), _) => vhd.add_identity(&mut fields),
+            (None, Some(foreign)) => foreign.add_identity(&mut fields),
+            (None, None) => fields.add("type", "raw"),
         }
         fields.add("virtual size", human::bytes(self.virtual_size));
         if let Some(vhd) = &self.vhd {
@@ -214,20 +341,18 @@ impl fmt::Display for LayerReport {
         if let Some(usage) = self.disk_usage {
             fields.add("space used", human::bytes(usage));
         }
-        if let Some(blocks) = self.vhd.as_ref().and_then(|vhd| vhd.blocks.as_ref()) {
-            let (allocated, all) = (blocks.allocated_blocks, blocks.blocks);
-            let size = human::binary(blocks.block_size);
-            let bytes = human::bytes(blocks.allocated_bytes);
-            fields.add(
-                "blocks",
-                format!("{allocated} of {all} allocated, {size} each: {bytes}"),
-            );
+        let blocks = self.vhd.as_ref().and_then(|vhd| vhd.blocks.as_ref());
+        if let Some(blocks) = blocks.or(self.foreign.as_ref().map(|foreign| &foreign.blocks)) {
+            fields.add("blocks", blocks.text());
         }
         if let Some(owned) = self.owned_bytes {
             fields.add("owns", format!("{} of the disk", human::bytes(owned)));
         }
         if let Some(vhd) = &self.vhd {
             vhd.add_state(&mut fields);
+        }
+        if let Some(foreign) = &self.foreign {
+            foreign.add_state(&mut fields);
         }
         fields.fmt(f)
     }
@@ -243,13 +368,7 @@ impl VhdReport {
 
     fn add_state(&self, fields: &mut Fields) {
         if let Some(parent) = &self.parent {
-            fields.add("parent id", &parent.id);
-            if let Some(modified) = &parent.modified {
-                fields.add("parent time", modified);
-            }
-            for path in &parent.paths {
-                fields.add("parent path", format!("{} ({})", path.path, path.source));
-            }
+            parent.add_to(fields);
         }
         for remark in &self.remarks {
             let label = if remark.severity == "note" { "note" } else { "warning" };

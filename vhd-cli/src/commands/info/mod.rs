@@ -11,17 +11,16 @@ use std::sync::Arc;
 
 use clap::Args;
 use serde::Serialize;
-use vhd_core::chain::{ImageFormat, OpenedDisk};
+use vhd_core::chain::{ImageFormat, OpenedDisk, foreign};
 use vhd_core::device::{ByteRange, ExtentKind};
 use vhd_core::image::{Image, OpenMode};
-use vhd_core::storage::{Access, HostFile, Sharing};
+use vhd_core::storage::{Access, HostFile, Sharing, StorageFile};
 use vhd_core::units::usize_from;
 
 use super::several::Several;
 use crate::codes::Kind;
 use crate::exit::Exit;
 use crate::failure::{Failure, FailureJson};
-use crate::format_arg::format_name;
 use crate::human;
 use crate::input::{Source, SourceArgs};
 use crate::output::{self, ReportArgs};
@@ -115,7 +114,7 @@ pub(crate) fn json(source: &Source, opened: &OpenedDisk) -> Result<String, Failu
 fn report(source: &Source, opened: &OpenedDisk) -> Result<InfoReport<'static>, Failure> {
     Ok(InfoReport {
         image: source.name.clone(),
-        format: format_name(opened.format()),
+        format: opened.format().name(),
         virtual_size: opened.disk().size(),
         layers: layers(opened)?,
         warnings: opened.warnings().iter().map(ToString::to_string).collect(),
@@ -131,6 +130,9 @@ fn layers(opened: &OpenedDisk) -> Result<Vec<LayerReport>, Failure> {
             Some(image) => LayerReport::vhd(layer.path, image, Some(owned))?,
             None => LayerReport::raw(layer.path, layer.layer.file(), layer.layer.disk_size(), owned)?,
         });
+    }
+    for ((path, layer), &owned) in opened.foreign_layers().zip(&owned) {
+        layers.push(LayerReport::foreign(path, layer, Some(owned))?);
     }
     if let (ImageFormat::Raw, Some(file)) = (opened.format(), opened.file_at_depth(0)) {
         layers.push(LayerReport::raw(
@@ -170,14 +172,14 @@ fn is_damage(kind: Option<Kind>) -> bool {
 /// Shows the layers that were found, and hands the failure back.
 fn show_found(args: &InfoArgs, source: Source, found: &[PathBuf], failure: Failure) -> Failure {
     let alone: Result<Vec<_>, _> = found.iter().map(|path| alone(args, path)).collect();
-    let (layers, sizes): (Vec<_>, Vec<_>) = alone.unwrap_or_default().into_iter().unzip();
-    let Some(&virtual_size) = sizes.first() else {
+    let layers = alone.unwrap_or_default();
+    let Some(leaf) = layers.first() else {
         return failure;
     };
     let report = InfoReport {
         image: source.name,
-        format: format_name(ImageFormat::Vhd),
-        virtual_size,
+        format: leaf.format(),
+        virtual_size: leaf.virtual_size(),
         layers,
         warnings: Vec::new(),
         error: failure.json(),
@@ -188,15 +190,20 @@ fn show_found(args: &InfoArgs, source: Source, found: &[PathBuf], failure: Failu
     }
 }
 
-/// A layer without its ancestors, and the size of its disk in bytes.
-fn alone(args: &InfoArgs, path: &Path) -> Result<(LayerReport, u64), Failure> {
+/// A layer without its ancestors.
+fn alone(args: &InfoArgs, path: &Path) -> Result<LayerReport, Failure> {
     let sharing = if args.source.chain.search.force_share {
         Sharing::Unlocked
     } else {
         Sharing::Exclusive
     };
-    let file = Arc::new(HostFile::open(path, Access::ReadOnly, sharing)?);
-    let image = Image::open(file, &OpenMode::read_only())?;
-    let size = image.disk_size();
-    Ok((LayerReport::vhd(path, &image, None)?, size))
+    let file: Arc<dyn StorageFile> = Arc::new(HostFile::open(path, Access::ReadOnly, sharing)?);
+    match Image::open(Arc::clone(&file), &OpenMode::read_only()) {
+        Ok(image) => LayerReport::vhd(path, &image, None),
+        // The chain was followed to here: a file that is no VHD is an image of another program.
+        Err(error) => match foreign::read_alone(file, path) {
+            Ok(layer) => LayerReport::foreign(path, &layer, None),
+            Err(_) => Err(error.into()),
+        },
+    }
 }

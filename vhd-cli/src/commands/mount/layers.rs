@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use vhd_core::chain::OpenedDisk;
+use vhd_core::chain::{OpenedDisk, foreign};
 use vhd_core::device::{Disk, Layer, LayeredDevice, RawDevice};
 use vhd_core::error::with_causes;
 use vhd_core::image::{Image, OpenMode};
@@ -24,22 +24,37 @@ pub(super) struct Layers {
 /// The file of an image.
 struct File {
     path: PathBuf,
-    /// Its bytes are the disk's, and there are no others.
-    is_raw: bool,
+    kind: LayerKind,
     /// This process may write to the disk: it has the locks of its files, and a look at one is not to stand in the way of what
     /// is done with them.
     in_use: bool,
 }
 
+/// How an image is shown by itself.
+#[derive(Clone, Copy)]
+enum LayerKind {
+    /// Its bytes are the disk's, and there are no others.
+    Raw,
+    Vhd,
+    /// An image of another program.
+    Foreign,
+}
+
 impl Layers {
     /// Those of a disk that this process may write to, or not.
     pub(super) fn new(opened: &OpenedDisk, writable: bool) -> Self {
-        // A disk that is not a chain is one raw file.
-        let images: Vec<bool> = opened.layers().map(|layer| layer.layer.image().is_some()).collect();
+        let vhds = opened.layers().map(|layer| match layer.layer.image() {
+            Some(_) => LayerKind::Vhd,
+            None => LayerKind::Raw,
+        });
+        let kinds: Vec<LayerKind> = vhds
+            .chain(opened.foreign_layers().map(|_| LayerKind::Foreign))
+            .collect();
         let files = opened.paths().iter().enumerate();
+        // A disk without layers is one raw file.
         let layers = files.map(|(depth, path)| File {
             path: path.clone(),
-            is_raw: !images.get(depth).copied().unwrap_or(false),
+            kind: kinds.get(depth).copied().unwrap_or(LayerKind::Raw),
             in_use: writable,
         });
         Self {
@@ -66,10 +81,10 @@ impl Directory for Layers {
         let layer = depth
             .and_then(|depth| self.layers.get(depth))
             .ok_or(NodeError::NotFound)?;
-        let shown = if layer.is_raw {
-            raw(layer)
-        } else {
-            alone(layer).map(DiskPart::whole)
+        let shown = match layer.kind {
+            LayerKind::Raw => raw(layer),
+            LayerKind::Vhd => alone(layer).map(DiskPart::whole),
+            LayerKind::Foreign => foreign_alone(layer).map(DiskPart::whole),
         };
         let shown = shown.map_err(|error| NodeError::Unreadable(format!("{}: {error}", layer.path.display())))?;
         let mut node = Node::of_mount(Kind::File(Content::Disk(Arc::new(shown))), self.time);
@@ -93,6 +108,12 @@ fn raw(file: &File) -> Result<DiskPart, String> {
     let file = Arc::new(open(file)?);
     let device = RawDevice::new(Arc::clone(&file) as _, false).map_err(|error| error.to_string())?;
     Ok(with_passthrough(Disk::new(Arc::new(device)), &*file))
+}
+
+/// An image of another program without its parents.
+fn foreign_alone(file: &File) -> Result<Disk, String> {
+    let layer = foreign::read_alone(Arc::new(open(file)?), &file.path).map_err(|error| with_causes(&error))?;
+    Ok(layer.alone())
 }
 
 /// An image without its parents: what it does not have reads zero.

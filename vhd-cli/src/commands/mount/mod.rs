@@ -182,7 +182,7 @@ fn open_options(args: &MountArgs, source: &Source) -> (OpenOptions, OpenOptions)
     }
     // Snapshots read through the files that are open already.
     let shared = Arc::<SharedImages>::default();
-    (disk.share(Arc::clone(&shared)), snapshots.share(shared))
+    (disk.foreign(true).share(Arc::clone(&shared)), snapshots.share(shared))
 }
 
 /// The snapshots that the mount shows: what becomes of them is seen when they are looked at.

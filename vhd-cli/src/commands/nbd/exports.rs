@@ -218,7 +218,7 @@ fn open(args: &NbdArgs, input: &SourceArgs, source: &Source) -> Result<Open, Fai
     if args.snapshot {
         return throw_away::open(input, source).map(Open::Plain);
     }
-    let options = input.options(source).write(!args.read_only);
+    let options = input.options(source).write(!args.read_only).foreign(args.read_only);
     let options = options.ignore_children(args.children.ignore_children);
     let opened = match args.resizable {
         true => open_resizable(source, &options)?,

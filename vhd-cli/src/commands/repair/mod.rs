@@ -179,9 +179,9 @@ impl Job<'_> {
     /// with anything.
     fn refuse_foreign(&self, facts: &Facts) -> Result<(), Failure> {
         match require_vhd(&*self.file, self.image) {
-            Err(error @ (ChainError::Foreign { .. } | ChainError::TooSmall { .. })) if facts.disk_type.is_none() => {
-                Err(error.into())
-            }
+            Err(
+                error @ (ChainError::Foreign { .. } | ChainError::ReadOnlyFormat { .. } | ChainError::TooSmall { .. }),
+            ) if facts.disk_type.is_none() => Err(error.into()),
             _ => Ok(()),
         }
     }

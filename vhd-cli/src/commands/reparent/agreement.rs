@@ -62,6 +62,7 @@ impl Agreement {
             place: match recorded.path.source {
                 PathSource::Locator(code) => code.to_string(),
                 PathSource::HeaderName => "name".to_owned(),
+                PathSource::Key(key) => key.to_owned(),
             },
             path: recorded.path.path.clone(),
             leads_there: recorded.leads_there,

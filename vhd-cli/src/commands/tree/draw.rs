@@ -123,8 +123,11 @@ impl fmt::Display for FileReport {
 
 impl fmt::Display for FactsReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (size, owned) = (human::binary(self.virtual_size), human::binary(self.allocated_bytes));
-        write!(f, "{} {size}, holds {owned}", self.disk_type)
+        write!(f, "{} {}", self.disk_type, human::binary(self.virtual_size))?;
+        match self.allocated_bytes {
+            Some(bytes) => write!(f, ", holds {}", human::binary(bytes)),
+            None => Ok(()),
+        }
     }
 }
 

@@ -75,11 +75,12 @@ pub(super) struct FileReport {
 /// What an image says of itself.
 #[derive(Serialize)]
 pub(super) struct FactsReport {
+    pub(super) format: &'static str,
     #[serde(rename = "type")]
     pub(super) disk_type: String,
     pub(super) id: String,
     pub(super) virtual_size: u64,
-    pub(super) allocated_bytes: u64,
+    pub(super) allocated_bytes: Option<u64>,
     pub(super) block_size: Option<u64>,
     pub(super) created: Option<String>,
     pub(super) footer_recovered: bool,
@@ -227,6 +228,7 @@ impl FileReport {
 impl FactsReport {
     fn of(facts: &Facts) -> Self {
         Self {
+            format: facts.format.name(),
             disk_type: facts.disk_type.to_string(),
             id: facts.id.to_string(),
             virtual_size: facts.disk_size,

@@ -73,7 +73,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<Exit, Failure> {
     }
     let source = Source::new(&args.image, None)?;
     let chain = args.chain.clone();
-    let opened = SourceArgs { from: None, chain }.open(&source)?;
+    let opened = SourceArgs { from: None, chain }.open_native(&source)?;
     let cancel = interrupt::flag_on_interrupt();
     let job = Job {
         args,

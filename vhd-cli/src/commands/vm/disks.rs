@@ -60,8 +60,7 @@ impl DiskSpec {
         let typed = self.typed();
         let prefix = match typed.format {
             _ if Source::or_remote(&typed.path, None)?.remote().is_some() => return Ok(self.clone()),
-            Some(FormatArg::Raw) => "raw:",
-            Some(FormatArg::Vhd) => "vhd:",
+            Some(format) => format.prefix(),
             None => "",
         };
         let path = std::path::absolute(&typed.path).map_err(|error| Failure::io("find", &typed.path, &error))?;

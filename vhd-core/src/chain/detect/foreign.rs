@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 
+use super::ImageFormat;
 use super::content::DiskContent;
 use super::known::{KNOWN, Known};
 use super::sample::Sample;
@@ -60,6 +61,20 @@ impl ForeignFormat {
     #[must_use]
     pub const fn class(&self) -> ForeignClass {
         self.class
+    }
+
+    /// The format, if images in it are read here.
+    #[must_use]
+    pub fn readable(&self) -> Option<ImageFormat> {
+        [ImageFormat::Vhdx, ImageFormat::Qcow2, ImageFormat::Vmdk]
+            .into_iter()
+            .find(|format| format.name() == self.id)
+    }
+
+    /// The row of a format that is read here.
+    pub(crate) fn of(format: ImageFormat) -> Option<Self> {
+        let known = KNOWN.iter().find(|known| known.format.id == format.name());
+        known.map(|known| known.format)
     }
 
     /// What makes a disk of it.

@@ -39,6 +39,12 @@ pub enum ImageFormat {
     Raw,
     /// A virtual hard disk image.
     Vhd,
+    /// A VHDX image, for reading.
+    Vhdx,
+    /// A qcow2 image, for reading.
+    Qcow2,
+    /// A VMDK image, for reading.
+    Vmdk,
 }
 
 /// What a file was found to be.
@@ -83,13 +89,42 @@ impl ImageFormat {
     }
 }
 
+impl ImageFormat {
+    /// The stable name, as `--from` takes it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Vhd => "vhd",
+            Self::Vhdx => "vhdx",
+            Self::Qcow2 => "qcow2",
+            Self::Vmdk => "vmdk",
+        }
+    }
+
+    /// What people call it.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Vhd => "VHD",
+            Self::Vhdx => "VHDX",
+            Self::Qcow2 => "qcow2",
+            Self::Vmdk => "VMDK",
+        }
+    }
+}
+
 impl Verdict {
     fn format(self, path: &Path) -> Result<ImageFormat, ChainError> {
         let path = path.to_owned();
         Err(match self {
             Self::Vhd => return Ok(ImageFormat::Vhd),
             Self::Raw => return Ok(ImageFormat::Raw),
-            Self::Foreign(format) => ChainError::Foreign { path, format },
+            Self::Foreign(format) => match format.readable() {
+                Some(format) => return Ok(format),
+                None => ChainError::Foreign { path, format },
+            },
             Self::TooSmall { file_len } => ChainError::TooSmall { path, file_len },
             Self::FooterInside { offset, file_len } => ChainError::Ambiguous { path, offset, file_len },
         })
@@ -100,7 +135,7 @@ impl Verdict {
 /// of a VHD, or named like one, is left to the caller, who says what is wrong with it.
 ///
 /// # Errors
-/// [`ChainError::Foreign`], [`ChainError::TooSmall`], or [`ChainError::NotVhd`] for what could be a raw disk.
+/// [`ChainError::Foreign`], [`ChainError::ReadOnlyFormat`], [`ChainError::TooSmall`], or [`ChainError::NotVhd`] for what could be a raw disk.
 pub fn require_vhd(file: &dyn StorageFile, path: &Path) -> Result<(), ChainError> {
     match examine(file, footer::Reach::Far).map_err(|source| read_error(path, source))? {
         Verdict::Raw if !promises_vhd(path) => Err(ChainError::NotVhd {
@@ -108,6 +143,10 @@ pub fn require_vhd(file: &dyn StorageFile, path: &Path) -> Result<(), ChainError
             content: content_of(file, path)?,
         }),
         Verdict::Vhd | Verdict::Raw | Verdict::FooterInside { .. } => Ok(()),
+        Verdict::Foreign(format) if format.readable().is_some() => Err(ChainError::ReadOnlyFormat {
+            path: path.to_owned(),
+            format,
+        }),
         verdict => verdict.format(path).map(drop),
     }
 }

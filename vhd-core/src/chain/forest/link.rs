@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 
 use super::Member;
+use crate::chain::ImageFormat;
 use crate::chain::disagree::{Actual, Recorded, disagreements};
 use crate::chain::error::{ChainWarning, TriedParent};
 use crate::chain::examine::examine;
+use crate::chain::foreign::{self, ForeignParent};
 use crate::chain::locate::{AllowAll, candidates};
 use crate::format::UniqueId;
 
@@ -52,8 +54,20 @@ pub(super) fn resolve(child: &Member) -> Resolved {
     };
     let mut tried = Vec::new();
     for candidate in candidates(&child.path, &parent.paths, &[], &[]) {
-        match examine(&child.path, &candidate, parent.id, &AllowAll) {
-            Ok(_) => {
+        let examined = match facts.format {
+            format @ (ImageFormat::Vhdx | ImageFormat::Qcow2 | ImageFormat::Vmdk) => {
+                let wanted = ForeignParent {
+                    format,
+                    id: parent.id,
+                    second_id: parent.second_id,
+                    paths: parent.paths.clone(),
+                };
+                foreign::examine(&child.path, &candidate, &wanted, &AllowAll)
+            }
+            _ => examine(&child.path, &candidate, parent.id, &AllowAll).map(drop),
+        };
+        match examined {
+            Ok(()) => {
                 return Resolved::At {
                     path: candidate.path,
                     place: candidate.reason,

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::chain::{ChainError, image_error};
+use crate::chain::foreign::{self, ForeignFacts};
+use crate::chain::{ChainError, ImageFormat, image_error};
 use crate::format::{DiskType, Timestamp, UniqueId};
 use crate::image::{FooterSource, Footers, Image, OpenMode, ParentPath};
 use crate::storage::{Access, HostFile, Sharing, StorageFile};
@@ -31,14 +32,17 @@ pub struct Member {
 /// What an image says of itself.
 #[derive(Clone, Debug)]
 pub struct Facts {
-    /// The identity.
+    /// The format.
+    pub format: ImageFormat,
+    /// The identity; of a VHDX, its data write GUID.
     pub id: UniqueId,
     /// The type.
     pub disk_type: DiskType,
     /// Bytes on the disk.
     pub disk_size: u64,
-    /// Bytes of block data that have space in the file (of a fixed image: the whole disk).
-    pub allocated_bytes: u64,
+    /// Bytes of block data that have space in the file (of a fixed image: the whole disk); `None` if all of the file would
+    /// have to be looked through for that.
+    pub allocated_bytes: Option<u64>,
     /// Bytes in a block; `None` for a fixed image.
     pub block_size: Option<u64>,
     /// When the image was made.
@@ -54,6 +58,8 @@ pub struct Facts {
 pub struct ParentFacts {
     /// The parent's identity; nil for a raw file.
     pub id: UniqueId,
+    /// Another identity that it may have, in a VHDX.
+    pub second_id: Option<UniqueId>,
     /// When the parent's file was modified, as far as the child knows.
     pub modified: Timestamp,
     /// Where it is, as written, best first.
@@ -92,10 +98,20 @@ impl Member {
             let paths = image.parent_paths()?;
             Ok(Facts::of(&image, paths))
         });
-        facts.map_err(|source| {
-            self.damaged_id = Footers::read(&*file).ok().map(|footers| footers.footer.unique_id);
-            image_error(&*file, &self.path, source)
-        })
+        let source = match facts {
+            Ok(facts) => return Ok(facts),
+            Err(source) => source,
+        };
+        match image_error(&*file, &self.path, source) {
+            ChainError::ReadOnlyFormat { .. } => {
+                let layer = foreign::read_alone(file, &self.path)?;
+                Ok(Facts::of_foreign(layer.facts()))
+            }
+            error => {
+                self.damaged_id = Footers::read(&*file).ok().map(|footers| footers.footer.unique_id);
+                Err(error)
+            }
+        }
     }
 
     /// The identity, as far as it is known. The nil one is none.
@@ -110,18 +126,39 @@ impl Member {
 }
 
 impl Facts {
+    fn of_foreign(facts: &ForeignFacts) -> Self {
+        Self {
+            format: facts.format,
+            id: facts.id,
+            disk_type: facts.disk_type,
+            disk_size: facts.disk_size,
+            allocated_bytes: facts.allocated_blocks.map(|blocks| blocks * facts.block_size),
+            block_size: Some(facts.block_size),
+            created: Timestamp::UNSET,
+            footer_recovered: false,
+            parent: facts.parent.as_ref().map(|parent| ParentFacts {
+                id: parent.id,
+                second_id: parent.second_id,
+                modified: Timestamp::UNSET,
+                paths: parent.paths.clone(),
+            }),
+        }
+    }
+
     fn of(image: &Image, paths: Vec<ParentPath>) -> Self {
         let parent = image.header().filter(|_| image.is_differencing());
         Self {
+            format: ImageFormat::Vhd,
             id: image.unique_id(),
             disk_type: image.footer().disk_type,
             disk_size: image.disk_size(),
-            allocated_bytes: image.allocated_bytes(),
+            allocated_bytes: Some(image.allocated_bytes()),
             block_size: image.header().map(|header| header.layout.block_size()),
             created: image.footer().timestamp,
             footer_recovered: image.footers().source == FooterSource::Copy,
             parent: parent.map(|header| ParentFacts {
                 id: header.parent_id,
+                second_id: None,
                 modified: header.parent_timestamp,
                 paths,
             }),

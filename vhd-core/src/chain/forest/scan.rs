@@ -23,7 +23,7 @@ pub struct Skipped {
     pub foreign: Vec<ForeignImage>,
 }
 
-/// A disk image that is not a VHD, and not named like one.
+/// A disk image in a format that is not read here, and not named like a VHD.
 #[derive(Debug)]
 pub struct ForeignImage {
     /// The file.
@@ -112,16 +112,17 @@ impl Walk {
             return;
         }
         let file = HostFile::open(&path, Access::ReadOnly, Sharing::Unlocked);
-        match file.as_ref().map(|file| Footers::read(file)) {
-            Ok(Ok(_)) => self.note(path, kind),
-            _ if self.skipped.foreign.len() >= self.limits.files => self.skipped.truncated = true,
-            _ => {
-                let by_content = file.ok().and_then(|file| foreign_format(&file).ok().flatten());
-                self.skipped.foreign.push(ForeignImage {
-                    path,
-                    format: by_content.unwrap_or(by_name),
-                });
-            }
+        if let Ok(Ok(_)) = file.as_ref().map(|file| Footers::read(file)) {
+            return self.note(path, kind);
+        }
+        let by_content = file.ok().and_then(|file| foreign_format(&file).ok().flatten());
+        let format = by_content.unwrap_or(by_name);
+        if format.readable().is_some() {
+            self.note(path, kind);
+        } else if self.skipped.foreign.len() >= self.limits.files {
+            self.skipped.truncated = true;
+        } else {
+            self.skipped.foreign.push(ForeignImage { path, format });
         }
     }
 

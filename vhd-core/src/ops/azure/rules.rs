@@ -15,7 +15,7 @@ use crate::storage::StorageFile;
 use crate::units::{SECTOR_SIZE, u64_from};
 
 /// What VHDX files begin with.
-const VHDX: &[u8; 8] = b"vhdxfile";
+const VHDX: &[u8; 8] = image_formats::vhdx::SIGNATURE;
 /// Programs whose images qemu reads by their geometry.
 const SIZED_BY_GEOMETRY: [[u8; 4]; 2] = [*b"vpc ", *b"qemu"];
 /// A geometry that no program takes for the size.

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::DeltaError;
-use crate::chain::{ChainError, ImageFormat, OpenOptions, OpenedDisk};
-use crate::device::{Disk, LayeredDevice, RawDevice};
+use crate::chain::{ChainError, ImageFormat, OpenOptions, OpenedDisk, foreign};
+use crate::device::{DeviceError, Disk, LayeredDevice, RawDevice};
+use crate::error::with_causes;
 use crate::format::{DELTA_RECORD_SIZE, DeltaRecord};
 use crate::image::{Image, IoContext, OpenMode};
 use crate::ops::convert::fill;
@@ -41,7 +42,9 @@ impl DeltaImport {
         let opened_base = options.open(base)?;
         let over_base = match opened_base.format() {
             ImageFormat::Raw => options.raw_parents([base.to_owned()]),
-            ImageFormat::Vhd => options.parents([base.to_owned()]),
+            ImageFormat::Vhd | ImageFormat::Vhdx | ImageFormat::Qcow2 | ImageFormat::Vmdk => {
+                options.parents([base.to_owned()])
+            }
         };
         let over_base = over_base.format(Some(ImageFormat::Vhd));
         let opened_delta = over_base.open(delta)?;
@@ -128,6 +131,16 @@ fn written(file: Arc<dyn StorageFile>, path: &Path, target: &Target) -> Result<D
             source,
         })?;
         return Ok(Disk::new(Arc::new(device)));
+    }
+    if *target == Target::Qcow2 {
+        let layer = foreign::read_alone(file, path).map_err(|error| OpsError::Destination {
+            path: path.to_owned(),
+            source: DeviceError::Image {
+                kind: error.kind().into(),
+                message: with_causes(&error),
+            },
+        })?;
+        return Ok(layer.alone());
     }
     let image = Image::open(file, &OpenMode::read_only()).map_err(|source| OpsError::Open {
         path: path.to_owned(),

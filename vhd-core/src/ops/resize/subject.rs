@@ -101,7 +101,8 @@ impl Subject for HeldFile {
                 let resize = RawResize::prepare(storage, &self.path, size)?;
                 Box::new(|| resize.run())
             }
-            ImageFormat::Vhd => {
+            // What is open for writing is no image of another program.
+            ImageFormat::Vhd | ImageFormat::Vhdx | ImageFormat::Qcow2 | ImageFormat::Vmdk => {
                 self.check_name()?;
                 let request = Request {
                     image: &self.path,
