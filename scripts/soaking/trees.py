@@ -17,6 +17,8 @@ class TreeLab:
         self.runner.run("create", "base.vhd", "--size", str(self.size), "--type", kind)
         # What each image reads.
         self.disks = {"base.vhd": bytes(self.size)}
+        # The parent of each image as two jobs at once change it in some order; else the files say it.
+        self.tree = None
         self.write("base.vhd")
         for _ in range(rng.randrange(2, 6)):
             self.child()
@@ -93,9 +95,11 @@ class TreeLab:
         other = self.rng.choice(self.jobs)()
         if other is None or "export-delta" in (args[0], other[0][0]):
             other = args, complete
+        self.tree = self.parents()
         codes = self.runner.together(args, other[0])
         if other[0] == args:
             # Done once, whoever did it.
+            self.tree = None
             return self.settle(args, complete, min(codes))
         done = [end for (_, end), code in zip([(args, complete), other], codes) if code == 0]
         self.take_either_order(done)
@@ -107,16 +111,18 @@ class TreeLab:
 
     def take_either_order(self, done):
         """Which one came first only shows in what is there."""
-        before = dict(self.disks), self.size
+        before, size, tree = dict(self.disks), self.size, self.tree
         for order in (done, done[::-1]):
-            self.disks, self.size = dict(before[0]), before[1]
+            self.disks, self.size, self.tree = dict(before), size, dict(tree)
             try:
                 for end in order:
                     end()
-                if all(plain_vhd.read(self.path(name)) == disk for name, disk in self.disks.items()):
-                    return
+                reads = all(plain_vhd.read(self.path(name)) == disk for name, disk in self.disks.items())
+                if reads and not self.left_over():
+                    break
             except (KeyError, OSError, plain_vhd.Unreadable):
                 continue
+        self.tree = None
 
     def is_done(self, args):
         return args[0] != "merge" or not os.path.exists(self.path(args[1]))
@@ -177,9 +183,12 @@ class TreeLab:
             if found != disk:
                 at = next((i for i, (a, b) in enumerate(zip(found, disk)) if a != b), min(len(found), len(disk)))
                 raise AssertionError(f"{name} differs at {at:#x}, {len(found)} bytes of {len(disk)}")
-        others = [name for name in os.listdir(self.runner.top)
-                  if name not in self.disks and not name.endswith((".job", ".undo", ".partial", ".done"))]
+        others = self.left_over()
         assert not others, f"left over: {others}"
+
+    def left_over(self):
+        return [name for name in os.listdir(self.runner.top)
+                if name not in self.disks and not name.endswith((".job", ".undo", ".partial", ".done"))]
 
     def finish(self):
         """At the end every image is sound, and the command reads what the independent reader does."""
@@ -201,17 +210,19 @@ class TreeLab:
 
     def merge_into(self, name, into):
         """The merge of what lies between them as the tree is now."""
-        parents, gone = self.parents(), [name]
-        while parents.get(gone[-1]) not in (into, None):
-            gone.append(parents[gone[-1]])
+        before = self.parents()
 
         def complete():
             if name not in self.disks:
                 return
-            disk = self.disks[name]
+            parents, gone = before if self.tree is None else self.tree, [name]
+            while parents[gone[-1]] != into:
+                gone.append(parents[gone[-1]])
+            self.disks[into] = self.disks[name]
             for layer in gone:
                 self.disks.pop(layer, None)
-            self.disks[into] = disk
+                parents.pop(layer)
+            parents.update({child: into for child, parent in parents.items() if parent in gone})
 
         return ["merge", name, "--into", into, "--carry"], complete
 
@@ -234,7 +245,12 @@ class TreeLab:
             return None
         name = self.rng.choice(sorted(parents))
         parent = self.rng.choice([other for other in sorted(self.disks) if other != name])
-        return ["reparent", name, "--parent", parent, "--rebase"], lambda: None
+
+        def complete():
+            if self.tree is not None:
+                self.tree[name] = parent
+
+        return ["reparent", name, "--parent", parent, "--rebase"], complete
 
     def compact(self):
         return ["compact", self.rng.choice(sorted(self.disks))], lambda: None

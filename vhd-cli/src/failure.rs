@@ -135,8 +135,27 @@ impl Failure {
     pub(crate) fn text(&self) -> String {
         match self.cause {
             Cause::Usage => usage_error(&self.message),
-            Cause::Kind(kind) => format!("vhd: error[{}]: {}\n", kind.code().code, self.message),
+            Cause::Kind(kind) => {
+                let next = next_step(kind)
+                    .map(|next| format!("\n  next: {next}"))
+                    .unwrap_or_default();
+                format!("vhd: error[{}]: {}{next}\n", kind.code().code, self.message)
+            }
         }
+    }
+}
+
+/// What a person does next, where that does not follow from the message.
+fn next_step(kind: Kind) -> Option<&'static str> {
+    match kind {
+        Kind::Library(ErrorKind::ParentMissing | ErrorKind::ParentMismatch) => Some(
+            "`vhd tree DIR` shows where it is below a directory; `--parent-dir DIR` finds it there; `vhd reparent IMAGE FILE` \
+             makes the image remember its place",
+        ),
+        Kind::Library(ErrorKind::ChainCycle) => {
+            Some("`vhd reparent IMAGE FILE` gives one of the images another parent")
+        }
+        _ => None,
     }
 }
 

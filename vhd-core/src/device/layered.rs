@@ -134,7 +134,12 @@ impl LayeredDevice {
         let is_it = |layer: &&Layer| matches!(layer, Layer::Vhd(one) if Arc::ptr_eq(one, image));
         match self.layers[1..].iter().filter(is_it).count() {
             0 => 0,
-            layers => layers + self.unclean.iter().filter(|one| Arc::ptr_eq(one, image)).count(),
+            layers => {
+                // INV-80: for its spans, a disk that is not written to has each image once more.
+                let for_spans = if self.info.capabilities.write { 0 } else { layers };
+                let unclean = self.unclean.iter().filter(|one| Arc::ptr_eq(one, image));
+                layers + for_spans + unclean.count()
+            }
         }
     }
 
