@@ -4,28 +4,12 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::error::SnapshotError;
 use super::manifest::{Active, ImageFile, Pending};
+use super::recovered::Recovered;
 use super::survey::{look_at, stored_bytes};
 use super::tree::SnapshotTree;
 use crate::format::UniqueId;
 use crate::image::Image;
 use crate::storage::{self, put_back_modified};
-
-/// What became of an interrupted operation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Recovered {
-    /// A leaf was being made and was not used yet: it is gone, and the tree is as it was before.
-    LeafRemoved,
-    /// A file that nothing referred to any more is gone.
-    FileRemoved,
-    /// A merge was completed.
-    Merged,
-    /// A snapshot of a disk in use had been taken, and what was written since is kept.
-    SnapshotKept,
-    /// A snapshot of a disk in use had not been taken, or nothing had been written since: it is gone, and the disk is as it
-    /// was.
-    SnapshotUndone,
-}
 
 impl SnapshotTree<'_> {
     /// Completes or undoes what is pending. Doing it twice is harmless.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::error::SnapshotError;
 use super::manifest::{ImageFile, Manifest};
 use super::place::Place;
-use super::tree::plain;
+use crate::chain::dependants::Child;
 use crate::chain::image_error;
 use crate::image::{Image, OpenMode, ReadSpan};
 use crate::storage::{Access, HostFile, Sharing, StorageError};
@@ -96,4 +96,32 @@ pub(super) fn stored_bytes(image: &Image, path: &Path) -> Result<u64, SnapshotEr
         offset += span.len();
     }
     Ok(stored)
+}
+
+/// A disk without a manifest has no snapshots, unless its files say otherwise.
+pub(super) fn plain(place: &Place) -> Result<Manifest, SnapshotError> {
+    let name = place.base().to_owned();
+    let image = look_at(&place.disk())?;
+    let file = ImageFile {
+        name,
+        id: image.unique_id(),
+    };
+    let stale = |reason: &str| SnapshotError::Stale {
+        manifest: place.manifest(),
+        reason: reason.to_owned(),
+    };
+    if place.base_is_leaf() && image.is_differencing() {
+        return Err(stale("there is none, and the image is named like a leaf of a tree"));
+    }
+    let found = place.dependants(&file);
+    // Another name of a file that belongs to other snapshots.
+    found.refuse_listed()?;
+    let own_dir = place.directory().canonicalize().ok();
+    let beside = |child: &&Child| child.path.parent().map(Path::to_owned) == own_dir;
+    if let Some(child) = found.children().iter().find(beside) {
+        let child = child.path.display();
+        return Err(stale(&format!("there is none, and {child} is based on the disk")));
+    }
+    found.refuse_children()?;
+    Ok(Manifest::of_plain(file))
 }

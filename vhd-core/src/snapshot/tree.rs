@@ -8,9 +8,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::error::SnapshotError;
 use super::manifest::{ImageFile, KIND, Manifest, Pending, Snapshot, check_name};
 use super::place::Place;
-use super::recover::Recovered;
-use super::survey::look_at;
-use crate::chain::dependants::Child;
+use super::recovered::Recovered;
+use super::survey::plain;
 use crate::chain::{ChainError, MAX_DEPTH, OpenOptions, create_child_of, create_over, link_to_open};
 use crate::device::{BlockDevice as _, LiveDevice};
 use crate::format::UniqueId;
@@ -307,34 +306,6 @@ impl<'w> SnapshotTree<'w> {
             reason,
         }
     }
-}
-
-/// A disk without a manifest has no snapshots, unless its files say otherwise.
-pub(super) fn plain(place: &Place) -> Result<Manifest, SnapshotError> {
-    let name = place.base().to_owned();
-    let image = look_at(&place.disk())?;
-    let file = ImageFile {
-        name,
-        id: image.unique_id(),
-    };
-    let stale = |reason: &str| SnapshotError::Stale {
-        manifest: place.manifest(),
-        reason: reason.to_owned(),
-    };
-    if place.base_is_leaf() && image.is_differencing() {
-        return Err(stale("there is none, and the image is named like a leaf of a tree"));
-    }
-    let found = place.dependants(&file);
-    // Another name of a file that belongs to other snapshots.
-    found.refuse_listed()?;
-    let own_dir = place.directory().canonicalize().ok();
-    let beside = |child: &&Child| child.path.parent().map(Path::to_owned) == own_dir;
-    if let Some(child) = found.children().iter().find(beside) {
-        let child = child.path.display();
-        return Err(stale(&format!("there is none, and {child} is based on the disk")));
-    }
-    found.refuse_children()?;
-    Ok(Manifest::of_plain(file))
 }
 
 /// Seconds since 1970-01-01 00:00:00 UTC.
