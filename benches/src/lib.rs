@@ -1,6 +1,8 @@
 //! The disks that the measurements run on, each beside the raw file it is compared with.
 #![forbid(unsafe_code)]
 
+pub mod running;
+
 use std::fs::File;
 use std::io::Read;
 use std::ops::ControlFlow;
@@ -172,6 +174,17 @@ pub fn random_offsets(size: u64, count: usize, random: &mut fastrand::Rng) -> Ve
     (0..count).map(|_| random.u64(0..size / request) * request).collect()
 }
 
+/// Median (of an even number: the mean of the two in the middle), minimum, maximum.
+#[must_use]
+pub fn spread(mut values: Vec<f64>) -> (f64, f64, f64) {
+    values.sort_by(f64::total_cmp);
+    let (Some(&min), Some(&max)) = (values.first(), values.last()) else {
+        return (f64::NAN, f64::NAN, f64::NAN);
+    };
+    let (low, high) = (values[(values.len() - 1) / 2], values[values.len() / 2]);
+    (f64::midpoint(low, high), min, max)
+}
+
 /// One request offset in each block of a disk of `size` bytes, in random order.
 #[must_use]
 pub fn one_offset_per_block(size: u64, random: &mut fastrand::Rng) -> Vec<u64> {
@@ -181,4 +194,15 @@ pub fn one_offset_per_block(size: u64, random: &mut fastrand::Rng) -> Vec<u64> {
         .collect();
     random.shuffle(&mut offsets);
     offsets
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_median_has_as_many_above_as_below() {
+        assert_eq!(spread(vec![9.0, 1.0, 2.0]), (2.0, 1.0, 9.0));
+        assert_eq!(spread(vec![9.0, 1.0, 4.0, 2.0]), (3.0, 1.0, 9.0));
+    }
 }

@@ -3,10 +3,10 @@
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use vhd_benches::spread;
 
 use crate::Bench;
 use crate::servers::Server;
-use crate::table::spread;
 
 const ROUNDS: usize = 5;
 

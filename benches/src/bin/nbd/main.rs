@@ -23,8 +23,9 @@ use clap::Parser;
 use client::Client;
 use images::{Image, Images};
 use load::{LOADS, Load, NEW_BLOCKS};
-use servers::{Places, Program, Running, Server};
+use servers::{Places, Program, Server};
 use table::{Sample, Table};
+use vhd_benches::running::Running;
 
 /// NBD servers side by side.
 #[derive(Debug, Parser)]

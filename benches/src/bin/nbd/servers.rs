@@ -1,19 +1,12 @@
 //! The programs that serve.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use anyhow::{Result, ensure};
+use vhd_benches::running::Running;
 
 use crate::images::Image;
-
-/// How long a server may take to listen.
-const START: Duration = Duration::from_secs(20);
-
-/// Linux tells times to programs in these units, on every architecture of today.
-const TICKS_PER_SECOND: u32 = 100;
 
 /// Who serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,50 +104,7 @@ impl Server {
 
     /// Starts the server and waits until it listens.
     pub(crate) fn start(&self, path: &Path, places: &Places) -> Result<Running> {
-        let _ = std::fs::remove_file(&places.socket);
-        let mut command = self.command(path, places);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let child = command.spawn().with_context(|| format!("{command:?}"))?;
-        let mut running = Running { child };
-        let began = Instant::now();
-        while std::os::unix::net::UnixStream::connect(&places.socket).is_err() {
-            ensure!(began.elapsed() < START, "{command:?} does not listen");
-            if let Some(status) = running.child.try_wait()? {
-                bail!("{command:?} ended: {status}");
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Ok(running)
-    }
-}
-
-/// A server that runs until it is dropped.
-pub(crate) struct Running {
-    child: Child,
-}
-
-impl Running {
-    pub(crate) fn id(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Processor time used so far by all threads, in seconds.
-    pub(crate) fn cpu(&self) -> Result<f64> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id()))?;
-        let (_, fields) = stat.rsplit_once(')').context("stat")?;
-        let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
-        // Fields 14 and 15, user and system time; the first here is field 3.
-        let ticks: u32 = fields[11].parse::<u32>()? + fields[12].parse::<u32>()?;
-        Ok(f64::from(ticks) / f64::from(TICKS_PER_SECOND))
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
-            let _ = kill_process(pid, Signal::TERM);
-        }
-        let _ = self.child.wait();
+        Running::start(&mut self.command(path, places), &places.socket)
     }
 }
 

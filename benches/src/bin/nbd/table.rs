@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use vhd_benches::spread;
+
 use crate::images::Image;
 use crate::servers::{Program, Server};
 
@@ -95,25 +97,4 @@ fn is_qemu(server: &Server) -> bool {
 /// files here.
 fn rivals(image: Image, base: Image) -> bool {
     image == base || (base == Image::Dynamic && matches!(image, Image::Chain | Image::Pieces))
-}
-
-/// Median (of an even number: the mean of the two in the middle), minimum, maximum.
-pub(crate) fn spread(mut values: Vec<f64>) -> (f64, f64, f64) {
-    values.sort_by(f64::total_cmp);
-    let (Some(&min), Some(&max)) = (values.first(), values.last()) else {
-        return (f64::NAN, f64::NAN, f64::NAN);
-    };
-    let (low, high) = (values[(values.len() - 1) / 2], values[values.len() / 2]);
-    (f64::midpoint(low, high), min, max)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_median_has_as_many_above_as_below() {
-        assert_eq!(spread(vec![9.0, 1.0, 2.0]), (2.0, 1.0, 9.0));
-        assert_eq!(spread(vec![9.0, 1.0, 4.0, 2.0]), (3.0, 1.0, 9.0));
-    }
 }
