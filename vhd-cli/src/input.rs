@@ -249,10 +249,10 @@ pub(crate) fn image_path(given: &Path) -> Result<PathBuf, Failure> {
         let message = "this works on image files, and that is a disk on a server";
         return Err(Failure::new(Kind::Uri, message).about(output::path_text(given)));
     }
-    if given.symlink_metadata().is_ok() {
-        if let Some(frozen) = snapshot::frozen_base(given) {
-            tell_frozen(given, &frozen);
-        }
+    if given.symlink_metadata().is_ok()
+        && let Some(frozen) = snapshot::frozen_base(given)
+    {
+        tell_frozen(given, &frozen);
     }
     Ok(named_file(given)?)
 }
