@@ -112,6 +112,15 @@ impl MachineHandle {
         self.slots.as_ref().ok_or(Error::NoHotPlug)?.resize(slot, size)
     }
 
+    /// Says to the guest which disks have another size than it knows: for disks whose size others change.
+    ///
+    /// # Errors
+    /// [`Error::NoHotPlug`]: a machine of another type has no way to say it.
+    pub fn refresh_disks(&self) -> Result<(), Error> {
+        self.slots.as_ref().ok_or(Error::NoHotPlug)?.refresh();
+        Ok(())
+    }
+
     /// Has the thread that runs the machine do something, and waits for it.
     pub(crate) fn ask<T: Send + 'static>(
         &self,

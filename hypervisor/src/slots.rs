@@ -205,12 +205,13 @@ impl Slots {
         };
         // It may take its time; others do not wait for it.
         disk.resize(size)?;
-        self.host.for_each(&mut |number, function| {
-            if number == slot {
-                function.refresh_config();
-            }
-        });
+        self.refresh();
         Ok(())
+    }
+
+    /// Says to the guest which disks have another size than it knows.
+    pub(crate) fn refresh(&self) {
+        self.host.for_each(&mut |_, function| function.refresh_config());
     }
 
     /// The guest reads a register of hot-plug.

@@ -11,7 +11,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use clap::{Args, ValueHint};
 use rustix::fs::{SeekFrom, seek};
 use vhd_core::chain::{ExplicitOnly, OpenOptions, OpenedDisk};
-use vhd_core::snapshot::{self, FrozenBase, NOW};
+use vhd_core::snapshot::{self, FrozenBase, NOW, SnapshotError};
 use vhd_core::units::u64_from;
 use vhd_nbd::client::{ClientOptions, NbdDevice, NbdUri};
 
@@ -249,16 +249,20 @@ pub(crate) fn image_path(given: &Path) -> Result<PathBuf, Failure> {
         let message = "this works on image files, and that is a disk on a server";
         return Err(Failure::new(Kind::Uri, message).about(output::path_text(given)));
     }
-    if given.symlink_metadata().is_ok() {
-        if let Some(frozen) = snapshot::frozen_base(given) {
-            tell_frozen(given, &frozen);
-        }
-        return Ok(given.to_owned());
+    if given.symlink_metadata().is_ok()
+        && let Some(frozen) = snapshot::frozen_base(given)
+    {
+        tell_frozen(given, &frozen);
     }
-    let Some((disk, name)) = split_snapshot(given) else {
-        return Ok(given.to_owned());
-    };
-    Ok(snapshot::resolve(disk, name)?)
+    Ok(named_file(given)?)
+}
+
+/// The same for what was used as an image already: nothing is told of it.
+pub(crate) fn named_file(given: &Path) -> Result<PathBuf, SnapshotError> {
+    match split_snapshot(given).filter(|_| given.symlink_metadata().is_err()) {
+        Some((disk, name)) => snapshot::resolve(disk, name),
+        None => Ok(given.to_owned()),
+    }
 }
 
 /// What the user named, if that is meant as an NBD URI. A file that is called so can be given as `./nbd:...`.

@@ -68,7 +68,10 @@ fn exact_product(whole: &str, fraction: &str, factor: u64) -> Result<u64, String
 
 /// The size of a disk: sectors, at least one, at most what a VHD can hold.
 pub(crate) fn parse_disk_size(text: &str) -> Result<u64, String> {
-    let bytes = parse_bytes(text)?;
+    parse_bytes(text).and_then(check_disk_size)
+}
+
+fn check_disk_size(bytes: u64) -> Result<u64, String> {
     if bytes == 0 {
         return Err(format!("a disk has at least {SECTOR_SIZE} bytes"));
     }
@@ -86,6 +89,36 @@ pub(crate) fn parse_disk_size(text: &str) -> Result<u64, String> {
         ));
     }
     Ok(bytes)
+}
+
+/// A size as it is to be, or by how much it is to change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NewSize {
+    Exactly(u64),
+    Larger(u64),
+    Smaller(u64),
+}
+
+impl NewSize {
+    /// The size in bytes of a disk that has `present` bytes.
+    pub(crate) fn of(self, present: u64) -> Result<u64, String> {
+        let bytes = match self {
+            Self::Exactly(bytes) => return Ok(bytes),
+            Self::Larger(bytes) => present.saturating_add(bytes),
+            Self::Smaller(bytes) => present.saturating_sub(bytes),
+        };
+        check_disk_size(bytes).map_err(|reason| format!("the disk has {present} bytes: {reason}"))
+    }
+}
+
+/// The new size of a disk: as [`parse_disk_size`] takes it, or `+10G`, `-10G` for a change.
+pub(crate) fn parse_new_size(text: &str) -> Result<NewSize, String> {
+    let change = |text: &str| parse_bytes(text).and_then(check_disk_size);
+    match (text.strip_prefix('+'), text.strip_prefix('-')) {
+        (Some(more), _) => change(more).map(NewSize::Larger),
+        (_, Some(less)) => change(less).map(NewSize::Smaller),
+        _ => parse_disk_size(text).map(NewSize::Exactly),
+    }
 }
 
 /// The size of the blocks of a sparse image.
@@ -160,6 +193,22 @@ mod tests {
         assert!(error.contains("512 and 1024 bytes"), "{error}");
         let error = parse_disk_size("2041G").unwrap_err();
         assert!(error.contains("2040.00 GiB"), "{error}");
+    }
+
+    #[test]
+    fn sizes_and_changes_of_size() {
+        let size = |text: &str, present| parse_new_size(text).and_then(|size| size.of(present));
+        for (text, bytes) in [
+            ("64M", 64 << 20),
+            ("+1G", 5 << 30),
+            ("-1G", 3 << 30),
+            ("+1s", (4 << 30) + 512),
+        ] {
+            assert_eq!(size(text, 4 << 30), Ok(bytes), "{text}");
+        }
+        for text in ["-4G", "-5G", "+2040G", "+0", "-1000", "+", "-", "+-1G", "--shrink"] {
+            assert!(size(text, 4 << 30).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -38,8 +38,8 @@ pub(crate) trait VirtioDevice: Send {
     /// Go on after [`pause`](Self::pause), with what came meanwhile.
     fn resume(&mut self);
 
-    /// What is behind the device may have another size now: its configuration says so from here on.
-    fn refresh_config(&mut self);
+    /// What is behind the device may have another size now: its configuration says so from here on. Whether it has changed.
+    fn refresh_config(&mut self) -> bool;
 
     /// The queue that is served; `None` if none is. The device is paused.
     fn served(&self) -> Option<Queue>;

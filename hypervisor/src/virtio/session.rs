@@ -58,7 +58,9 @@ impl Session {
 
     /// What is behind the device has another size: the driver is told, if there is one.
     pub(super) fn refresh_config(&mut self) {
-        self.device.refresh_config();
+        if !self.device.refresh_config() {
+            return;
+        }
         self.generation = self.generation.wrapping_add(1);
         if self.status & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
             self.interrupt.changed();

@@ -244,6 +244,17 @@ impl Payload {
     /// For ever: writes the number `n` to sector 8 `n`, flushes, and prints `n` (4 bytes) and a line feed. It begins
     /// with `first`.
     pub(crate) fn count_on_disk(self, disk: u32, first: u32) -> Self {
+        self.count(disk, first, |guest| guest)
+    }
+
+    /// The same, and what it prints and counts on from is what it has read back from there.
+    pub(crate) fn count_and_read_back(self, disk: u32, first: u32) -> Self {
+        self.count(disk, first, |guest| {
+            guest.store(data(disk), u32::MAX).request_as_set(disk, READ, 512)
+        })
+    }
+
+    fn count(self, disk: u32, first: u32, written: impl FnOnce(Self) -> Self) -> Self {
         let (counter, sector) = (data(disk), rings(disk) + HEADER + 8);
         let guest = self.store(counter, first).store(rings(disk) + HEADER + 12, 0);
         let start = guest.code.len();
@@ -253,7 +264,8 @@ impl Payload {
             .emit(&[0xc1, 0xe0, 0x03])
             .emit_with(&[0x89, 0x04, 0x25], &[sector])
             .request_as_set(disk, STORE, 512)
-            .request_as_set(disk, FLUSH, 0)
+            .request_as_set(disk, FLUSH, 0);
+        let guest = written(guest)
             .print_memory(counter, 4)
             .print("\n")
             // inc dword [counter]

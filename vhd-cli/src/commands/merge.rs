@@ -45,8 +45,8 @@ CHILD are pointed to it, and the files of the range are removed. A record beside
 after an interruption, a crash or a loss of power the same command goes on, and the machine may run in between. Refused \
 while other images depend on what would change (docs/dependants.md says where they are looked for; children elsewhere \
 are named by --child), unless --carry is given: each of them first takes over what it would read otherwise, and reads \
-the same at every moment. With --output nothing is changed: a new image is written in one go. While `vhd nbd` or \
-`vhd mount --rw` has the disk in use, that program merges layers below the file that it writes to.";
+the same at every moment. With --output nothing is changed: a new image is written in one go. While `vhd nbd`, \
+`vhd mount --rw` or `vhd vm run` has the disk in use, that program merges layers below the file that it writes to.";
 
 /// Arguments of `vhd merge`.
 #[derive(Args, Debug)]

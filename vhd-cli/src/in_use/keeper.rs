@@ -11,8 +11,9 @@ use vhd_core::snapshot::{Settled, SnapshotTree, Work};
 
 use super::Frontend;
 use crate::codes::Kind;
+use crate::commands::resize::ResizeJson;
 use crate::commands::{merge, resize};
-use crate::control::{Answer, Deleted, Job, Jobs, Taken, WaitingFile};
+use crate::control::{Answer, Deleted, Job, Jobs, ResizeJob, Taken, WaitingFile};
 use crate::failure::Failure;
 
 /// Does jobs on a disk.
@@ -37,7 +38,7 @@ impl<F: Frontend> Jobs for Keeper<F> {
             Job::SnapshotCreate { name } => self.take(&device, &name, work).map(Answer::Taken),
             Job::SnapshotDelete { name, subtree } => self.delete(&device, &name, subtree, work).map(Answer::Deleted),
             Job::Merge(job) => merge::in_use(&job, &device, progress, cancel).map(Answer::Merged),
-            Job::Resize(job) => resize::in_use(&job, &device, progress, cancel).map(Answer::Resized),
+            Job::Resize(job) => self.resize(&job, &device, work).map(Answer::Resized),
         }
     }
 }
@@ -60,6 +61,13 @@ impl<F: Frontend> Keeper<F> {
             snapshot: taken.created.snapshot,
             paused_us: u64::try_from(taken.paused.as_micros()).unwrap_or(u64::MAX),
         })
+    }
+
+    fn resize(&self, job: &ResizeJob, device: &LiveDevice, work: Work<'_>) -> Result<ResizeJson, Failure> {
+        let resized = resize::in_use(job, device, work.progress, work.cancel);
+        // After a failure, too, it has the size that it has.
+        self.frontend.resized();
+        resized
     }
 
     fn delete(&self, device: &Arc<LiveDevice>, name: &str, subtree: bool, work: Work<'_>) -> Result<Deleted, Failure> {

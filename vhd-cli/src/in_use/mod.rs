@@ -7,11 +7,14 @@
 
 mod keeper;
 
-use std::path::Path;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use vhd_core::chain::OpenedDisk;
-use vhd_core::device::{DeviceError, Disk, LiveDevice};
+use vhd_core::device::{BlockDevice as _, DeviceError, Disk, LiveDevice};
 use vhd_core::snapshot::{self, CreatedInUse, Manifest};
 
 use crate::control::Control;
@@ -26,6 +29,9 @@ pub(crate) trait Frontend: Send + Sync {
 
     /// Snapshots of the manifest are deleted: nobody who comes from now on is shown them.
     fn withdraw(&self, _manifest: &Manifest) {}
+
+    /// The disk may have another size.
+    fn resized(&self) {}
 }
 
 impl Frontend for () {}
@@ -89,7 +95,7 @@ impl InUse {
         drop(self.disk);
         match Arc::try_unwrap(self.device) {
             Ok(device) => device.close(),
-            Err(shared) => vhd_core::device::BlockDevice::flush(&*shared),
+            Err(shared) => shared.flush(),
         }
     }
 }
@@ -128,6 +134,32 @@ impl Opened {
         }
     }
 
+    /// The files on this host that it consists of at this moment, the leaf's first.
+    ///
+    /// # Errors
+    /// The kernel does not say what an open file is called.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn paths(&self) -> io::Result<Vec<PathBuf>> {
+        match self {
+            Self::Plain(opened) if opened.file_at_depth(0).is_none() => Ok(Vec::new()),
+            Self::Plain(opened) => Ok(opened.paths().to_vec()),
+            Self::Live(disk) => {
+                let present = disk.device.present();
+                let files = present.layers().iter().filter_map(|layer| layer.file().host_file());
+                files.map(name_now).collect()
+            }
+        }
+    }
+
+    /// That of the leaf at this moment: the device keeps the one that it began with.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn identity(&self) -> Option<[u8; 16]> {
+        match self {
+            Self::Plain(opened) => opened.disk().info().identity,
+            Self::Live(disk) => disk.device.present().info().identity,
+        }
+    }
+
     /// See [`InUse::stop`].
     pub(crate) fn stop(&mut self) {
         if let Self::Live(disk) = self {
@@ -145,4 +177,10 @@ impl Opened {
             Self::Live(disk) => disk.close(),
         }
     }
+}
+
+/// What an open file is called now.
+#[cfg(target_arch = "x86_64")]
+fn name_now(file: &File) -> io::Result<PathBuf> {
+    fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }

@@ -1,13 +1,15 @@
 //! Nothing changes what other images read without being told to.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Output};
 
 use vhd_core::chain::OpenOptions;
 
+use crate::mounted::{Mounted, fuse};
 use crate::support::{Lab, MIB};
+use crate::tools::{have, run};
 
 /// Hyper-V's layout: a base, and below it the disks of two machines, one with a snapshot.
 fn forest() -> Lab {
@@ -296,4 +298,28 @@ fn a_parent_of_another_date_is_told_with_both_dates() {
     let text = String::from_utf8(run.get_output().stderr.clone()).unwrap();
     assert!(text.contains("was modified at 2024-02-29T12:00:00Z"), "{text}");
     assert!(text.contains("child.avhd recorded 2021-01-01T00:00:00Z"), "{text}");
+}
+
+#[test]
+fn what_a_guest_keeps_on_a_mounted_disk_is_none_of_this_host() {
+    if !fuse() || !have(&["mkfs.ext4"], "a disk with images inside, mounted beside others") {
+        return;
+    }
+    let lab = Lab::new();
+    lab.dynamic("base.vhd", MIB);
+    fs::create_dir_all(lab.path("guest/deep/down")).unwrap();
+    lab.run(&["create", "guest/deep/down/child.avhd", "--parent", "base.vhd"], 0);
+    let disk = lab.path("disk.raw");
+    File::create(&disk).unwrap().set_len(16 * MIB).unwrap();
+    let guest = lab.path("guest");
+    run(
+        "mkfs.ext4",
+        ["-q".as_ref(), "-d".as_ref(), guest.as_os_str(), disk.as_os_str()],
+    );
+    lab.run(&["compact", "--free-space", "base.vhd"], 8);
+    fs::remove_dir_all(guest).unwrap();
+    let mounted = Mounted::new(&lab, &["disk.raw"]);
+    assert!(mounted.path("files/p0/deep/down/child.avhd").is_file());
+    lab.run(&["compact", "--free-space", "base.vhd"], 0);
+    mounted.unmount();
 }

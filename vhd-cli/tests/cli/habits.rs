@@ -108,6 +108,27 @@ fn a_directory_takes_the_name_of_the_source() {
 }
 
 #[test]
+fn a_disk_is_made_larger_or_smaller_by_so_much() {
+    let lab = lab();
+    let size = |image| lab.json(&["info", image], 0)["virtual_size"].as_u64().unwrap();
+    lab.dynamic("d.vhd", 4 * MIB);
+    lab.run(&["resize", "d.vhd", "+1M"], 0);
+    assert_eq!(size("d.vhd"), 5 * MIB);
+    lab.run(&["resize", "d.vhd", "-2M", "--shrink"], 0);
+    lab.run(&["resize", "--shrink", "d.vhd", "-1M"], 0);
+    assert_eq!(size("d.vhd"), 2 * MIB);
+    // Smaller only if it is said, never to nothing, never past what a VHD can hold.
+    lab.run(&["resize", "d.vhd", "-1M"], 8);
+    for change in ["-2M", "+2040G", "+0", "-1", "+x"] {
+        lab.run(&["resize", "d.vhd", change, "--shrink"], 2);
+    }
+    // The tree of base.vhd and child.avhd.
+    lab.run(&["resize", "child.avhd", "+4M", "--tree"], 0);
+    assert_eq!((size("base.vhd"), size("child.avhd")), (8 * MIB, 8 * MIB));
+    assert_eq!(size("d.vhd"), 2 * MIB);
+}
+
+#[test]
 fn quiet_is_quiet_about_all_but_failures() {
     let lab = lab();
     for command in ["info", "check", "hash", "measure"] {

@@ -242,21 +242,21 @@ fn a_job_has_a_rate_and_progress_and_is_interrupted_and_goes_on() {
     let lab = Lab::new();
     let (server, two) = slow(&lab);
     let slowly = [&DELETE[..], &["--rate", "512K", "--progress"]].concat();
-    for end in [Signal::INT, Signal::KILL] {
+    for end in [Signal::TERM, Signal::KILL] {
         let mut client = spawn(&lab, &slowly);
         wait_for_news(&mut client);
         // Another job has to wait, and says so.
         let busy = lab.run(&["snapshot", "create", "vm.vhd", "--name", "three"], 7);
         let said = stderr(&busy);
         assert!(said.contains("VHD-E0304") && said.contains("another command"), "{said}");
-        if end == Signal::INT {
+        if end == Signal::TERM {
             // So that it has something to say.
             thread::sleep(Duration::from_millis(1500));
         }
         kill_process(Pid::from_child(&client), end).unwrap();
         let ended = client.wait_with_output().unwrap();
         let said = String::from_utf8(ended.stderr).unwrap();
-        if end == Signal::INT {
+        if end == Signal::TERM {
             assert_eq!(ended.status.code(), Some(1), "{said}");
             assert!(said.contains("VHD-E0412"), "{said}");
             assert!(
@@ -271,16 +271,21 @@ fn a_job_has_a_rate_and_progress_and_is_interrupted_and_goes_on() {
     }
     // The same command goes on; the server may need a moment to see that the other one is gone.
     let begun = Instant::now();
-    let done = loop {
+    loop {
         let again = lab.vhd(&[&DELETE[..], &["--json"]].concat()).assert();
-        if again.get_output().status.code() == Some(0) {
-            break again;
+        match again.get_output().status.code() {
+            Some(0) => {
+                let report: Value = serde_json::from_slice(&again.get_output().stdout).unwrap();
+                assert_eq!(report["waiting"], json!([]), "{report}");
+                break;
+            }
+            // On a busy machine it may have been done before the server saw that.
+            Some(8) if stderr(&again).contains("VHD-E0309") => break,
+            _ => {}
         }
         assert!(begun.elapsed() < Duration::from_secs(60), "{}", stderr(&again));
         thread::sleep(Duration::from_millis(50));
-    };
-    let report: Value = serde_json::from_slice(&done.get_output().stdout).unwrap();
-    assert_eq!(report["waiting"], json!([]), "{report}");
+    }
     assert_eq!(
         lab.names().iter().filter(|name| name.ends_with(".avhd")).count(),
         1,

@@ -63,6 +63,8 @@ mod vm_kill;
 #[cfg(target_arch = "x86_64")]
 mod vm_linux;
 #[cfg(target_arch = "x86_64")]
+mod vm_live;
+#[cfg(target_arch = "x86_64")]
 mod vm_saved;
 
 #[path = "../../../image-formats/tests/support/vhdx_writer.rs"]

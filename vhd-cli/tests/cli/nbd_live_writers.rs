@@ -1,7 +1,7 @@
 //! Snapshots of a served disk that clients write to all the time: what is backed up from the server is what an independent
 //! reader finds in the frozen file and what the disk was at one moment; and nothing is lost when the server is killed.
 //!
-//! VHD_LIVE_CYCLES says how many snapshots are backed up and deleted (default 4), VHD_KILL_ROUNDS how often the server is
+//! VHD_LIVE_CYCLES says how many snapshots are backed up and deleted (default 4, rolling 3), VHD_KILL_ROUNDS how often the server is
 //! killed (default 12):
 //! `VHD_LIVE_CYCLES=200 VHD_KILL_ROUNDS=200 cargo test --release -p vhd-cli --test cli nbd_live_writers -- --nocapture`
 
@@ -41,6 +41,12 @@ fn write_in_scope<'scope>(scope: &'scope thread::Scope<'scope, '_>, lab: &Lab, c
         let rng = rng.fork();
         scope.spawn(move || write_on(stream, cells, client, rng));
     }
+}
+
+/// How many snapshots are backed up, if nothing else is said.
+fn cycles(default: usize) -> usize {
+    let cycles = std::env::var("VHD_LIVE_CYCLES");
+    cycles.map_or(default, |cycles| cycles.parse().expect("a number of cycles"))
 }
 
 /// The server of the disk's present state.
@@ -128,7 +134,7 @@ fn backups_of_a_disk_that_is_written_to() {
     if !have(&["nbdcopy", "python3"], "backups of a served disk") {
         return;
     }
-    let cycles = std::env::var("VHD_LIVE_CYCLES").map_or(4, |cycles| cycles.parse().expect("a number of cycles"));
+    let cycles = cycles(4);
     let lab = Lab::new();
     create_dynamic(&lab, DISK);
     let cells = Cells::new(0);
@@ -185,7 +191,6 @@ fn rolling_backups_keep_the_depth_of_the_chain() {
     if !have(&["nbdcopy", "python3"], "rolling backups of a served disk") {
         return;
     }
-    const CYCLES: usize = 5;
     let lab = Lab::new();
     create_dynamic(&lab, DISK);
     let cells = Cells::new(0);
@@ -198,7 +203,7 @@ fn rolling_backups_keep_the_depth_of_the_chain() {
         let server = KillOnDrop(&mut server);
         write_in_scope(scope, &lab, &cells, &mut rng);
         let mut oldest = None;
-        for cycle in 0..CYCLES {
+        for cycle in 0..cycles(ROLLING + 1) {
             let name = format!("s{cycle}");
             lab.run(&["snapshot", "create", DISK, "--name", &name], 0);
             let uri = format!("nbd+unix:///disk@{name}?socket={}", socket.display());

@@ -11,6 +11,8 @@ use vhd_core::chain::{ImageFormat, OpenOptions};
 use vhd_core::image::{create_dynamic, create_fixed};
 use vhd_core::storage::StagedFile;
 
+use crate::tools::have;
+
 pub(crate) const MIB: u64 = 1 << 20;
 
 /// The command that reads images, each with the arguments that make it read `image`.
@@ -30,6 +32,17 @@ pub(crate) fn reading_commands(image: &str) -> Vec<Vec<String>> {
     ];
     let owned = |words: Vec<&str>| words.into_iter().map(str::to_owned).collect();
     commands.into_iter().map(owned).collect()
+}
+
+/// The command, killed with the thread that starts it: nothing goes on when the test fails or is killed.
+pub(crate) fn beside_the_test() -> std::process::Command {
+    if !have(&["setpriv"], "whether what a killed test has started ends with it") {
+        return std::process::Command::new(env!("CARGO_BIN_EXE_vhd"));
+    }
+    // It becomes the command: the process is the same.
+    let mut command = std::process::Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--", env!("CARGO_BIN_EXE_vhd")]);
+    command
 }
 
 /// A directory of its own.
@@ -107,7 +120,11 @@ impl Lab {
 
     /// The command, to be run in the directory.
     pub(crate) fn vhd(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vhd"));
+        let mut command = match args.first() {
+            // A machine may run for ever.
+            Some(&"vm") => Command::from_std(beside_the_test()),
+            _ => Command::new(env!("CARGO_BIN_EXE_vhd")),
+        };
         command.args(args).current_dir(self.dir.path());
         command
     }

@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use vhd_core::chain::OpenOptions;
 
 use crate::payload::{FLUSH, Payload, READ, STORE, data, has_kvm};
-use crate::support::{Lab, MIB, stderr, stdout};
+use crate::support::{Lab, MIB, beside_the_test, stderr, stdout};
 
 /// Where the guests find a text, and where they copy it to: sectors.
 const FROM: u32 = 3;
@@ -52,7 +52,7 @@ fn copied(image: &Path) -> Vec<u8> {
 
 /// A machine that runs beside the test.
 fn start(lab: &Lab, args: &[&str]) -> Child {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vhd"));
+    let mut command = beside_the_test();
     command.args(args).current_dir(lab.path("."));
     command
         .stdin(Stdio::piped())

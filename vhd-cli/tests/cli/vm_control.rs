@@ -4,13 +4,17 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
+use std::thread;
 
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::payload::{Payload, has_kvm};
-use crate::support::{Lab, stderr, stdout};
+use crate::support::{Lab, beside_the_test, stderr, stdout};
+use crate::tools::have;
 use crate::vm::{chain, kernel};
 
 /// A machine that runs beside the test, under a name that no other test has.
@@ -32,7 +36,7 @@ impl Running {
 
     /// Runs a command of `vhd vm` that is a machine.
     pub(crate) fn start_command(lab: &Lab, begin: &[&str], args: &[&str], name: &str) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vhd"));
+        let mut command = beside_the_test();
         command.arg("vm").args(begin).args(args).current_dir(lab.path("."));
         command
             .stdin(Stdio::null())
@@ -94,6 +98,19 @@ fn lab() -> Lab {
     let lab = Lab::new();
     chain(&lab);
     lab
+}
+
+#[test]
+fn machines_end_with_the_test_that_started_them() {
+    if !has_kvm("machines whose test is gone") || !have(&["setpriv"], "machines whose test is gone") {
+        return;
+    }
+    let lab = lab();
+    kernel(&lab, "guest", &waits());
+    let start = || Running::start(&lab, "orphan", &["leaf.avhd", "--kernel", "guest"]);
+    let running = thread::scope(|scope| scope.spawn(start).join().unwrap());
+    let output = running.child.wait_with_output().unwrap();
+    assert_eq!(output.status.signal(), Some(Signal::KILL.as_raw()));
 }
 
 #[test]

@@ -1,13 +1,13 @@
 //! A machine that is killed while its guest writes, over and over.
 
 use std::io::Read as _;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use vhd_core::chain::OpenOptions;
 
 use crate::kills::kill_rounds;
 use crate::payload::{Payload, has_kvm};
-use crate::support::Lab;
+use crate::support::{Lab, beside_the_test};
 use crate::vm::{chain, kernel};
 
 /// Acknowledgements that are waited for at least, in each round.
@@ -28,7 +28,7 @@ fn inv_70_what_the_guest_was_told_to_be_flushed_survives_a_kill() {
     for round in 0..kill_rounds() {
         let count = ACKNOWLEDGED + fastrand::usize(..MORE);
         kernel(&lab, "guest", &Payload::new().start_disk(0).count_on_disk(0, last + 1));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vhd"));
+        let mut command = beside_the_test();
         command.args(["vm", "run", "leaf.avhd", "--kernel", "guest"]);
         command
             .current_dir(lab.path("."))

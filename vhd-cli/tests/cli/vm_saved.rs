@@ -29,7 +29,7 @@ fn counting(lab: &Lab, label: &str) -> Running {
 }
 
 /// Reads so many numbers of the guest's console, which must follow `last`; returns the last one.
-fn read_on(running: &mut Running, count: u32, last: u32) -> u32 {
+pub(crate) fn read_on(running: &mut Running, count: u32, last: u32) -> u32 {
     let console = running.child.stdout.as_mut().unwrap();
     for number in last + 1..=last + count {
         let mut line = [0; 5];
@@ -54,7 +54,7 @@ fn save(lab: &Lab, running: Running, file: &str, last: u32) -> u32 {
     last * 5 + u32::try_from(output.stdout.len()).unwrap()
 }
 
-fn restore(lab: &Lab, name: &str, file: &str) -> Running {
+pub(crate) fn restore(lab: &Lab, name: &str, file: &str) -> Running {
     Running::start_command(lab, &["restore", file, "--name", name], &[], name)
 }
 

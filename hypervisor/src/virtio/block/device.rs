@@ -150,10 +150,10 @@ impl VirtioDevice for Block {
         let _ = self.shared.doorbell.write(1);
     }
 
-    fn refresh_config(&mut self) {
-        let writeback = self.config[WRITEBACK];
-        self.config = config::config(&self.disk);
-        self.config[WRITEBACK] = writeback;
+    fn refresh_config(&mut self) -> bool {
+        let mut config = config::config(&self.disk);
+        config[WRITEBACK] = self.config[WRITEBACK];
+        std::mem::replace(&mut self.config, config) != config
     }
 
     fn served(&self) -> Option<Queue> {

@@ -10,8 +10,11 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use vhd_core::chain::OpenOptions;
 use vhd_core::device::LiveDevice;
+use vhd_core::image::Footers;
+use vhd_core::job::require_no_job;
 use vhd_core::ops::Progress;
 use vhd_core::ops::resize::{FilePlan, Request, Resize, ResizePlan, plan_in_use, resize_in_use};
+use vhd_core::storage::{Access, HostFile, Sharing};
 
 use crate::children::{self, ChildrenArgs};
 use crate::control::{self, Along, ResizeJob};
@@ -20,7 +23,7 @@ use crate::failure::Failure;
 use crate::input::{ChainArgs, Source, SourceArgs, require_file};
 use crate::output::{self, ReportArgs, path_text};
 use crate::progress::ProgressArgs;
-use crate::size::parse_disk_size;
+use crate::size::{NewSize, parse_new_size};
 use crate::{human, interrupt};
 
 pub(crate) const NAME: &str = "resize";
@@ -28,7 +31,7 @@ pub(crate) const NAME: &str = "resize";
 const EXAMPLES: &str = "\
 Examples:
   vhd resize disk.vhd 128G
-  vhd resize disk.vhd 128G --fix-gpt
+  vhd resize disk.vhd +10G --fix-gpt
   vhd resize disk.vhd 32G --shrink --dry-run
   vhd resize snap.avhd 128G --tree
   vhd resize 'nbd+unix:///?socket=/run/disk.sock' 128G       a disk that vhd nbd --resizable serves
@@ -39,7 +42,7 @@ based on one another have one size: --tree resizes all that the image is based o
 those, as far as their directories show. Either all images get the new size or none. After a crash the same command \
 goes on. With --fix-gpt the backup of a GUID partition table is moved to the new end of the disk; then partitions can \
 be enlarged by the guest's own tools. With an NBD URI the server is asked to resize the disk, which stays in use. A disk \
-that `vhd nbd` or `vhd mount --rw` has in use is made larger by that program, if it has no parent and no \
+that `vhd nbd`, `vhd mount --rw` or `vhd vm run` has in use is made larger by that program, if it has no parent and no \
 snapshots; everything else waits until that has ended.";
 
 /// Arguments of `vhd resize`.
@@ -48,9 +51,9 @@ snapshots; everything else waits until that has ended.";
 pub(crate) struct ResizeArgs {
     /// The image: a VHD that nothing else uses; or the NBD URI of a disk that is served
     image: PathBuf,
-    /// The size of the disk: bytes, or with a suffix: 512s, 64M, 1.5G
-    #[arg(value_parser = parse_disk_size)]
-    size: u64,
+    /// The size of the disk: bytes, or with a suffix: 512s, 64M, 1.5G; +10G or -10G for a change
+    #[arg(value_parser = parse_new_size, allow_hyphen_values = true)]
+    size: NewSize,
     /// Let the disk become smaller
     #[arg(long)]
     shrink: bool,
@@ -163,10 +166,13 @@ pub(crate) fn run(args: &ResizeArgs) -> Result<Exit, Failure> {
     let source = Source::or_remote(&args.image, None)?;
     let json = match source.remote() {
         Some(uri) => remote::run(args, &source.name, uri)?,
-        None => match asked_for(args, &source)? {
-            Some(json) => json,
-            None => resize(args, &source)?,
-        },
+        None => {
+            let size = wanted_size(args, &source)?;
+            match asked_for(args, &source, size)? {
+                Some(json) => json,
+                None => resize(args, &source, size)?,
+            }
+        }
     };
     for warning in &json.warnings {
         output::warning(warning);
@@ -175,15 +181,32 @@ pub(crate) fn run(args: &ResizeArgs) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
+/// The size that an image on this host is to have. A change is one of the size that it has now, which nobody can tell
+/// while another job is open.
+fn wanted_size(args: &ResizeArgs, source: &Source) -> Result<u64, Failure> {
+    if let NewSize::Exactly(bytes) = args.size {
+        return Ok(bytes);
+    }
+    require_no_job([&source.path])?;
+    let file = HostFile::open(&source.path, Access::ReadOnly, Sharing::Unlocked)?;
+    let footers = Footers::read(&file).map_err(|error| Failure::from(error).about(&source.name))?;
+    changed(args.size, footers.footer.current_size, &source.name)
+}
+
+/// The size that a disk of `present` bytes is to have.
+fn changed(size: NewSize, present: u64, name: &str) -> Result<u64, Failure> {
+    size.of(present).map_err(|reason| Failure::usage(reason).about(name))
+}
+
 /// Has the program do it that has the disk in use, if there is one.
-fn asked_for(args: &ResizeArgs, source: &Source) -> Result<Option<ResizeJson>, Failure> {
+fn asked_for(args: &ResizeArgs, source: &Source, size: u64) -> Result<Option<ResizeJson>, Failure> {
     let Some(disk) = (!args.offline).then(|| control::user_of(&source.path)).flatten() else {
         return Ok(None);
     };
     let image = path::absolute(&source.path).map_err(|error| Failure::io("find", &source.path, &error))?;
     let job = ResizeJob {
         image,
-        size: args.size,
+        size,
         shrink: args.shrink,
         tree: args.tree,
         fix_gpt: args.fix_gpt,
@@ -229,14 +252,14 @@ pub(crate) fn in_use(
 }
 
 /// Resizes an image, or says what would be done.
-fn resize(args: &ResizeArgs, source: &Source) -> Result<ResizeJson, Failure> {
+fn resize(args: &ResizeArgs, source: &Source, size: u64) -> Result<ResizeJson, Failure> {
     let chain = args.chain.clone();
     let options = SourceArgs { from: None, chain }.options(source);
     let options = options.ignore_children(args.children.ignore_children);
     let cancel = interrupt::flag_on_interrupt();
     let request = Request {
         image: &args.image,
-        size: args.size,
+        size,
         shrink: args.shrink,
         tree: args.tree,
         fix_gpt: args.fix_gpt,

@@ -29,13 +29,13 @@ pub(super) fn run(args: &ResizeArgs, name: &str, uri: &NbdUri) -> Result<ResizeJ
             "its server does not let clients change its size (a server of this program does with --resizable)";
         return Err(Failure::new(Kind::Library(vhd_nbd::kinds::RESIZE_REFUSED.into()), message).about(name));
     }
-    if args.size < disk_size && !args.shrink {
-        let size = args.size;
+    let size = super::changed(args.size, disk_size, name)?;
+    if size < disk_size && !args.shrink {
         return Err(Failure::from(ResizeError::ShrinkNotAsked { disk_size, size }).about(name));
     }
-    let changes = args.size != disk_size;
+    let changes = size != disk_size;
     if changes && !args.dry_run {
-        device.resize(args.size)?;
+        device.resize(size)?;
     }
     let file = changes.then(|| FileJson {
         path: name.to_owned(),
@@ -49,7 +49,7 @@ pub(super) fn run(args: &ResizeArgs, name: &str, uri: &NbdUri) -> Result<ResizeJ
     Ok(ResizeJson {
         image: name.to_owned(),
         dry_run: args.dry_run,
-        size: args.size,
+        size,
         resumed: false,
         files: file.into_iter().collect(),
         gpt_moved: false,

@@ -27,8 +27,8 @@ Examples:
 DISK is the base image or any other file of the disk. A snapshot freezes the file that was written to and makes a child \
 of it, which is written to from then on: `vhd snapshot list` says which file a guest must use, and DISK@now reads it. \
 Names and the file that is written to are in a small document beside the base, DISK.snapshots; `rescan` makes it anew \
-from the images. `create` and `delete` work on a disk that `vhd nbd` serves, too: the server goes on in the new file and \
-serves the snapshot, and merges the files of deleted snapshots while the disk is in use. Each command first brings an interrupted one to its end. A deleted snapshot's file stays until nothing \
+from the images. `create` and `delete` work on a disk that `vhd nbd`, `vhd mount --rw` or `vhd vm run` has in use, too: that program \
+goes on in the new file, and merges the files of deleted snapshots while the disk is in use. Each command first brings an interrupted one to its end. A deleted snapshot's file stays until nothing \
 needs it: see docs/snapshots.md for what happens when.";
 
 /// Arguments of `vhd snapshot`.

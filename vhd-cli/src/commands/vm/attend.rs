@@ -75,14 +75,17 @@ impl Attended {
     pub(super) fn run(self, make: impl FnOnce(&Self) -> Result<Machine, Failure>) -> Result<Exit, Failure> {
         let ended = make(&self).and_then(|machine| self.attend(machine));
         // Whatever happened to the machine, the images are closed in order.
+        // INV-75: the chains are described when no command can change them any more.
+        self.disks.stop();
         let disks = self.disks.describe();
         let closed = self.disks.close();
         let ended = ended.and_then(|end| closed.map(|()| end));
         // INV-86: the file of a saved machine is complete only when its disks are.
-        let completed = match &ended {
-            Ok(End::Saved) => self.saving.complete(Ok(self.record(disks).bytes())),
-            Ok(_) => Ok(()),
-            Err(failure) => self.saving.complete(Err(failure)),
+        let completed = match (&ended, disks) {
+            (Ok(End::Saved), Ok(disks)) => self.saving.complete(Ok(self.record(disks).bytes())),
+            (Ok(End::Saved), Err(failure)) => self.saving.complete(Err(&failure)).and(Err(failure)),
+            (Ok(_), _) => Ok(()),
+            (Err(failure), _) => self.saving.complete(Err(failure)),
         };
         let ended = ended.and_then(|end| completed.map(|()| end));
         self.events.say(&match &ended {
@@ -108,6 +111,7 @@ impl Attended {
             .clone();
         let kernel = facts.kernel.clone();
         let handle = machine.handle();
+        self.disks.belong_to(handle.clone());
         let worker = Worker::new(facts, handle, self);
         let listen = |claim| Server::listen(claim, Arc::new(worker));
         // The machine and its disks are made: nothing starts a program or changes the process from here on.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 
-use super::disks::DiskSpec;
+use super::disk_spec::DiskSpec;
 use super::manage::NamedArgs;
 use super::worker::{Answer, Client, Job};
 use crate::codes::Kind;

@@ -3,9 +3,12 @@
 mod attend;
 mod boot;
 mod console;
+mod disk_spec;
 mod disks;
 mod equip;
+mod guest;
 mod manage;
+mod open_disk;
 mod record;
 mod run;
 mod save;

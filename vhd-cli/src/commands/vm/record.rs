@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::disks::DiskSpec;
+use super::disk_spec::DiskSpec;
 use super::worker::MachineName;
 use crate::codes::Kind;
 use crate::failure::Failure;

@@ -8,7 +8,8 @@ use vhd_core::error::with_causes;
 
 use super::attend::Attended;
 use super::boot::Started;
-use super::disks::{self, DiskSpec, OpenDisks};
+use super::disk_spec::DiskSpec;
+use super::disks::{self, OpenDisks};
 use super::save::state_failed;
 use super::worker::{Event, Facts, MachineName};
 use crate::children::ChildrenArgs;

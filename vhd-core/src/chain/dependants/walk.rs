@@ -32,6 +32,8 @@ struct Waiting {
     is_limited: bool,
     /// The file system that is not left.
     device: Option<u64>,
+    /// The file system of the directory that it is in, of those that were come across.
+    above: Option<u64>,
 }
 
 /// What is left of the limits.
@@ -54,6 +56,8 @@ impl Budget {
     }
 }
 
+/// What statfs(2) calls file systems in user space.
+const FUSE: rustix::fs::FsWord = 0x6573_5546;
 /// Files between two looks at the clock.
 const CLOCK: usize = 64;
 
@@ -105,6 +109,7 @@ impl<'a> Walk<'a> {
                 depth: depth.unwrap_or(self.limits.depth),
                 is_limited: depth.is_none(),
                 device: None,
+                above: None,
             });
         }
         self.drain();
@@ -124,6 +129,7 @@ impl<'a> Walk<'a> {
                 device: dir.metadata().ok().map(|metadata| metadata.dev()),
                 depth: depth.unwrap_or(0),
                 is_limited: false,
+                above: None,
                 dir,
             });
         }
@@ -166,6 +172,9 @@ impl<'a> Walk<'a> {
         if waiting.device.is_some_and(|device| device != metadata.dev()) {
             return Ok(true);
         }
+        if waiting.above.is_some_and(|device| device != metadata.dev()) && shows_a_disk(&waiting.dir) {
+            return Ok(true);
+        }
         if self.budget.is_late() {
             return Ok(self.late(&waiting.dir));
         }
@@ -173,7 +182,7 @@ impl<'a> Walk<'a> {
             return Ok(true);
         }
         for entry in fs::read_dir(&waiting.dir)? {
-            if !self.note(&entry?, waiting)? {
+            if !self.note(&entry?, waiting, metadata.dev())? {
                 return Ok(false);
             }
         }
@@ -190,10 +199,10 @@ impl<'a> Walk<'a> {
         false
     }
 
-    fn note(&mut self, entry: &DirEntry, waiting: &Waiting) -> io::Result<bool> {
+    fn note(&mut self, entry: &DirEntry, waiting: &Waiting, device: u64) -> io::Result<bool> {
         let kind = entry.file_type()?;
         if kind.is_dir() {
-            self.note_directory(entry.path(), waiting, is_hidden(entry));
+            self.note_directory(entry.path(), waiting, device, is_hidden(entry));
         } else if kind.is_file() || kind.is_symlink() {
             let path = entry.path();
             // A name that is gone by now, or a link to nowhere, leads to no image.
@@ -215,13 +224,14 @@ impl<'a> Walk<'a> {
         Ok(true)
     }
 
-    fn note_directory(&mut self, dir: PathBuf, waiting: &Waiting, hidden: bool) {
+    fn note_directory(&mut self, dir: PathBuf, waiting: &Waiting, device: u64, hidden: bool) {
         match (hidden, self.must_be_known) {
             (true, true) => self.hidden.push(aside(dir)),
             (true, false) => {}
             (false, _) if waiting.depth > 0 => self.waiting.push_back(Waiting {
                 dir,
                 depth: waiting.depth - 1,
+                above: Some(device),
                 ..*waiting
             }),
             (false, _) if waiting.is_limited => self.doubt(Doubt::depth(&dir, self.limits.depth)),
@@ -257,6 +267,13 @@ impl<'a> Walk<'a> {
 /// A directory that is looked at as far as it goes, with those in it.
 fn aside(dir: PathBuf) -> Root {
     Root { dir, depth: Some(1) }
+}
+
+/// Whether a disk is mounted here by `vhd mount`: what is in it belongs to a guest, whose images name no file of this host.
+/// Only asked where a file system begins.
+fn shows_a_disk(dir: &Path) -> bool {
+    let is_fuse = rustix::fs::statfs(dir).is_ok_and(|status| status.f_type == FUSE);
+    is_fuse && ["disk.raw", "info.json"].iter().all(|name| dir.join(name).is_file())
 }
 
 fn is_hidden(entry: &DirEntry) -> bool {

@@ -14,7 +14,8 @@ use super::saving::Pending;
 use super::{Console, Event, Events, MachineName, Saving};
 use crate::codes::Kind;
 use crate::commands::vm::attend::Attended;
-use crate::commands::vm::disks::{DiskSpec, OpenDisks};
+use crate::commands::vm::disk_spec::DiskSpec;
+use crate::commands::vm::disks::OpenDisks;
 use crate::commands::vm::run::failed;
 use crate::failure::Failure;
 

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::MachineName;
-use crate::commands::vm::disks::DiskSpec;
+use crate::commands::vm::disk_spec::DiskSpec;
 
 /// Changes when a message changes its meaning.
 pub(super) const VERSION: u32 = 1;

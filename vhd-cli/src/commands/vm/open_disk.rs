@@ -1,0 +1,196 @@
+//! A disk of a machine, open.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use vhd_block::Disk;
+use vhd_core::chain::{OpenOptions, OpenedDisk};
+use vhd_core::error::with_causes;
+use vhd_core::ops::resize::{Opening, ResizableDisk};
+use vhd_nbd::client::NbdUri;
+
+use super::disk_spec::DiskSpec;
+use super::guest::Guest;
+use super::record::{SavedDisk, SavedFile, hex};
+use crate::children;
+use crate::codes::Kind;
+use crate::failure::Failure;
+use crate::format_arg::FormatArg;
+use crate::in_use;
+use crate::input::{ChainArgs, Source, SourceArgs};
+use crate::output;
+use crate::throw_away;
+
+/// A disk of a machine that is open.
+pub(super) struct OpenDisk {
+    /// As messages name it.
+    pub(super) image: String,
+    /// What the guest sees as its serial number.
+    pub(super) id: String,
+    pub(super) read_only: bool,
+    /// Where it is in the machine.
+    pub(super) slot: usize,
+    /// From any directory.
+    pub(super) spec: DiskSpec,
+    pub(super) ignore_children: bool,
+    pub(super) opened: Opened,
+}
+
+/// What is open, whether or not clients of the machine can change its size.
+pub(super) enum Opened {
+    /// With a control socket, if its snapshots can come and go.
+    Disk(in_use::Opened),
+    Resizable(Arc<ResizableDisk>, Disk, PathBuf),
+}
+
+impl Opened {
+    pub(super) fn disk(&self) -> Disk {
+        match self {
+            Self::Disk(opened) => opened.disk(),
+            Self::Resizable(_, disk, _) => disk.clone(),
+        }
+    }
+
+    /// The files on this host that it consists of at this moment, the leaf's first.
+    fn paths(&self) -> io::Result<Vec<PathBuf>> {
+        match self {
+            Self::Disk(opened) => opened.paths(),
+            Self::Resizable(_, _, path) => Ok(vec![path.clone()]),
+        }
+    }
+
+    /// That of the leaf at this moment.
+    fn identity(&self) -> Option<[u8; 16]> {
+        match self {
+            Self::Disk(opened) => opened.identity(),
+            Self::Resizable(_, disk, _) => disk.info().identity,
+        }
+    }
+
+    /// Commands begin nothing on it any more, and what one has begun comes to a safe end.
+    pub(super) fn stop(&mut self) {
+        if let Self::Disk(opened) = self {
+            opened.stop();
+        }
+    }
+
+    pub(super) fn close(self) -> Result<(), Failure> {
+        match self {
+            Self::Disk(opened) => Ok(opened.close()?),
+            Self::Resizable(disk, _, _) => Ok(disk.close()?),
+        }
+    }
+}
+
+impl OpenDisk {
+    /// What is to be known of it to open it again. Its files may still change.
+    pub(super) fn describe(&self) -> Result<SavedDisk, Failure> {
+        let paths = self.opened.paths();
+        let paths = paths.map_err(|error| Failure::io("find the files of", Path::new(&self.image), &error))?;
+        let spec = match (&self.opened, paths.first()) {
+            (Opened::Disk(opened), Some(leaf)) if opened.live().is_some() => self.spec.of_leaf(leaf),
+            _ => self.spec.clone(),
+        };
+        let identity = self.opened.identity();
+        Ok(SavedDisk {
+            slot: self.slot,
+            spec,
+            id: self.id.clone(),
+            read_only: self.read_only,
+            ignore_children: self.ignore_children,
+            identity: identity.map(|identity| hex(&identity)).unwrap_or_default(),
+            size: self.opened.disk().size(),
+            files: paths.iter().map(|path| SavedFile::new(path)).collect(),
+        })
+    }
+}
+
+/// How images are opened.
+pub(super) struct How {
+    pub(super) chain: ChainArgs,
+    pub(super) ignore_children: bool,
+}
+
+pub(super) fn open(
+    how: &How,
+    spec: &DiskSpec,
+    source: &Source,
+    read_only: bool,
+    guest: &Guest,
+) -> Result<Opened, Failure> {
+    let plain = |opened| Opened::Disk(in_use::Opened::Plain(opened));
+    let input = SourceArgs {
+        from: spec.typed().format,
+        chain: how.chain.clone(),
+    };
+    if let Some(uri) = source.remote() {
+        return open_remote(spec, &input, source, uri, read_only).map(plain);
+    }
+    if spec.snapshot {
+        return throw_away::open(&input, source).map(plain);
+    }
+    let options = input.options(source).write(!read_only);
+    let options = options.ignore_children(how.ignore_children);
+    if spec.resizable {
+        return open_resizable(source, &options);
+    }
+    let opened = options.open(&source.path).map_err(children::explain)?;
+    opened.warnings().iter().for_each(output::warning);
+    in_use::Opened::new(opened, &source.path, guest.clone()).map(Opened::Disk)
+}
+
+/// Opens a disk whose size can change; one that has a parent or children is refused.
+fn open_resizable(source: &Source, options: &OpenOptions) -> Result<Opened, Failure> {
+    match ResizableDisk::open(&source.path, options).map_err(children::explain)? {
+        Opening::Resizable(disk) => {
+            disk.warnings().iter().for_each(output::warning);
+            let handle = Disk::new(Arc::clone(&disk) as _);
+            Ok(Opened::Resizable(disk, handle, source.path.clone()))
+        }
+        Opening::Plain { disk, reason } => {
+            disk.close()?;
+            let reason = with_causes(&reason);
+            let message = format!("{}: its size cannot change while it is in use: {reason}", source.name);
+            Err(Failure::new(Kind::MachineCannot, message))
+        }
+    }
+}
+
+/// Opens a disk on a server: the bytes of its export, or for reading only, with `vhd:` before the URI, the image that they are.
+fn open_remote(
+    spec: &DiskSpec,
+    input: &SourceArgs,
+    source: &Source,
+    uri: &NbdUri,
+    read_only: bool,
+) -> Result<OpenedDisk, Failure> {
+    let refused = |message: &str| Err(Failure::usage(message).about(&source.name));
+    if spec.resizable {
+        return refused("the size of a disk on a server is changed by the server");
+    }
+    if spec.snapshot {
+        return refused("a temporary layer needs an image below it, and that is a disk on a server");
+    }
+    if input.from == Some(FormatArg::Vhd) && !read_only {
+        return refused("an image on a server is opened for reading only: add `,ro`");
+    }
+    let opened = input.open_remote(source, uri, !read_only)?;
+    opened.warnings().iter().for_each(output::warning);
+    Ok(opened)
+}
+
+/// The beginning of a disk's identity, in hexadecimal digits: the same after a move. Zeroes for a disk that has none.
+pub(super) fn serial(identity: Option<[u8; 16]>) -> String {
+    hex(&identity.unwrap_or_default()[..10])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn serials_have_twenty_digits() {
+        assert_eq!(serial(Some([0xab; 16])), "abababababababababab");
+    }
+}
