@@ -136,7 +136,7 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        // Another program may look at every mount for a moment.
+        // A process that another test is just starting has the open files of this one for a moment.
         let unmounted = (0..100).any(|_| {
             let done = Command::new("umount").arg(&self.dir).output();
             let done = done.is_ok_and(|output| output.status.success());

@@ -50,6 +50,24 @@ pub struct Image {
     pub bytes: Vec<u8>,
 }
 
+/// Unmounts. A process that another test is just starting has the open files of this one for a moment.
+fn unmount(mnt: &Path) {
+    let unmounts = || {
+        command("umount")
+            .arg(mnt)
+            .output()
+            .is_ok_and(|output| output.status.success())
+    };
+    let done = (0..200).any(|_| {
+        let done = unmounts();
+        if !done {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        done
+    });
+    assert!(done, "{} is in use", mnt.display());
+}
+
 impl Image {
     /// One of the small inputs beside the project, if they are at hand.
     pub fn shared_case(name: &str) -> Option<Self> {
@@ -118,7 +136,7 @@ impl Image {
         let mounted = command(mount).arg(&path).arg(&mnt).output().unwrap();
         assert!(mounted.status.success(), "{}", String::from_utf8_lossy(&mounted.stderr));
         change(&mnt);
-        assert!(command("umount").arg(&mnt).status().unwrap().success());
+        unmount(&mnt);
         // The program ends a moment after its file system is unmounted.
         let in_use = || {
             command("fuser")
