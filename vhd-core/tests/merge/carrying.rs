@@ -499,3 +499,42 @@ fn a_carried_child_elsewhere_is_named() {
     let base = open(&chain.paths[0], false).chain().unwrap().leaf().unique_id();
     assert_eq!(parent_id_of(&path), base);
 }
+
+/// Between the look and the work another command makes a child: it reads the target's own sectors.
+#[test]
+fn inv_46_who_comes_to_rely_on_the_target_after_the_plan_is_seen() {
+    let mut rng = seeded(0x115, "newcomers");
+    for carries in [false, true] {
+        let dir = temp_dir();
+        let chain = Chain::random(dir.path(), &mut rng, 2);
+        let path = |name: &str| dir.path().join(name);
+        if carries {
+            create_child(&path("before.avhd"), &chain.paths[0], None, &OpenOptions::new()).unwrap();
+        }
+        let request = MergeRequest {
+            into: Some(chain.paths[0].clone()),
+            carry: carries,
+            ..MergeRequest::new(&chain.paths[2])
+        };
+        let plan = plan(&request).unwrap();
+        create_child(&path("new.avhd"), &chain.paths[0], None, &OpenOptions::new()).unwrap();
+        let error = merge(&plan, &options(), &()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::HasChildren, "{error}");
+        assert!(error.to_string().contains("new.avhd"), "{error}");
+        assert!(!error.to_string().contains("before.avhd"), "{error}");
+        let check = || {
+            assert_reads(&path("new.avhd"), &chain.contents[0]);
+            if carries {
+                assert_reads(&path("before.avhd"), &chain.contents[0]);
+            }
+        };
+        check();
+        for (path, content) in chain.paths.iter().zip(&chain.contents) {
+            assert_reads(path, content);
+        }
+        // The same command knows of it now.
+        run(&MergeRequest { carry: true, ..request }).unwrap();
+        check();
+        assert_reads(&chain.paths[0], &chain.contents[2]);
+    }
+}

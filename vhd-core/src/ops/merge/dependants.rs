@@ -4,9 +4,9 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::MergeError;
 use super::error::Dependant;
 use super::known::Known;
+use super::{MergeError, MergePlan};
 use crate::chain::ChainError;
 use crate::chain::dependants::{Dependants as Found, Search};
 use crate::format::UniqueId;
@@ -97,6 +97,21 @@ pub(super) fn find(
     children.sort();
     others.sort();
     Ok(Dependants { children, others })
+}
+
+/// INV-46: nobody has come to rely on a layer since the merge was planned. Asked when the target is held, which keeps
+/// newcomers away: whoever makes a child has its parent locked meanwhile.
+pub(super) fn refuse_newcomers(plan: &MergePlan) -> Result<(), MergeError> {
+    if plan.request.open.ignores_children() {
+        return Ok(());
+    }
+    let found = search(&plan.layers, &[]);
+    let mut dependants = find(&plan.layers, &found, &[], &Recorded::default())?.others;
+    dependants.retain(|other| plan.carried.iter().all(|carried| carried.path != other.path));
+    match dependants.is_empty() {
+        true => Ok(()),
+        false => Err(MergeError::HasChildren { dependants }),
+    }
 }
 
 /// The identity of the parent of one that is recorded. One that is gone is no business of the merge any more.

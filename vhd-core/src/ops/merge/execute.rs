@@ -86,6 +86,10 @@ pub(crate) fn merge_for(
     };
     // INV-34: its lock was given up in between.
     target.require_leaf(target_file)?;
+    // It has not changed yet. Where it has, the markers have kept everybody else from relying on it since.
+    if !matches!(plan.resumed, Some(Phase::Copying(_) | Phase::Finishing)) {
+        dependants::refuse_newcomers(plan)?;
+    }
     run.announce()?;
     progress.begin(run.work_bytes());
     let done = run.copy(&sources, &target, options, progress, &mut report)?;
