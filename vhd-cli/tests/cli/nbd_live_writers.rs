@@ -290,7 +290,11 @@ fn a_killed_server_whose_disk_gets_snapshots() {
     let (mut lab, mut cells) = (Lab::new(), Cells::new(0));
     let mut kept = BTreeMap::new();
     let (mut count, mut recovered) = (0, 0);
-    for round in 0..kill_rounds() {
+    // More of them where each one is killed before its first deletion is done.
+    for round in 0..4 * kill_rounds() {
+        if round >= kill_rounds() && count > 0 {
+            break;
+        }
         if round % ROUNDS_OF_A_DISK == 0 {
             (lab, cells, kept) = (Lab::new(), Cells::new(0), BTreeMap::new());
             create_dynamic(&lab, DISK);
