@@ -8,6 +8,7 @@ use std::process::Command;
 
 use crate::support::{Lab, MIB};
 use crate::tools::{have, qemu_reads, run, seven_zip_reads};
+use crate::unmount::unmounted_within;
 
 /// Files that are made, of which every second one is deleted.
 const FILES: u64 = 24;
@@ -136,15 +137,7 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        // A process that another test is just starting has the open files of this one for a moment.
-        let unmounted = (0..100).any(|_| {
-            let done = Command::new("umount").arg(&self.dir).output();
-            let done = done.is_ok_and(|output| output.status.success());
-            if !done {
-                std::thread::sleep(std::time::Duration::from_millis(20));
-            }
-            done
-        });
+        let unmounted = unmounted_within(std::time::Duration::from_secs(2), &self.dir);
         // The device may be another program's the next moment: it is given back once. A file system in user space ends
         // a moment after it is unmounted, and uses the image until then.
         let _ = Command::new("losetup").args(["--detach", &self.device]).output();

@@ -82,6 +82,8 @@ mod payload;
 #[allow(dead_code, reason = "these tests use a part of it")]
 #[path = "../../../vhd-core/tests/common/tools.rs"]
 mod tools;
+#[path = "../../../vhd-core/tests/common/unmount.rs"]
+mod unmount;
 
 /// Says something that is to be seen although the test passes: the test harness swallows what `println` prints.
 fn announce(text: &str) {

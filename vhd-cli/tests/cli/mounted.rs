@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::{Lab, stdout};
 use crate::tools::run;
+use crate::unmount::unmounted_within;
 
 /// A mount that is there as long as this is.
 pub(crate) struct Mounted<'a> {
@@ -144,15 +145,12 @@ impl Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        // Something may look at a new mount for a moment.
-        for _ in 0..100 {
-            let unmounted = Command::new("umount").arg(&self.place).output().unwrap();
-            if unmounted.status.success() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        assert!(std::thread::panicking(), "{} is busy", self.place.display());
+        let unmounted = unmounted_within(Duration::from_secs(5), &self.place);
+        assert!(
+            unmounted || std::thread::panicking(),
+            "{} is busy",
+            self.place.display()
+        );
     }
 }
 

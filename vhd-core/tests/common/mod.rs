@@ -10,6 +10,7 @@ pub(crate) mod mounts;
 pub(crate) mod rng;
 pub(crate) mod tools;
 pub(crate) mod tree;
+pub(crate) mod unmount;
 
 /// A directory that goes with the test. It is below the build directory, because the usual one may be in memory.
 pub(crate) fn temp_dir() -> tempfile::TempDir {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::tools::{have, run};
+use super::unmount::unmounted_within;
 
 const MIB: u64 = 1 << 20;
 
@@ -143,15 +144,7 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        // Something may look at a mount for a moment.
-        let unmounted = (0..100).any(|_| {
-            let output = Command::new("umount").arg(&self.dir).output();
-            let done = output.is_ok_and(|output| output.status.success());
-            if !done {
-                std::thread::sleep(std::time::Duration::from_millis(50));
-            }
-            done
-        });
+        let unmounted = unmounted_within(std::time::Duration::from_secs(5), &self.dir);
         // A file system in user space ends a moment after it is unmounted.
         for _ in 0..100 {
             let Some(device) = &self.device else { break };

@@ -1,11 +1,15 @@
 //! Images of file systems, made by their own programs.
 #![allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
 
+#[path = "../../../vhd-core/tests/common/unmount.rs"]
+mod unmount;
+
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use unmount::unmounted_within;
 use vhd_fs::{DiskReport, scan};
 
 /// Whether a program is there. Where it is not, says loudly what is not tested; in CI that fails.
@@ -48,24 +52,6 @@ pub fn command(program: &str) -> Command {
 #[derive(Clone)]
 pub struct Image {
     pub bytes: Vec<u8>,
-}
-
-/// Unmounts. A process that another test is just starting has the open files of this one for a moment.
-fn unmount(mnt: &Path) {
-    let unmounts = || {
-        command("umount")
-            .arg(mnt)
-            .output()
-            .is_ok_and(|output| output.status.success())
-    };
-    let done = (0..200).any(|_| {
-        let done = unmounts();
-        if !done {
-            std::thread::sleep(std::time::Duration::from_millis(20));
-        }
-        done
-    });
-    assert!(done, "{} is in use", mnt.display());
 }
 
 impl Image {
@@ -136,7 +122,8 @@ impl Image {
         let mounted = command(mount).arg(&path).arg(&mnt).output().unwrap();
         assert!(mounted.status.success(), "{}", String::from_utf8_lossy(&mounted.stderr));
         change(&mnt);
-        unmount(&mnt);
+        let unmounted = unmounted_within(std::time::Duration::from_secs(4), &mnt);
+        assert!(unmounted, "{} is in use", mnt.display());
         // The program ends a moment after its file system is unmounted.
         let in_use = || {
             command("fuser")

@@ -1,8 +1,13 @@
 //! Programs, mounts and temporary directories.
 
+#[path = "../../../vhd-core/tests/common/unmount.rs"]
+mod unmount;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use unmount::unmounted_within;
 
 /// A directory that is removed at the end, not on a file system in memory.
 pub(crate) fn temporary() -> tempfile::TempDir {
@@ -92,19 +97,8 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        // Something may look at a new mount for a moment.
-        let mut tries = 0;
-        while !Command::new("umount")
-            .arg(&self.place)
-            .output()
-            .unwrap()
-            .status
-            .success()
-        {
-            tries += 1;
-            assert!(tries < 100, "{} is busy", self.place.display());
-            std::thread::sleep(std::time::Duration::from_millis(50));
-        }
+        let unmounted = unmounted_within(std::time::Duration::from_secs(5), &self.place);
+        assert!(unmounted, "{} is busy", self.place.display());
         if let Some(device) = &self.device {
             run("losetup", &["--detach", device]);
         }
