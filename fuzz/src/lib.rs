@@ -11,6 +11,7 @@ pub mod nbd_client;
 pub mod nbd_uri;
 pub mod open_image;
 pub mod partition_table;
+pub mod probe;
 pub mod qcow2;
 pub mod records;
 pub mod sparse_disk;

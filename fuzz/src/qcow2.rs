@@ -1,11 +1,12 @@
 //! Any bytes as a qcow2.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use image_formats::LayeredImage;
 use image_formats::qcow2::Image;
-use vhd_block::{ByteRange, Disk};
+use vhd_block::Disk;
+
+use super::probe;
 
 /// Bytes of the disk that are read and mapped: it can be larger than time.
 const SEEN: u64 = 1 << 20;
@@ -25,16 +26,6 @@ pub fn qcow2(bytes: &[u8]) {
         let mut buffer = vec![0; usize::try_from(seen.min(700)).expect("it is small")];
         let _ = disk.read_at(&mut buffer, place);
     }
-    let (mut next, mut count) = (0, 0);
-    let visited = disk.extents(ByteRange::new(0, seen), &mut |extent| {
-        assert!(extent.range.start == next && extent.range.len > 0, "{extent:?}");
-        (next, count) = (extent.range.end(), count + 1);
-        if count < EXTENTS {
-            ControlFlow::Continue(())
-        } else {
-            ControlFlow::Break(())
-        }
-    });
-    assert!(broken || visited.is_ok(), "what is sound can be mapped");
-    assert!(visited.is_err() || next == seen || count == EXTENTS);
+    let mapped = probe::map(&disk, seen, EXTENTS);
+    assert!(broken || mapped.is_ok(), "what is sound can be mapped");
 }

@@ -1,11 +1,12 @@
 //! Any bytes as a VHDX: a file that is zero but for some pieces, with checksums that are right.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use image_formats::LayeredImage;
 use image_formats::vhdx::Image;
-use vhd_block::{ByteRange, Disk};
+use vhd_block::Disk;
+
+use super::probe;
 
 /// Bytes in a piece.
 const PIECE: usize = 512;
@@ -33,31 +34,9 @@ pub fn vhdx(bytes: &[u8]) {
     let opened = Image::open(file);
     assert_eq!(opened.is_ok(), checked.is_some() && broken.is_empty());
     if let Ok(image) = opened {
-        read(&Disk::new(Arc::new(LayeredImage::new(
-            vec![Arc::new(image)],
-            Some([0; 16]),
-        ))));
+        let disk = LayeredImage::new(vec![Arc::new(image)], Some([0; 16]));
+        probe::read(&Disk::new(Arc::new(disk)), EXTENTS);
     }
-}
-
-fn read(disk: &Disk) {
-    let len = usize::try_from(disk.size()).unwrap_or(PIECE).min(700);
-    let last = disk.size() - len as u64;
-    for place in [0, last / 2, last] {
-        disk.read_at(&mut vec![0; len], place).expect("what opens can be read");
-    }
-    let (mut next, mut count) = (0, 0);
-    let visited = disk.extents(ByteRange::new(0, disk.size()), &mut |extent| {
-        assert!(extent.range.start == next && extent.range.len > 0, "{extent:?}");
-        (next, count) = (extent.range.end(), count + 1);
-        if count < EXTENTS {
-            ControlFlow::Continue(())
-        } else {
-            ControlFlow::Break(())
-        }
-    });
-    visited.expect("what opens can be mapped");
-    assert!(next == disk.size() || count == EXTENTS);
 }
 
 /// The file. At most 16 MiB of it are kept, so that an input is run in no time.

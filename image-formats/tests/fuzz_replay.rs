@@ -1,6 +1,8 @@
 //! The fuzz targets of other programs' formats, for a bounded time.
 #![allow(unreachable_pub, reason = "parts of another package")]
 
+#[path = "../../fuzz/src/probe.rs"]
+mod probe;
 #[path = "../../fuzz/src/qcow2.rs"]
 mod qcow2;
 #[path = "../../fuzz/src/replay.rs"]

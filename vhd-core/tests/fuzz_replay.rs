@@ -12,6 +12,8 @@ mod lab;
 mod locators;
 #[path = "../../fuzz/src/open_image.rs"]
 mod open_image;
+#[path = "../../fuzz/src/probe.rs"]
+mod probe;
 #[path = "../../fuzz/src/records.rs"]
 mod records;
 #[path = "../../fuzz/src/replay.rs"]
