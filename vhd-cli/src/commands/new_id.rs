@@ -106,7 +106,7 @@ pub(crate) fn run(args: &NewIdArgs) -> Result<Exit, Failure> {
                 "{image}: the change has begun; run new-id on it again to finish it"
             ));
         }
-        done?;
+        done.map_err(with_hint)?;
     }
     output::report(args.report, NAME, &json)?;
     Ok(Exit::Ok)
