@@ -238,7 +238,7 @@ class TreeLab:
         def complete():
             if name not in self.disks:
                 return
-            parents, gone = before if self.tree is None else self.tree, [name]
+            parents, gone = dict(before) if self.tree is None else self.tree, [name]
             while parents[gone[-1]] != into:
                 gone.append(parents[gone[-1]])
             self.disks[into] = self.disks[name]
