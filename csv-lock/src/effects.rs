@@ -32,6 +32,8 @@ pub(crate) enum Prepared<F> {
         table: Table,
         /// Blocks and their places, in bytes.
         blocks: Vec<(u32, u64)>,
+        /// Where the file ends with them.
+        end: u64,
     },
 }
 
@@ -45,7 +47,13 @@ impl<F: VolumeFile> Prepared<F> {
                 path,
                 table,
                 blocks,
-            } => write_entries(file, table, blocks).at("writing the block table of", path),
+                end,
+            } => {
+                if !blocks.is_empty() {
+                    write_footer(file, table, *end).at("writing the footer of", path)?;
+                }
+                write_entries(file, table, blocks).at("writing the block table of", path)
+            }
         }
     }
 }
@@ -74,6 +82,16 @@ fn write_entries<F: VolumeFile>(file: &F, table: &Table, blocks: &[(u32, u64)]) 
         file.write_at(&sector.to_be_bytes(), entry_offset(table, block))?;
     }
     Ok(())
+}
+
+/// Repeats the beginning of the file at its end, in a place that no block ever gets (INV-100).
+fn write_footer<F: VolumeFile>(file: &F, table: &Table, end: u64) -> io::Result<()> {
+    let Some(place) = end.checked_sub(table.footer).filter(|_| table.footer > 0) else {
+        return Ok(());
+    };
+    let mut bytes = vec![0; usize::try_from(table.footer).map_err(|_| ErrorKind::InvalidData)?];
+    file.read_at(&mut bytes, 0)?;
+    file.write_at(&bytes, place)
 }
 
 /// Gives, replaces or takes a name. Done already: nothing.
@@ -155,6 +173,7 @@ pub(crate) fn redo<V: VolumeIo>(volume: &V, epoch: Epoch, sealed: &Sealed) -> Re
     still_current(volume, epoch)?;
     for (file, path, table, blocks, end) in &ready {
         file.extend_to(*end).at("extending", path)?;
+        write_footer(file, table, *end).at("writing the footer of", path)?;
         write_entries(file, table, blocks).at("writing the block table of", path)?;
         file.sync().at("syncing", path)?;
     }

@@ -20,6 +20,8 @@ const TABLE: Table = Table {
     offset: 512,
     entries: 16,
     block: 512,
+    bitmap: 0,
+    footer: 0,
 };
 
 /// Of the second coordinator's boundaries every how-manieth is tried; `CSV_EVERY=1` tries all.

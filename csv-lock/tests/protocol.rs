@@ -17,6 +17,8 @@ const TABLE: Table = Table {
     offset: 512,
     entries: 16,
     block: 1024,
+    bitmap: 0,
+    footer: 0,
 };
 
 /// A volume in a directory of its own.

@@ -49,6 +49,12 @@ pub struct Table {
     pub entries: u32,
     /// What a block takes in the file, bitmap included, in bytes; a multiple of 512.
     pub block: u64,
+    /// What of that the bitmap takes, in bytes. The data behind it begins at a multiple of 4 KiB; 0: a block may begin anywhere.
+    #[serde(default)]
+    pub bitmap: u64,
+    /// So many bytes from the beginning of the file stand at its end too, behind the last block: a footer. 0: none.
+    #[serde(default)]
+    pub footer: u64,
 }
 
 /// A change of metadata, as it stands in a journal: every place and value is in it.

@@ -16,6 +16,7 @@ mod least_len;
 mod lock;
 mod memory;
 mod names;
+mod on_volume;
 mod overlay;
 mod padded;
 mod partial;

@@ -1,0 +1,5 @@
+//! `vhd volume` with real processes: agents that coordinate, follow, stop, and are killed.
+#![forbid(unsafe_code)]
+
+mod agents;
+mod support;
