@@ -21,6 +21,7 @@ const TABLE: Table = Table {
     block: 512,
     bitmap: 0,
     footer: 0,
+    full: false,
 };
 const LIMIT: Duration = Duration::from_secs(30);
 

@@ -181,6 +181,7 @@ fn allocate<V: VolumeIo>(volume: &V, disk: &Disk, path: &str, blocks: &[u32]) ->
     let op = Op::Alloc {
         path: path.to_owned(),
         blocks: places,
+        fresh: disk.end,
         end,
     };
     let entries = Prepared::Entries {

@@ -22,6 +22,7 @@ const TABLE: Table = Table {
     block: 512,
     bitmap: 0,
     footer: 0,
+    full: false,
 };
 
 /// Of the second coordinator's boundaries every how-manieth is tried; `CSV_EVERY=1` tries all.

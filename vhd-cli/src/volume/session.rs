@@ -3,12 +3,15 @@
 use std::time::Duration;
 
 use csv_lock::{
-    Answer, Ask, Client, CsvError, Disk, HostVolume, KnownVolume, LocalEngine, NodeId, SystemClock, UnixNet,
+    Answer, Ask, Client, CsvError, Disk, HostVolume, KnownVolume, LocalEngine, NodeId, Refusal, SystemClock, UnixNet,
     VolumeFormat, read_format,
 };
 use uuid::Uuid;
+use vhd_core::storage::StorageError;
 
-use super::Machine;
+use super::name::DiskName;
+use super::table::table_of;
+use super::{Machine, PAUSE};
 use crate::failure::Failure;
 
 /// A session of this process with a volume.
@@ -31,6 +34,28 @@ impl Session {
         self.client.ask(ask, limit)
     }
 
+    /// Who this is.
+    pub(crate) fn id(&self) -> &csv_lock::Session {
+        self.client.session()
+    }
+
+    /// Makes a file of the volume one of its disks, unless it is one.
+    pub(crate) fn adopt(&mut self, disk: &DiskName) -> Result<(), Failure> {
+        let file = disk.file();
+        if file.symlink_metadata().is_err() {
+            return Err(StorageError::NotFound { path: file }.into());
+        }
+        if self.disks(PAUSE)?.iter().any(|(path, _)| *path == disk.path) {
+            return Ok(());
+        }
+        let table = table_of(&file)?;
+        let path = disk.path.clone();
+        match self.ask(Ask::Adopt { path, table }, PAUSE) {
+            Ok(_) | Err(CsvError::Refused(Refusal::Exists { .. })) => Ok(()),
+            Err(error) => Err(Failure::from(error).about(format_args!("volume {}", disk.volume.name))),
+        }
+    }
+
     /// The disks of the volume.
     pub(crate) fn disks(&mut self, limit: Duration) -> Result<Vec<(String, Disk)>, CsvError> {
         match self.ask(Ask::Disks, limit)? {
@@ -49,7 +74,7 @@ pub(crate) fn format_of(volume: &KnownVolume) -> Result<VolumeFormat, Failure> {
     if format.volume == volume.id {
         return Ok(format);
     }
-    let refusal = csv_lock::Refusal::WrongVolume {
+    let refusal = Refusal::WrongVolume {
         expected: volume.id,
         found: format.volume,
     };

@@ -2,4 +2,6 @@
 #![forbid(unsafe_code)]
 
 mod agents;
+mod disks;
+mod faults;
 mod support;

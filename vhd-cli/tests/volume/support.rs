@@ -1,6 +1,7 @@
 //! A machine of its own: a directory for its state, volumes, agents.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
@@ -9,6 +10,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
+use vhd_core::device::Disk;
+use vhd_nbd::client::{ClientOptions, NbdDevice, NbdUri};
 
 /// A test that waits longer than this for something waits for ever.
 const FOR_EVER: Duration = Duration::from_secs(60);
@@ -17,6 +20,8 @@ const FOR_EVER: Duration = Duration::from_secs(60);
 pub(crate) struct Machine {
     dir: TempDir,
     state: PathBuf,
+    /// The node that commands belong to.
+    node: Option<&'static str>,
 }
 
 /// A process that ends with the test.
@@ -26,12 +31,18 @@ impl Machine {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("state");
-        Self { dir, state }
+        Self { dir, state, node: None }
     }
 
     /// The same directories, on a machine that knows nothing of them.
     pub(crate) fn forgetful(mut self) -> Self {
         self.state = self.dir.path().join("other-state");
+        self
+    }
+
+    /// The same machine; commands belong to this node from now on.
+    pub(crate) fn of_node(mut self, node: &'static str) -> Self {
+        self.node = Some(node);
         self
     }
 
@@ -54,6 +65,9 @@ impl Machine {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vhd"));
         command.args(args).current_dir(self.dir.path());
         command.env("VHD_STATE_DIR", &self.state).env_remove("VHD_NODE");
+        if let Some(node) = self.node {
+            command.env("VHD_NODE", node);
+        }
         command
     }
 
@@ -114,10 +128,6 @@ pub(crate) fn checked(output: Output, args: &[&str], code: i32) -> Output {
 }
 
 impl Process {
-    pub(crate) fn start(mut command: Command) -> Self {
-        Self(command.spawn().unwrap())
-    }
-
     pub(crate) fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(self.0.id().cast_signed()).unwrap();
         kill_process(pid, signal).unwrap();
@@ -147,5 +157,60 @@ pub(crate) fn wait(what: &str, mut is_so: impl FnMut() -> bool) {
     while !is_so() {
         assert!(begin.elapsed() < FOR_EVER, "waited {FOR_EVER:?} for {what}");
         thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A server of a disk of the volume.
+pub(crate) struct Serving {
+    process: Process,
+    socket: PathBuf,
+}
+
+impl Machine {
+    /// `vhd nbd` as a command of a node.
+    pub(crate) fn nbd(&self, node: &str, disk: &str) -> Serving {
+        let socket = self.path(&format!("{node}.nbd"));
+        let mut command = self.command(&["nbd", "--unix", socket.to_str().unwrap(), disk]);
+        command.env("VHD_NODE", node).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut said = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        said.read_line(&mut line).unwrap();
+        assert!(line.starts_with("vhd: listening on "), "{line}");
+        // What else it says is not to fill a pipe.
+        thread::spawn(move || std::io::copy(&mut said, &mut std::io::stderr()));
+        Serving {
+            process: Process(child),
+            socket,
+        }
+    }
+}
+
+impl Serving {
+    /// The disk, for a client that waits as long as a volume may pause.
+    pub(crate) fn disk(&self) -> Disk {
+        let uri: NbdUri = format!("nbd+unix:///?socket={}", self.socket.display())
+            .parse()
+            .unwrap();
+        let options = ClientOptions {
+            write: true,
+            request_timeout: FOR_EVER * 2,
+            ..ClientOptions::default()
+        };
+        Disk::new(NbdDevice::open(&uri, options).unwrap())
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
+    pub(crate) fn kill(self) {
+        self.process.kill();
+    }
+
+    /// Has it end in order.
+    pub(crate) fn stop(self) {
+        self.process.signal(Signal::TERM);
+        assert_eq!(self.process.end(), Some(0));
     }
 }

@@ -84,7 +84,9 @@ impl Granted {
             if u64::from(number) >= sparse.blocks() || sparse.table.get(other).is_allocated() {
                 continue;
             }
-            sparse.table.allocate(other, Slot::published(entry_for(sparse, place, end)?));
+            sparse
+                .table
+                .allocate(other, Slot::published(entry_for(sparse, place, end)?));
         }
         match sparse.table.get(block) {
             slot if slot.is_allocated() => Ok(slot),

@@ -38,6 +38,7 @@ pub(crate) use lock::share_with_readers;
 pub use memory::MemoryFile;
 pub use names::{beside, remove_file, sync_directory_of};
 pub(crate) use names::{full_name, put_back_modified, relative_to, resolved};
+pub(crate) use on_volume::is_on_volume;
 pub use overlay::{OverlayChange, OverlayFile, OverlaySource};
 pub use padded::PaddedFile;
 pub use partial::remove_partial_files;

@@ -1,11 +1,13 @@
 //! Files of cluster volumes: they change through the volume alone.
 //!
 //! A volume's coordinator remembers where the blocks of its disks are. Who writes such a file by its path is not known to it,
-//! and what it repeats after a crash would be written over what came since (INV-101).
+//! and what it repeats after a crash would be written over what came since (INV-102).
 
+use std::fs::File;
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 
-use super::StorageError;
+use super::{StorageError, StorageFile};
 
 /// What makes a directory a volume.
 const MARK: &str = ".csv/format";
@@ -19,6 +21,13 @@ pub(super) fn refuse_on_volume(path: &Path) -> Result<(), StorageError> {
         }),
         None => Ok(()),
     }
+}
+
+/// Whether an open file lies on a cluster volume, as far as the kernel can say what it is called.
+pub(crate) fn is_on_volume(file: &dyn StorageFile) -> bool {
+    let link = |file: &File| format!("/proc/self/fd/{}", file.as_raw_fd());
+    file.host_file()
+        .is_some_and(|file| volume_of(Path::new(&link(file))).is_some())
 }
 
 /// The directory of the volume that a file lies on.
@@ -53,7 +62,9 @@ mod tests {
             assert!(matches!(refused, StorageError::OnVolume { .. }), "{refused}");
             open(name, Access::ReadOnly).unwrap();
         }
-        HostFile::open_on_volume(&path("link.vhd")).unwrap();
+        let opened = HostFile::open_on_volume(&path("link.vhd")).unwrap();
+        assert!(is_on_volume(&opened));
+        assert!(!is_on_volume(&open("beside.vhd", Access::ReadOnly).unwrap()));
         open("beside.vhd", Access::ReadWrite).unwrap();
         // A new name is nobody's; one that is there is not given to another file.
         let staged = |name: &str| StagedFile::create_beside(&path(name)).unwrap();

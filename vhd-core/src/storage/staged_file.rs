@@ -14,6 +14,7 @@ use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, RenameFlags, Uid};
 use rustix::io::Errno;
 
 use super::names::sync_directory;
+use super::on_volume::refuse_on_volume;
 use super::partial::PartialName;
 use super::{HostFile, StorageError};
 
