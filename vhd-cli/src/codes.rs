@@ -81,6 +81,8 @@ pub(crate) enum Kind {
     DiskNotReleased,
     /// A disk of a saved machine is another one, or was changed since.
     SavedDisk,
+    /// A snapshot of a machine lacks what a disk had of it.
+    MachineSnapshotBroken,
 }
 
 /// What scripts see of a kind of failure. Codes and names never change their meaning; new ones are added.
@@ -238,6 +240,7 @@ const TABLE: &[Code] = &[
     own(Kind::SavedProcessor,           "VHD-E0817", "saved-processor",   Exit::Refused),
     own(Kind::SavedDisk,                "VHD-E0818", "saved-disk",        Exit::Refused),
     own(Kind::DiskNotReleased,          "VHD-E0819", "disk-not-released", Exit::Failed),
+    own(Kind::MachineSnapshotBroken,    "VHD-E0820", "machine-snapshot-broken", Exit::Refused),
 ];
 
 /// What a kind that is newer than the table gets: the table's test fails then.

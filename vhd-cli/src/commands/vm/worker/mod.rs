@@ -6,7 +6,7 @@
 //!   message.rs   what is said over the socket            console.rs   the guest's console for all who are attached
 //!   server.rs    listens while the machine runs          events.rs    what happened, as lines of JSON
 //!   jobs.rs      does what is asked for                  client.rs    asks
-//!   saving.rs    a saved machine, until its file is complete
+//!   snapshots.rs takes, deletes and goes back to them     saving.rs    a saved machine, until its file is complete
 //! ```
 
 mod client;
@@ -18,6 +18,7 @@ mod name;
 mod place;
 mod saving;
 mod server;
+mod snapshots;
 
 pub(super) use client::{Client, living};
 pub(super) use console::Console;
@@ -25,6 +26,6 @@ pub(super) use events::{Event, Events};
 pub(super) use jobs::{Facts, Worker};
 pub(super) use message::{Answer, DiskInfo, Job, MachineInfo};
 pub(super) use name::MachineName;
-pub(super) use place::Claim;
+pub(super) use place::{Claim, is_alive};
 pub(super) use saving::Saving;
-pub(super) use server::Server;
+pub(super) use server::{Server, answer_failure};

@@ -102,7 +102,7 @@ pub(super) fn names() -> io::Result<Vec<MachineName>> {
 }
 
 /// Whether the process of a machine lives; if not, what it left is removed.
-pub(super) fn is_alive(name: &MachineName) -> bool {
+pub(crate) fn is_alive(name: &MachineName) -> bool {
     let place = place(name);
     match lock(&place, false) {
         Ok(Some(_lock)) => {
