@@ -13,7 +13,7 @@ use super::disks::OpenDisks;
 use super::guest::Guest;
 use super::record::{Record, SavedDisk};
 use super::run::failed;
-use super::snapshot::{Desk, Kept, Store};
+use super::snapshot::{Desk, Kept, Store, recover_before_start};
 use super::worker::{Claim, Console, Event, Events, Facts, MachineName, Saving, Server, Worker};
 use crate::codes::Kind;
 use crate::exit::Exit;
@@ -57,7 +57,7 @@ impl Attended {
                 .ok(),
         };
         if let Some(claim) = &claim {
-            Store::open(claim.name(), Arc::default())?.recover_before_start()?;
+            recover_before_start(claim.name())?;
         }
         let name = claim
             .as_ref()

@@ -37,6 +37,7 @@ pub(crate) use apply::Kept;
 pub(crate) use create::Taken;
 pub(crate) use desk::{Desk, Turn};
 pub(crate) use parts::LivePart;
+pub(crate) use recover::recover_before_start;
 use report::{CreatedReport, DeletedReport, ListReport, automatic_name, unsaved};
 pub(crate) use store::Store;
 

@@ -1,8 +1,11 @@
 //! What an interrupted operation left is brought to an end before anything else is done.
 
+use std::sync::Arc;
+
 use super::manifest::Pending;
 use super::parts::LivePart;
-use super::store::Store;
+use super::store::{Store, directory_of};
+use crate::commands::vm::worker::MachineName;
 use crate::failure::Failure;
 use crate::output;
 
@@ -63,7 +66,7 @@ impl Store {
     ///
     /// # Errors
     /// The disks are neither as before nor as after going back to a snapshot.
-    pub(crate) fn recover_before_start(&mut self) -> Result<(), Failure> {
+    pub(super) fn recover_before_start(&mut self) -> Result<(), Failure> {
         let is_mixed = matches!(self.manifest.pending, Some(Pending::Apply { .. }));
         match self.recover_loudly(&[]) {
             Err(failure) if is_mixed => Err(failure),
@@ -73,5 +76,17 @@ impl Store {
             }
             Ok(()) => Ok(()),
         }
+    }
+}
+
+/// Brings to an end what was interrupted, for one who has the machine's name and is about to run it.
+///
+/// # Errors
+/// As of [`Store::recover_before_start`], and a manifest that cannot be read.
+pub(crate) fn recover_before_start(name: &MachineName) -> Result<(), Failure> {
+    // A user without a place for snapshots has none.
+    match directory_of(name) {
+        Ok(directory) => Store::in_directory(directory, &(), Arc::default())?.recover_before_start(),
+        Err(_) => Ok(()),
     }
 }

@@ -117,7 +117,7 @@ fn missing(manifest: &Manifest, name: &str) -> Failure {
 }
 
 /// Where the snapshots of a machine are: a place that outlives the process and the system's start.
-fn directory_of(name: &MachineName) -> Result<PathBuf, Failure> {
+pub(super) fn directory_of(name: &MachineName) -> Result<PathBuf, Failure> {
     let place = match rustix::process::geteuid().is_root() {
         true => PathBuf::from("/var/lib/vhd/vm"),
         false => {
