@@ -81,6 +81,8 @@ pub(crate) enum Kind {
     DiskNotReleased,
     /// A disk of a saved machine is another one, or was changed since.
     SavedDisk,
+    /// A snapshot of a machine lacks what a disk had of it.
+    MachineSnapshotBroken,
     /// A cluster volume or its coordinator said so, with this code.
     Cluster(&'static str),
     /// No volume of this name is known on this machine.
@@ -256,6 +258,7 @@ const TABLE: &[Code] = &[
     own(Kind::SavedProcessor,           "VHD-E0817", "saved-processor",   Exit::Refused),
     own(Kind::SavedDisk,                "VHD-E0818", "saved-disk",        Exit::Refused),
     own(Kind::DiskNotReleased,          "VHD-E0819", "disk-not-released", Exit::Failed),
+    own(Kind::MachineSnapshotBroken,    "VHD-E0820", "machine-snapshot-broken", Exit::Refused),
 
     own(Kind::Cluster("VHD-E0901"),      "VHD-E0901", "journal-damaged", Exit::Corrupt),
     own(Kind::Cluster("VHD-E0902"),      "VHD-E0902", "journal-unknown", Exit::Refused),

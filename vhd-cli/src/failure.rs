@@ -193,6 +193,7 @@ from_library!(
     vhd_core::ops::azure::AzureError,
     vhd_core::ops::delta::DeltaError,
     vhd_core::partition::PartitionError,
+    vhd_core::record::RecordError,
     vhd_core::ops::compact::CompactError,
     vhd_core::ops::merge::MergeError,
     vhd_core::snapshot::SnapshotError,

@@ -16,3 +16,8 @@ pub(crate) fn take_name(name: MachineName) -> Result<Claim, Failure> {
     let claim = machines().claim(name)?;
     claim.ok_or_else(|| Failure::new(Kind::MachineNameInUse, taken))
 }
+
+/// Whether the process of a machine lives; if not, what it left is removed.
+pub(crate) fn is_alive(name: &MachineName) -> bool {
+    machines().is_alive(name)
+}

@@ -52,8 +52,13 @@ impl Client {
     pub(crate) fn info(&self) -> Result<MachineInfo, Failure> {
         match self.ask(Job::Info)? {
             Answer::Info(info) => Ok(info),
-            _ => Err(self.broken(&io::Error::other("that is no answer to what was asked"))),
+            _ => Err(self.misunderstood()),
         }
+    }
+
+    /// It answered something else than it was asked for.
+    pub(crate) fn misunderstood(&self) -> Failure {
+        self.broken(&io::Error::other("that is no answer to what was asked"))
     }
 
     /// The console of the machine, both ways.

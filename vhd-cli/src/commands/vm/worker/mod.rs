@@ -5,7 +5,7 @@
 //!   message.rs   what is said over the socket            console.rs   the guest's console for all who are attached
 //!   server.rs    listens while the machine runs          events.rs    what happened, as lines of JSON
 //!   jobs.rs      does what is asked for                  client.rs    asks
-//!   saving.rs    a saved machine, until its file is complete
+//!   snapshots.rs takes, deletes and goes back to them     saving.rs    a saved machine, until its file is complete
 //! ```
 
 mod claim;
@@ -16,12 +16,13 @@ mod jobs;
 mod message;
 mod saving;
 mod server;
+mod snapshots;
 
-pub(super) use claim::{Claim, MachineName, take_name};
+pub(super) use claim::{Claim, MachineName, is_alive, take_name};
 pub(super) use client::{Client, living};
 pub(super) use console::Console;
 pub(super) use events::{Event, Events};
 pub(super) use jobs::{Facts, Worker};
 pub(super) use message::{Answer, DiskInfo, Job, MachineInfo};
 pub(super) use saving::Saving;
-pub(super) use server::Server;
+pub(super) use server::{Server, answer_failure};
