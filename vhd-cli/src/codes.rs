@@ -83,6 +83,8 @@ pub(crate) enum Kind {
     SavedDisk,
     /// A snapshot of a machine lacks what a disk had of it.
     MachineSnapshotBroken,
+    /// A file says nothing of processors, or nothing that can be.
+    CpuDescription,
 }
 
 /// What scripts see of a kind of failure. Codes and names never change their meaning; new ones are added.
@@ -241,6 +243,7 @@ const TABLE: &[Code] = &[
     own(Kind::SavedDisk,                "VHD-E0818", "saved-disk",        Exit::Refused),
     own(Kind::DiskNotReleased,          "VHD-E0819", "disk-not-released", Exit::Failed),
     own(Kind::MachineSnapshotBroken,    "VHD-E0820", "machine-snapshot-broken", Exit::Refused),
+    own(Kind::CpuDescription,           "VHD-E0821", "cpu-description",   Exit::Corrupt),
 ];
 
 /// What a kind that is newer than the table gets: the table's test fails then.
