@@ -15,7 +15,7 @@ pub(crate) enum Exit {
     Corrupt,
     /// `check`: only leaked space, or damage that loses nothing. `repair`: it can be repaired, and was not.
     Repairable,
-    /// `compare`, `diff`: the contents differ. `verify`: an ancestor changed.
+    /// `compare`, `diff`: the contents differ. `verify`: an ancestor changed. `vm cpu compare`: B cannot run what A started.
     Differ,
     /// A parent is missing, is another disk, or is its own ancestor.
     Parent,
