@@ -86,7 +86,9 @@ impl Exit {
             Self::Failed => "could not run: a file is missing or unreadable, no space left, ...",
             Self::Usage => "the command line is wrong",
             Self::Corrupt => "an image is corrupt",
-            Self::Differ => "compare, diff: the contents differ; verify: an ancestor changed; vm cpu compare: B cannot run what A started",
+            Self::Differ => {
+                "compare, diff: the contents differ; verify: an ancestor changed; vm cpu compare: B cannot run what A started"
+            }
             Self::Repairable => "check: only leaked space or repairable findings; repair: it can be repaired",
             Self::Parent => "a parent is missing, another disk, or its own ancestor",
             Self::Locked => "another program uses the image",
