@@ -165,6 +165,12 @@ impl From<vhd_fs::files::FileError> for Failure {
     }
 }
 
+impl From<csv_lock::CsvError> for Failure {
+    fn from(error: csv_lock::CsvError) -> Self {
+        Self::new(Kind::Cluster(error.code()), error)
+    }
+}
+
 macro_rules! from_library {
     ($($error:ty),+ $(,)?) => {$(
         impl From<$error> for Failure {

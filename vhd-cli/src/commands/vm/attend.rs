@@ -14,7 +14,7 @@ use super::guest::Guest;
 use super::record::{Record, SavedDisk};
 use super::run::failed;
 use super::snapshot::{Desk, Kept, Store, recover_before_start};
-use super::worker::{Claim, Console, Event, Events, Facts, MachineName, Saving, Server, Worker};
+use super::worker::{Claim, Console, Event, Events, Facts, MachineName, Saving, Server, Worker, take_name};
 use crate::codes::Kind;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -49,8 +49,8 @@ impl Attended {
     /// of its snapshots is brought to an end.
     pub(super) fn new(name: Option<&MachineName>, events: Option<&Path>, sandbox: Sandbox) -> Result<Self, Failure> {
         let claim = match name {
-            Some(name) => Some(Claim::take(name.clone())?),
-            None => Claim::take(MachineName::of_this_process())
+            Some(name) => Some(take_name(name.clone())?),
+            None => take_name(MachineName::of_this_process())
                 .inspect_err(|failure| {
                     output::warning(format_args!("`vhd vm list` will not find it: {}", failure.message()));
                 })

@@ -28,7 +28,7 @@ use clap::{Args, Subcommand, ValueHint};
 use super::attend::Attended;
 use super::manage::NamedArgs;
 use super::run::SandboxArg;
-use super::worker::{Answer, Claim, Client, Job, MachineName, is_alive};
+use super::worker::{Answer, Client, Job, MachineName, is_alive, take_name};
 use crate::codes::Kind;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -208,7 +208,7 @@ fn delete(args: &DeleteArgs) -> Result<Exit, Failure> {
         }
     } else {
         require_any(machine)?;
-        let _claim = Claim::take(machine.clone())?;
+        let _claim = take_name(machine.clone())?;
         let mut store = Store::open(machine, crate::interrupt::flag_on_interrupt())?;
         store.recover_loudly(&[])?;
         store.delete(&name, &[])?
@@ -226,7 +226,7 @@ fn list(args: &ListArgs) -> Result<Exit, Failure> {
     if !is_alive(machine) {
         require_any(machine)?;
         // One that has begun meanwhile has seen to it.
-        if let Ok(_claim) = Claim::take(machine.clone()) {
+        if let Ok(_claim) = take_name(machine.clone()) {
             Store::open(machine, crate::interrupt::flag_on_interrupt())?.recover_loudly(&[])?;
         }
     }
