@@ -57,6 +57,8 @@ mod vm_boot;
 #[cfg(target_arch = "x86_64")]
 mod vm_control;
 #[cfg(target_arch = "x86_64")]
+mod vm_cpu;
+#[cfg(target_arch = "x86_64")]
 mod vm_disk;
 #[cfg(target_arch = "x86_64")]
 mod vm_kill;
@@ -66,6 +68,8 @@ mod vm_linux;
 mod vm_live;
 #[cfg(target_arch = "x86_64")]
 mod vm_saved;
+#[cfg(target_arch = "x86_64")]
+mod vm_snapshot;
 
 #[path = "../../../image-formats/tests/support/vhdx_writer.rs"]
 mod vhdx_writer;
