@@ -7,6 +7,7 @@ mod layer;
 mod layered;
 mod live;
 mod merging;
+mod owed;
 mod places;
 mod raw;
 mod rework;
@@ -17,7 +18,8 @@ mod views;
 pub use layer::Layer;
 pub use layered::LayeredDevice;
 pub use live::{LiveDevice, NotSwitched, Successor};
-pub use merging::{Commit, LeafMerge, LeafMerged};
+pub use merging::{LeafCopied, LeafMerge, LeafMergeEnd, LeafMerged};
+pub use owed::Commit;
 pub(crate) use places::{Held, held};
 pub use raw::RawDevice;
 pub use vhd_block::{

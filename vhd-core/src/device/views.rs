@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use vhd_block::Users;
 
+use super::layered::Joined;
 use super::live::hold;
 use super::{Layer, LayeredDevice, LiveDevice};
 use crate::image::Image;
@@ -67,16 +68,6 @@ impl LayerMark {
     fn move_to(&self, image: &Arc<Image>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(image);
     }
-}
-
-/// Layers below a leaf that have become one.
-pub(super) struct Joined<'a> {
-    /// The topmost of those that go.
-    pub(super) first: &'a Arc<Image>,
-    /// How many layers become one.
-    pub(super) count: usize,
-    /// The one layer.
-    pub(super) layer: &'a Layer,
 }
 
 impl LiveDevice {
