@@ -15,6 +15,7 @@ mod file_systems;
 mod foreign;
 mod habits;
 mod in_use;
+mod in_use_leaf;
 mod inside;
 mod kill;
 mod merge;

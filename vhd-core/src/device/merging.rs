@@ -101,6 +101,13 @@ pub(crate) struct Merging {
     failed: Mutex<Option<DeviceError>>,
 }
 
+/// Bytes that lie together.
+struct Found<'a> {
+    /// The layer that holds them, and where in its file; `None` if none does.
+    place: Option<(&'a Layer, FileOffset)>,
+    len: u64,
+}
+
 impl Merging {
     fn new(sources: Vec<Layer>, target: LayeredDevice) -> Self {
         let size = target.size_bytes();
@@ -152,25 +159,25 @@ impl Merging {
         self.copy(self.range_of(granule..granule + 1), buffer).map(drop)
     }
 
-    /// Where the topmost source that holds the first bytes of a range has them, and how many; no place for bytes that none
-    /// of them holds.
-    fn find(&self, at: u64, len: u64) -> Result<(Option<(&Layer, FileOffset)>, u64), DeviceError> {
+    /// Where the topmost source that holds the first bytes of a range has them.
+    fn find(&self, at: u64, len: u64) -> Result<Found<'_>, DeviceError> {
         let mut len = len;
         for layer in &self.sources {
             let span = layer.resolve_read(VirtualOffset(at), len)?;
             len = span.len();
             if let ReadSpan::Data { file_offset, .. } = span {
-                return Ok((Some((layer, file_offset)), len));
+                let place = Some((layer, file_offset));
+                return Ok(Found { place, len });
             }
         }
-        Ok((None, len))
+        Ok(Found { place: None, len })
     }
 
     /// Copies what the sources hold of a range, and returns how many bytes that are.
     fn copy(&self, range: ByteRange, buffer: &mut Vec<u8>) -> Result<u64, DeviceError> {
         let (mut at, mut copied) = (range.start, 0);
         while at < range.end() {
-            let (place, len) = self.find(at, (range.end() - at).min(PIECE))?;
+            let Found { place, len } = self.find(at, (range.end() - at).min(PIECE))?;
             if let Some((layer, FileOffset(offset))) = place {
                 buffer.resize(usize_from(len).max(buffer.len()), 0);
                 let bytes = &mut buffer[..usize_from(len)];
@@ -202,7 +209,7 @@ impl Merging {
     fn note_all(&self) -> Result<u64, DeviceError> {
         let (mut at, mut held) = (0, 0);
         while at < self.size {
-            let (place, len) = self.find(at, self.size - at)?;
+            let Found { place, len } = self.find(at, self.size - at)?;
             if place.is_some() {
                 self.note(ByteRange::new(at, len));
                 held += len;
