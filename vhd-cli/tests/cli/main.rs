@@ -16,6 +16,7 @@ mod foreign;
 mod habits;
 mod in_use;
 mod in_use_leaf;
+mod in_use_tree;
 mod inside;
 mod kill;
 mod merge;

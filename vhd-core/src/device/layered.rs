@@ -44,6 +44,12 @@ pub(super) trait Follower: Send + Sync {
     fn written(&self, range: ByteRange);
 }
 
+/// A layer that was opened anew in its open file.
+pub(super) struct Reopened {
+    pub(super) former: Arc<Image>,
+    pub(super) now: Arc<Image>,
+}
+
 /// Layers below a leaf that have become one.
 pub(super) struct Joined<'a> {
     /// The topmost of those that go.
@@ -120,9 +126,23 @@ impl LayeredDevice {
         }
     }
 
-    /// The same disk with its leaf opened anew.
-    pub(crate) fn with_leaf(&self, leaf: Image) -> Self {
-        Self::of(Arc::new(leaf), self.layers[1..].to_vec(), self.unclean.clone())
+    /// The same disk with those of its layers opened anew that are among these.
+    pub(super) fn reopened(&self, reopened: &[Reopened]) -> Self {
+        let now = |image: &Arc<Image>| {
+            let found = reopened.iter().find(|layer| Arc::ptr_eq(&layer.former, image));
+            found.map(|layer| Arc::clone(&layer.now))
+        };
+        let layers = self.layers[1..].iter().map(|layer| match layer {
+            Layer::Vhd(image) => Layer::Vhd(now(image).unwrap_or_else(|| Arc::clone(image))),
+            Layer::Raw(_) => layer.clone(),
+        });
+        let leaf = self.leaf_image();
+        let unclean = self.unclean.iter().filter(|image| now(image).is_none()).cloned();
+        Self::of(
+            now(leaf).unwrap_or_else(|| Arc::clone(leaf)),
+            layers.collect(),
+            unclean.collect(),
+        )
     }
 
     /// The same disk with one layer in place of several; `None` if it does not have those.

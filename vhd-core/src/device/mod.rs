@@ -22,6 +22,7 @@ pub use merging::{LeafCopied, LeafMerge, LeafMergeEnd, LeafMerged};
 pub use owed::Commit;
 pub(crate) use places::{Held, held};
 pub use raw::RawDevice;
+pub(crate) use rework::Reworked;
 pub use vhd_block::{
     BlockDevice, ByteRange, Capabilities, Coalescer, DeviceError, DeviceInfo, Disk, DiskStats, Extent, ExtentKind,
     ExtentVisitor, LOGICAL_BLOCK, MAXIMUM_TRANSFER, PHYSICAL_BLOCK, ReadSpan, ReadTarget, SpanFile, WriteSource,

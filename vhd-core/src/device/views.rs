@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use vhd_block::Users;
 
-use super::layered::Joined;
+use super::layered::{Joined, Reopened};
 use super::live::hold;
 use super::{Layer, LayeredDevice, LiveDevice};
 use crate::image::Image;
@@ -141,7 +141,20 @@ impl LiveDevice {
             .for_each(|mark| mark.move_to(image));
     }
 
-    fn views(&self) -> Vec<Arc<Self>> {
+    /// What marked a layer marks it as it was opened anew.
+    pub(super) fn move_marks_to(&self, reopened: &[Reopened]) {
+        for mark in alive(&self.companions.marks) {
+            let marked = mark.image();
+            let layer = reopened
+                .iter()
+                .find(|layer| marked.as_ptr() == Arc::as_ptr(&layer.former));
+            if let Some(layer) = layer {
+                mark.move_to(&layer.now);
+            }
+        }
+    }
+
+    pub(super) fn views(&self) -> Vec<Arc<Self>> {
         alive(&self.companions.views)
     }
 }
