@@ -42,8 +42,8 @@ based on one another have one size: --tree resizes all that the image is based o
 those, as far as their directories show. Either all images get the new size or none. After a crash the same command \
 goes on. With --fix-gpt the backup of a GUID partition table is moved to the new end of the disk; then partitions can \
 be enlarged by the guest's own tools. With an NBD URI the server is asked to resize the disk, which stays in use. A disk \
-that `vhd nbd`, `vhd mount --rw` or `vhd vm run` has in use is made larger by that program, if it has no parent and no \
-snapshots; everything else waits until that has ended.";
+that `vhd nbd`, `vhd mount --rw` or `vhd vm run` has in use is made larger by that program, with --tree together with its \
+snapshots; a smaller size and --fix-gpt wait until that has ended.";
 
 /// Arguments of `vhd resize`.
 #[derive(Args, Debug)]
