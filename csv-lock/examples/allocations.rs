@@ -19,6 +19,9 @@ const TABLE: Table = Table {
     offset: 512,
     entries: 1 << 20,
     block: 512,
+    bitmap: 0,
+    footer: 0,
+    full: false,
 };
 const LIMIT: Duration = Duration::from_secs(30);
 

@@ -11,6 +11,9 @@ use crate::message::{Ask, MAX_BLOCKS, Request};
 use crate::state::{Disk, State};
 use crate::volume::{VolumeFile, VolumeIo, check_disk_path, incoming, parent_of};
 
+/// Bytes that the data of a block is aligned to.
+const DATA_ALIGNMENT: u64 = 4096;
+
 /// An operation, and the open file of the table that it changes.
 pub(crate) struct Decision<F> {
     pub(crate) op: Op,
@@ -149,7 +152,7 @@ fn allocate<V: VolumeIo>(volume: &V, disk: &Disk, path: &str, blocks: &[u32]) ->
         let place = match read_entry(&file, &table, block).map_err(|error| failed(path, &error))? {
             Some(place) => place,
             None => {
-                let place = end;
+                let place = next_place(&table, end);
                 if !fits_entry(place) {
                     return Err(bad(
                         path,
@@ -157,11 +160,15 @@ fn allocate<V: VolumeIo>(volume: &V, disk: &Disk, path: &str, blocks: &[u32]) ->
                     ));
                 }
                 new.push((block, place));
-                end += table.block;
+                end = place + table.block;
                 place
             }
         };
         places.push((block, place));
+    }
+    if !new.is_empty() {
+        // A place of its own, like a block's: no later block comes to lie over a footer that is written late.
+        end += table.footer;
     }
     // Before the decision: a full volume refuses it. Longer than needed does no harm.
     file.extend_to(end).map_err(|error| match error.kind() {
@@ -174,6 +181,7 @@ fn allocate<V: VolumeIo>(volume: &V, disk: &Disk, path: &str, blocks: &[u32]) ->
     let op = Op::Alloc {
         path: path.to_owned(),
         blocks: places,
+        fresh: disk.end,
         end,
     };
     let entries = Prepared::Entries {
@@ -181,11 +189,20 @@ fn allocate<V: VolumeIo>(volume: &V, disk: &Disk, path: &str, blocks: &[u32]) ->
         path: path.to_owned(),
         table,
         blocks: new,
+        end,
     };
     Ok(Decision {
         op,
         entries: Some(entries),
     })
+}
+
+/// Where a block begins that is put behind `end`.
+fn next_place(table: &Table, end: u64) -> u64 {
+    match table.bitmap {
+        0 => end,
+        bitmap => (end + bitmap).next_multiple_of(DATA_ALIGNMENT) - bitmap,
+    }
 }
 
 /// Where new blocks of a prepared file begin.
@@ -218,6 +235,12 @@ fn check_table(path: &str, table: Option<&Table>, end: u64) -> Result<(), Refusa
     }
     if table.block == 0 || !table.block.is_multiple_of(512) || table.block > 1 << 40 {
         return Err(bad(path, format!("blocks of {} bytes", table.block)));
+    }
+    if table.bitmap >= table.block || !table.bitmap.is_multiple_of(512) {
+        return Err(bad(path, format!("bitmaps of {} bytes", table.bitmap)));
+    }
+    if table.footer > table.offset || !table.footer.is_multiple_of(512) || table.footer > DATA_ALIGNMENT {
+        return Err(bad(path, format!("a footer of {} bytes", table.footer)));
     }
     Ok(())
 }

@@ -32,6 +32,8 @@ pub(crate) enum Prepared<F> {
         table: Table,
         /// Blocks and their places, in bytes.
         blocks: Vec<(u32, u64)>,
+        /// Where the file ends with them.
+        end: u64,
     },
 }
 
@@ -45,7 +47,15 @@ impl<F: VolumeFile> Prepared<F> {
                 path,
                 table,
                 blocks,
-            } => write_entries(file, table, blocks).at("writing the block table of", path),
+                end,
+            } => {
+                if blocks.is_empty() {
+                    return Ok(());
+                }
+                fill_bitmaps(file, table, blocks).at("writing bitmaps of", path)?;
+                write_footer(file, table, *end).at("writing the footer of", path)?;
+                write_entries(file, table, blocks).at("writing the block table of", path)
+            }
         }
     }
 }
@@ -74,6 +84,25 @@ fn write_entries<F: VolumeFile>(file: &F, table: &Table, blocks: &[(u32, u64)]) 
         file.write_at(&sector.to_be_bytes(), entry_offset(table, block))?;
     }
     Ok(())
+}
+
+/// Writes the bitmaps of new blocks, where their space counts as data from the beginning. Nobody changes them after that.
+fn fill_bitmaps<F: VolumeFile>(file: &F, table: &Table, blocks: &[(u32, u64)]) -> io::Result<()> {
+    if !table.full {
+        return Ok(());
+    }
+    let ones = vec![0xff; usize::try_from(table.bitmap).map_err(|_| ErrorKind::InvalidData)?];
+    blocks.iter().try_for_each(|&(_, place)| file.write_at(&ones, place))
+}
+
+/// Repeats the beginning of the file at its end, in a place that no block ever gets (INV-101).
+fn write_footer<F: VolumeFile>(file: &F, table: &Table, end: u64) -> io::Result<()> {
+    let Some(place) = end.checked_sub(table.footer).filter(|_| table.footer > 0) else {
+        return Ok(());
+    };
+    let mut bytes = vec![0; usize::try_from(table.footer).map_err(|_| ErrorKind::InvalidData)?];
+    file.read_at(&mut bytes, 0)?;
+    file.write_at(&bytes, place)
 }
 
 /// Gives, replaces or takes a name. Done already: nothing.
@@ -143,9 +172,9 @@ pub(crate) fn redo<V: VolumeIo>(volume: &V, epoch: Epoch, sealed: &Sealed) -> Re
     // Names are as the state says. Files are opened first and the check comes after that: while it says yes, no successor had
     // given these names to other files (INV-94).
     let mut ready = Vec::new();
-    for (path, (table, blocks, end)) in entries_of(sealed) {
+    for (path, entries) in entries_of(sealed) {
         match volume.open(path) {
-            Ok(file) => ready.push((file, path, table, blocks, end)),
+            Ok(file) => ready.push((file, path, entries.table, entries)),
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 tracing::warn!(path, "the disk's file is gone: entries of its block table are dropped");
             }
@@ -153,8 +182,11 @@ pub(crate) fn redo<V: VolumeIo>(volume: &V, epoch: Epoch, sealed: &Sealed) -> Re
         }
     }
     still_current(volume, epoch)?;
-    for (file, path, table, blocks, end) in &ready {
+    for (file, path, table, entries) in &ready {
+        let Entries { blocks, new, end, .. } = entries;
         file.extend_to(*end).at("extending", path)?;
+        fill_bitmaps(file, table, new).at("writing bitmaps of", path)?;
+        write_footer(file, table, *end).at("writing the footer of", path)?;
         write_entries(file, table, blocks).at("writing the block table of", path)?;
         file.sync().at("syncing", path)?;
     }
@@ -185,19 +217,42 @@ pub(crate) fn empty_trash<V: VolumeIo>(volume: &V, epoch: Epoch) -> Result<(), C
     Ok(())
 }
 
-type Entries = (Table, Vec<(u32, u64)>, u64);
+/// What has to be in the file of a disk.
+struct Entries {
+    table: Table,
+    /// Blocks and their places.
+    blocks: Vec<(u32, u64)>,
+    /// Those of them whose space was given with these entries.
+    new: Vec<(u32, u64)>,
+    /// Where the file ends with them.
+    end: u64,
+}
 
 /// The entries of disks whose file is still the one that they were decided for.
 fn entries_of(sealed: &Sealed) -> BTreeMap<&str, Entries> {
     let mut found: BTreeMap<&str, Entries> = BTreeMap::new();
     for (id, op) in &sealed.unsettled {
-        let Op::Alloc { path, blocks, end } = op else { continue };
+        let Op::Alloc {
+            path,
+            blocks,
+            fresh,
+            end,
+        } = op
+        else {
+            continue;
+        };
         let Some(table) = table_of(&sealed.state, path, *id) else {
             continue;
         };
-        let entries = found.entry(path).or_insert((table, Vec::new(), 0));
-        entries.1.extend(blocks);
-        entries.2 = entries.2.max(*end);
+        let entries = found.entry(path).or_insert_with(|| Entries {
+            table,
+            blocks: Vec::new(),
+            new: Vec::new(),
+            end: 0,
+        });
+        entries.blocks.extend(blocks);
+        entries.new.extend(blocks.iter().filter(|(_, place)| place >= fresh));
+        entries.end = entries.end.max(*end);
     }
     found
 }

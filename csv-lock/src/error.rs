@@ -60,6 +60,12 @@ pub enum CsvError {
         /// Its identity.
         volume: VolumeId,
     },
+    /// The machine knows another volume of that name.
+    #[error("there is another volume {name} on this machine; `vhd volume status` shows all")]
+    NameTaken {
+        /// The name.
+        name: String,
+    },
     /// The file system lacks something that the protocol relies on.
     #[error("the file system can't carry a cluster volume: {missing}")]
     FileSystem {
@@ -237,6 +243,7 @@ impl CsvError {
             Self::NotAVolume { .. } => "VHD-E0904",
             Self::FormatDamaged { .. } => "VHD-E0905",
             Self::VolumeExists { .. } => "VHD-E0906",
+            Self::NameTaken { .. } => "VHD-E0916",
             Self::FileSystem { .. } => "VHD-E0907",
             Self::Superseded { .. } => "VHD-E0908",
             Self::Message { .. } => "VHD-E0909",

@@ -5,6 +5,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -65,6 +66,10 @@ pub trait Fence {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LocalKill;
 
+/// Does nothing; has a proof for a process of this machine that has ended by itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HasEnded;
+
 /// An operator who has switched the node off, or knows that it is off.
 #[derive(Clone, Debug)]
 pub struct Operator {
@@ -88,46 +93,83 @@ impl Process {
     }
 }
 
+/// What the kernel of this machine says of a process.
+enum Life {
+    /// It has ended, and this is how that is known.
+    Over(Proof),
+    /// It lives; the descriptor means it and no other.
+    Lives(OwnedFd),
+}
+
+/// Looks for a process of `node`.
+fn look_for(node: &NodeId, process: &Process) -> Result<Life, CsvError> {
+    let pid = process.pid;
+    if boot()? != process.boot {
+        let text = format!("the machine was started again after process {pid}");
+        return Ok(Life::Over(proof(text)));
+    }
+    let Some(number) = Pid::from_raw(pid).filter(|_| pid > 1) else {
+        return Err(not_fenced(node, format!("{pid} is no process to kill")));
+    };
+    let has_ended = || Life::Over(proof(format!("process {pid} has ended")));
+    // The descriptor first: from here on the number means the same process, which is then compared.
+    let descriptor = match pidfd_open(number, PidfdFlags::empty()) {
+        Err(rustix::io::Errno::SRCH) => return Ok(has_ended()),
+        opened => opened.map_err(|error| not_fenced(node, format!("process {pid}: {error}")))?,
+    };
+    if started(pid)? != Some(process.started) || wait_for_end(&descriptor, Duration::ZERO)? {
+        return Ok(has_ended());
+    }
+    Ok(Life::Lives(descriptor))
+}
+
+/// Whether a process has ended when `limit` is over. A zombie has.
+fn wait_for_end(descriptor: &OwnedFd, limit: Duration) -> Result<bool, CsvError> {
+    let limit = Timespec {
+        tv_sec: limit.as_secs().cast_signed(),
+        tv_nsec: limit.subsec_nanos().into(),
+    };
+    match poll(&mut [PollFd::new(descriptor, PollFlags::IN)], Some(&limit)) {
+        Ok(ready) => Ok(ready == 1),
+        Err(error) => Err(unreadable(&error.into())),
+    }
+}
+
 impl Fence for LocalKill {
     fn strength(&self) -> Strength {
         Strength::Kernel
     }
 
     fn fence(&self, node: &NodeId, process: &Process) -> Result<Proof, CsvError> {
-        let not_fenced = |reason: String| CsvError::NotFenced {
-            node: node.clone(),
-            reason,
-        };
         let pid = process.pid;
-        if boot()? != process.boot {
-            return Ok(proof(format!("the machine was started again after process {pid}")));
-        }
-        let Some(number) = Pid::from_raw(pid).filter(|_| pid > 1) else {
-            return Err(not_fenced(format!("{pid} is no process to kill")));
+        let descriptor = match look_for(node, process)? {
+            Life::Over(proof) => return Ok(proof),
+            Life::Lives(descriptor) => descriptor,
         };
-        // The descriptor first: from here on the number means the same process, which is then compared.
-        let descriptor = match pidfd_open(number, PidfdFlags::empty()) {
-            Err(rustix::io::Errno::SRCH) => return Ok(proof(format!("process {pid} has ended"))),
-            opened => opened.map_err(|error| not_fenced(format!("process {pid}: {error}")))?,
-        };
-        if started(pid)? != Some(process.started) {
-            return Ok(proof(format!("process {pid} has ended")));
-        }
         match pidfd_send_signal(&descriptor, Signal::KILL) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-            Err(error) => return Err(not_fenced(format!("killing process {pid}: {error}"))),
+            Err(error) => return Err(not_fenced(node, format!("killing process {pid}: {error}"))),
         }
-        let limit = Timespec {
-            tv_sec: END.as_secs().cast_signed(),
-            tv_nsec: 0,
-        };
-        match poll(&mut [PollFd::new(&descriptor, PollFlags::IN)], Some(&limit)) {
-            Ok(1) => Ok(proof(format!("process {pid} was killed"))),
-            Ok(_) => Err(not_fenced(format!(
-                "process {pid} was killed and has not ended for {} s",
-                END.as_secs()
-            ))),
-            Err(error) => Err(not_fenced(format!("waiting for the end of process {pid}: {error}"))),
+        if wait_for_end(&descriptor, END)? {
+            return Ok(proof(format!("process {pid} was killed")));
+        }
+        let seconds = END.as_secs();
+        Err(not_fenced(
+            node,
+            format!("process {pid} was killed and has not ended for {seconds} s"),
+        ))
+    }
+}
+
+impl Fence for HasEnded {
+    fn strength(&self) -> Strength {
+        Strength::Kernel
+    }
+
+    fn fence(&self, node: &NodeId, process: &Process) -> Result<Proof, CsvError> {
+        match look_for(node, process)? {
+            Life::Over(proof) => Ok(proof),
+            Life::Lives(_) => Err(not_fenced(node, format!("process {} lives", process.pid))),
         }
     }
 }
@@ -139,6 +181,13 @@ impl Fence for Operator {
 
     fn fence(&self, _: &NodeId, _: &Process) -> Result<Proof, CsvError> {
         Ok(proof(format!("an operator confirmed: {}", self.statement)))
+    }
+}
+
+fn not_fenced(node: &NodeId, reason: String) -> CsvError {
+    CsvError::NotFenced {
+        node: node.clone(),
+        reason,
     }
 }
 
@@ -209,9 +258,12 @@ mod tests {
         LocalKill.fence(&node(), &before).unwrap();
         assert!(child.try_wait().unwrap().is_none());
 
+        assert!(HasEnded.fence(&node(), &process).is_err());
+        assert!(child.try_wait().unwrap().is_none());
         let proof = LocalKill.fence(&node(), &process).unwrap();
         assert!(proof.to_string().contains("was killed"), "{proof}");
         assert!(child.wait().unwrap().code().is_none(), "it ended by a signal");
         LocalKill.fence(&node(), &process).unwrap();
+        HasEnded.fence(&node(), &process).unwrap();
     }
 }

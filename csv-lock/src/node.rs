@@ -6,7 +6,7 @@ use crate::clock::Clock;
 use crate::coordinator::{Coordinator, Served};
 use crate::engine::{Engine, Leader, Term};
 use crate::error::CsvError;
-use crate::id::NodeId;
+use crate::id::{Epoch, NodeId};
 use crate::message::{Request, decode, encode};
 use crate::net::{Listener, Net};
 use crate::takeover::take_over;
@@ -16,6 +16,9 @@ use crate::volume::{VolumeFormat, VolumeIo};
 const BATCH: usize = 64;
 /// How long a coordinator waits for a request before it looks at its term again.
 const IDLE: Duration = Duration::from_millis(20);
+
+/// How often the time between two attempts is doubled when they fail.
+const MOST_DOUBLINGS: u32 = 6;
 
 /// A node's part in one volume.
 pub struct Node<C, N, V, E> {
@@ -37,10 +40,41 @@ pub struct Node<C, N, V, E> {
     pub patience: Duration,
 }
 
+/// What somebody wants of a node that takes part in a volume, and who is told how it goes. A closure says when to stop.
+pub trait Steer {
+    /// Whether the node shall stop taking part.
+    fn stops(&self) -> bool;
+
+    /// Whether it may become the coordinator now.
+    fn campaigns(&self) -> bool {
+        true
+    }
+
+    /// Whether it shall end its term in order, for another node.
+    fn yields(&self) -> bool {
+        false
+    }
+
+    /// It serves as the coordinator of this epoch.
+    fn leads(&self, _epoch: Epoch) {}
+
+    /// It is not the coordinator any more.
+    fn led(&self, _ended: &Ended) {}
+
+    /// It could not campaign or lead; it tries again.
+    fn failed(&self, _error: &CsvError) {}
+}
+
+impl<F: Fn() -> bool> Steer for F {
+    fn stops(&self) -> bool {
+        self()
+    }
+}
+
 /// How a term went.
 #[derive(Debug)]
 pub enum Ended {
-    /// The node was asked to stop.
+    /// The node was asked to stop, or to let another one coordinate.
     Stopped,
     /// The engine's term ran out, or was lost.
     TermOver,
@@ -51,37 +85,57 @@ pub enum Ended {
 }
 
 impl<C: Clock, N: Net, V: VolumeIo, E: Engine> Node<C, N, V, E> {
-    /// Takes part until `stop` says so. Failures are logged and tried again.
-    pub fn run(&self, stop: &dyn Fn() -> bool) {
-        while !stop() {
-            match self.engine.campaign(self.format.volume) {
-                Ok(Some(term)) => match self.lead(term, stop) {
-                    Ok(Ended::Rotate | Ended::Stopped) => {}
-                    Ok(ended) => {
-                        tracing::info!(node = %self.node, ?ended, "the term ended");
-                        self.clock.sleep(self.patience);
-                    }
-                    Err(error) => {
-                        tracing::warn!(node = %self.node, %error, "could not lead the volume");
-                        self.clock.sleep(self.patience);
-                    }
-                },
-                Ok(None) => self.clock.sleep(self.patience),
-                Err(error) => {
-                    tracing::warn!(node = %self.node, %error, "could not campaign");
+    /// Takes part until it shall stop. Failures are logged and tried again.
+    pub fn run(&self, steer: &dyn Steer) {
+        let mut failures = 0;
+        while !steer.stops() {
+            let outcome = match steer.campaigns() {
+                true => self.try_to_lead(steer),
+                false => Ok(None),
+            };
+            match outcome {
+                Ok(Some(Ended::Rotate)) => {}
+                // Each attempt at a volume that cannot be led costs an epoch on it.
+                Ok(Some(Ended::EpochOver(_))) | Err(_) => {
+                    self.clock.sleep(self.patience * (1 << failures));
+                    failures = MOST_DOUBLINGS.min(failures + 1);
+                }
+                Ok(_) => {
+                    failures = 0;
                     self.clock.sleep(self.patience);
                 }
             }
         }
     }
 
+    /// Campaigns once, and leads the volume if it is elected.
+    fn try_to_lead(&self, steer: &dyn Steer) -> Result<Option<Ended>, CsvError> {
+        let campaign = self.engine.campaign(self.format.volume);
+        let led = match campaign {
+            Ok(None) => return Ok(None),
+            Ok(Some(term)) => self.lead(term, steer),
+            Err(error) => Err(error),
+        };
+        match &led {
+            Ok(ended) => {
+                tracing::info!(node = %self.node, ?ended, "the term ended");
+                steer.led(ended);
+            }
+            Err(error) => {
+                tracing::warn!(node = %self.node, %error, "could not lead the volume");
+                steer.failed(error);
+            }
+        }
+        led.map(Some)
+    }
+
     /// One term: takes the volume over, publishes where it is, serves.
     ///
     /// # Errors
     /// Failures of the engine, the network and the volume before it serves. The term is given back.
-    pub fn lead(&self, term: Term, stop: &dyn Fn() -> bool) -> Result<Ended, CsvError> {
+    pub fn lead(&self, term: Term, steer: &dyn Steer) -> Result<Ended, CsvError> {
         let mut held = term;
-        let result = self.serve(&mut held, stop);
+        let result = self.serve(&mut held, steer);
         // What the engine does not hear of ends by itself.
         if let Err(error) = self.engine.resign(self.format.volume, &held) {
             tracing::warn!(node = %self.node, %error, "could not resign");
@@ -89,7 +143,7 @@ impl<C: Clock, N: Net, V: VolumeIo, E: Engine> Node<C, N, V, E> {
         result
     }
 
-    fn serve(&self, term: &mut Term, stop: &dyn Fn() -> bool) -> Result<Ended, CsvError> {
+    fn serve(&self, term: &mut Term, steer: &dyn Steer) -> Result<Ended, CsvError> {
         let failed = |error: std::io::Error| CsvError::Engine {
             reason: format!("listening at {}: {error}", self.address),
         };
@@ -101,8 +155,9 @@ impl<C: Clock, N: Net, V: VolumeIo, E: Engine> Node<C, N, V, E> {
             epoch: coordinator.epoch(),
         };
         self.engine.publish(self.format.volume, term, &leader)?;
+        steer.leads(leader.epoch);
         loop {
-            if stop() {
+            if steer.stops() || steer.yields() {
                 coordinator.close()?;
                 return Ok(Ended::Stopped);
             }

@@ -132,7 +132,7 @@ impl State {
                     disk.generation = disk.generation.next();
                 }
             }
-            Op::Alloc { path, blocks, end } => {
+            Op::Alloc { path, blocks, end, .. } => {
                 if let Some(disk) = self.disks.get_mut(path) {
                     disk.end = disk.end.max(*end);
                 }

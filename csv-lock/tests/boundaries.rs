@@ -20,6 +20,9 @@ const TABLE: Table = Table {
     offset: 512,
     entries: 16,
     block: 512,
+    bitmap: 0,
+    footer: 0,
+    full: false,
 };
 
 /// Of the second coordinator's boundaries every how-manieth is tried; `CSV_EVERY=1` tries all.

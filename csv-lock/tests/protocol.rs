@@ -17,6 +17,9 @@ const TABLE: Table = Table {
     offset: 512,
     entries: 16,
     block: 1024,
+    bitmap: 0,
+    footer: 0,
+    full: false,
 };
 
 /// A volume in a directory of its own.
@@ -302,6 +305,57 @@ fn inv_94_what_was_appended_in_time_is_done_by_the_successor() {
 }
 
 #[test]
+fn inv_101_a_footer_has_a_place_of_its_own_behind_aligned_blocks() {
+    let mut fixture = Fixture::new();
+    let name = fixture.prepare();
+    let path = fixture.path().join(incoming(&name));
+    let prepared = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    prepared.write_all_at(&[7; 512], 0).unwrap();
+    let table = Table {
+        block: 1536,
+        bitmap: 512,
+        footer: 512,
+        full: true,
+        ..TABLE
+    };
+    let create = Ask::Create {
+        path: "a.vhd".into(),
+        incoming: name,
+        table: Some(table),
+    };
+    let fixture = &fixture;
+    let mut first = fixture.coordinator();
+    ask(fixture, &mut first, "a", 1, create).unwrap();
+    let one = generation(ask(fixture, &mut first, "a", 2, open("a.vhd")));
+    ask(fixture, &mut first, "a", 3, alloc("a.vhd", one, &[0])).unwrap();
+    ask(fixture, &mut first, "a", 4, alloc("a.vhd", one, &[0, 5, 6])).unwrap();
+    let disk = fixture.path().join("a.vhd");
+    let check = || {
+        let bytes = fs::read(&disk).unwrap();
+        // Data of blocks begins at multiples of 4 KiB, their bitmaps are full, and the file ends in a footer: then, and now.
+        assert_eq!([0, 5, 6].map(|block| entry(&disk, block)), [7, 15, 23]);
+        assert_eq!(bytes.len(), 24 * 512 + 1024 + 512);
+        for place in [7, 15, 23] {
+            assert_eq!(bytes[place * 512..][..512], [0xff; 512]);
+            assert_eq!(bytes[(place + 1) * 512..][..1024], [0; 1024]);
+        }
+        assert_eq!(bytes[26 * 512..], [7; 512]);
+    };
+    check();
+    assert_eq!(fs::read(&disk).unwrap()[10 * 512..11 * 512], [7; 512]);
+    // Blocks that have a place cost nothing.
+    ask(fixture, &mut first, "a", 5, alloc("a.vhd", one, &[5])).unwrap();
+    check();
+    drop(first);
+    // As if all of it had been lost with the machine.
+    let file = fs::OpenOptions::new().write(true).open(&disk).unwrap();
+    file.write_all_at(&[0xff; 64], TABLE.offset).unwrap();
+    file.set_len(1024).unwrap();
+    drop(fixture.coordinator());
+    check();
+}
+
+#[test]
 fn inv_97_messages_for_others_are_refused() {
     let fixture = Fixture::new();
     let mut coordinator = fixture.coordinator();
@@ -343,6 +397,8 @@ fn bad_requests_are_refused_and_change_nothing() {
     };
     let too_long = Table { entries: 1000, ..TABLE };
     let odd = Table { block: 1000, ..TABLE };
+    let all_bitmap = Table { bitmap: 1024, ..TABLE };
+    let long_footer = Table { footer: 1024, ..TABLE };
     let many: Vec<u32> = (0..65).collect();
     let cases = [
         (make("../a", &prepared, None), "VHD-E0929"),
@@ -354,6 +410,8 @@ fn bad_requests_are_refused_and_change_nothing() {
         (make("no/dir.vhd", &prepared, None), "VHD-E0932"),
         (make("b.vhd", &prepared, Some(too_long)), "VHD-E0930"),
         (make("b.vhd", &prepared, Some(odd)), "VHD-E0930"),
+        (make("b.vhd", &prepared, Some(all_bitmap)), "VHD-E0930"),
+        (make("b.vhd", &prepared, Some(long_footer)), "VHD-E0930"),
         (open("b.vhd"), "VHD-E0926"),
         (
             Ask::Delete {

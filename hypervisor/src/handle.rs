@@ -85,6 +85,20 @@ impl MachineHandle {
         self.ask(|running| running.save(file, commit))
     }
 
+    /// Writes the machine to an empty file and lets it go on. In between, while no processor runs and no request to a disk is on
+    /// its way, `commit` is called on the machine's thread with what is to be completed; returns what it returned. It must not
+    /// ask the machine for anything.
+    ///
+    /// # Errors
+    /// As of [`save`](Self::save); then `commit` was not called.
+    pub fn checkpoint<T: Send + 'static>(
+        &self,
+        file: File,
+        commit: impl FnOnce(Saved) -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        self.ask(|running| running.checkpoint(file, commit))
+    }
+
     /// Gives the guest another disk while it runs, and says so to it; returns the slot, by which it is removed. A guest that
     /// has no driver for hot-plug does not look.
     ///

@@ -55,6 +55,12 @@ pub(crate) struct Vm {
     memory: GuestMemory,
 }
 
+/// Refuses if this host's processors lack something that a guest was started with.
+pub(crate) fn require_processor(saved: CpuTable) -> Result<(), Error> {
+    Cpuid::of_host(&open()?)?.saved(saved)?;
+    Ok(())
+}
+
 /// How processors begin.
 #[derive(Clone, Copy)]
 pub(crate) enum Start<'a> {

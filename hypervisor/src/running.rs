@@ -150,6 +150,18 @@ impl Running {
         saved
     }
 
+    /// Writes the machine to an empty file while it is held, and has `commit` called before it goes on. It goes on whatever comes of
+    /// that; a machine that was held before stays so.
+    pub(crate) fn checkpoint<T>(&mut self, file: File, commit: impl FnOnce(Saved) -> T) -> Result<T, Error> {
+        let was_paused = self.is_paused;
+        self.pause()?;
+        let committed = self.write(file).map(commit);
+        if !was_paused {
+            self.resume();
+        }
+        committed
+    }
+
     /// INV-86: what a disk cannot make durable is noticed while the machine can still go on.
     fn write(&self, file: File) -> Result<Saved, Error> {
         let in_slots = self.slots.as_ref().map(|slots| slots.open_disks()).unwrap_or_default();

@@ -103,10 +103,11 @@ class TreeLab:
             return self.settle(args, complete, min(codes))
         done = [end for (_, end), code in zip([(args, complete), other], codes) if code == 0]
         self.take_either_order(done)
-        # The one that was refused comes again.
-        for (job, end), code in zip([(args, complete), other], codes):
-            if code != 0:
-                self.settle(job, end, code)
+        # The one that was refused comes again: first one that had begun, which keeps others away from its images.
+        refused = [(job, end, code) for (job, end), code in zip([(args, complete), other], codes) if code != 0]
+        refused.sort(key=lambda one: not os.path.exists(self.path(self.record_of(one[0]))))
+        for job, end, code in refused:
+            self.settle(job, end, code)
         self.check()
 
     def take_either_order(self, done):

@@ -10,6 +10,7 @@ use crate::commands::vm;
 use crate::commands::{
     azure, cat, check, compact, compare, completions, convert, cp, create, diff, export_delta, hash, import_delta,
     info, ls, man, map, measure, merge, mount, nbd, new_id, repair, reparent, resize, snapshot, tour, tree, verify,
+    volume,
 };
 use crate::{exit, habits};
 
@@ -29,8 +30,10 @@ output is one object: the report, or {\"version\": 1, \"command\": ..., \"error\
 \"message\"}}. Wrong command lines (exit code 2) are told on standard error alone.
 
 Environment:
-  TMPDIR   where standard input is kept when it is a pipe and there is no destination to keep it beside
-  VHD_LOG  what the library logs to standard error: error (default), warn, info, debug, trace, off";
+  TMPDIR         where standard input is kept when it is a pipe and there is no destination to keep it beside
+  VHD_LOG        what the library logs to standard error: error (default), warn, info, debug, trace, off
+  VHD_NODE       the node that a command belongs to, where several of this machine take part in a volume
+  VHD_STATE_DIR  where this machine keeps what it knows of volumes [default: /var/lib/vhd, or ~/.local/state/vhd]";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -125,6 +128,8 @@ pub(crate) enum Command {
     /// Run a Linux guest on KVM with its disks in images
     #[cfg(target_arch = "x86_64")]
     Vm(vm::VmArgs),
+    /// Share a directory of disks between nodes: one coordinator, one writer per disk
+    Volume(volume::VolumeArgs),
     /// Give a disk another size, alone or with all images of its tree
     Resize(resize::ResizeArgs),
     /// Give a differencing image another parent: a moved one, or with --rebase any disk

@@ -81,6 +81,26 @@ pub(crate) enum Kind {
     DiskNotReleased,
     /// A disk of a saved machine is another one, or was changed since.
     SavedDisk,
+    /// A snapshot of a machine lacks what a disk had of it.
+    MachineSnapshotBroken,
+    /// A cluster volume or its coordinator said so, with this code.
+    Cluster(&'static str),
+    /// No volume of this name is known on this machine.
+    NoSuchVolume,
+    /// No agent of a node runs on this machine.
+    NoAgent,
+    /// The agent of a node runs already.
+    AgentNameInUse,
+    /// A node takes no part in a volume.
+    NotAMember,
+    /// The coordinator did not move in time.
+    MoveFailed,
+    /// A node has disks open on the volume that it shall leave.
+    NodeHasDisks,
+    /// A disk on a volume cannot be used for this.
+    VolumeCannot,
+    /// This build has no such engine, or no messages between machines.
+    VolumeEngine,
 }
 
 /// What scripts see of a kind of failure. Codes and names never change their meaning; new ones are added.
@@ -88,7 +108,7 @@ pub(crate) enum Kind {
 pub(crate) struct Code {
     pub(crate) kind: Kind,
     /// `VHD-E` and four digits: 01 the image, 02 the chain, 03 the host's files, 04 requests, 05 the command, 06 NBD,
-    /// 07 files inside a disk and mounts, 08 machines.
+    /// 07 files inside a disk and mounts, 08 machines, 09 cluster volumes.
     pub(crate) code: &'static str,
     pub(crate) name: &'static str,
     pub(crate) exit: Exit,
@@ -238,6 +258,46 @@ const TABLE: &[Code] = &[
     own(Kind::SavedProcessor,           "VHD-E0817", "saved-processor",   Exit::Refused),
     own(Kind::SavedDisk,                "VHD-E0818", "saved-disk",        Exit::Refused),
     own(Kind::DiskNotReleased,          "VHD-E0819", "disk-not-released", Exit::Failed),
+    own(Kind::MachineSnapshotBroken,    "VHD-E0820", "machine-snapshot-broken", Exit::Refused),
+
+    own(Kind::Cluster("VHD-E0901"),      "VHD-E0901", "journal-damaged", Exit::Corrupt),
+    own(Kind::Cluster("VHD-E0902"),      "VHD-E0902", "journal-unknown", Exit::Refused),
+    own(Kind::Cluster("VHD-E0903"),      "VHD-E0903", "no-seal", Exit::Corrupt),
+    own(Kind::Cluster("VHD-E0904"),      "VHD-E0904", "not-a-volume", Exit::Refused),
+    own(Kind::Cluster("VHD-E0905"),      "VHD-E0905", "volume-format", Exit::Corrupt),
+    own(Kind::Cluster("VHD-E0906"),      "VHD-E0906", "volume-exists", Exit::Refused),
+    own(Kind::Cluster("VHD-E0907"),      "VHD-E0907", "volume-file-system", Exit::Refused),
+    own(Kind::Cluster("VHD-E0908"),      "VHD-E0908", "epoch-over", Exit::Failed),
+    own(Kind::Cluster("VHD-E0909"),      "VHD-E0909", "volume-message", Exit::Failed),
+    own(Kind::Cluster("VHD-E0910"),      "VHD-E0910", "no-coordinator", Exit::Failed),
+    own(Kind::Cluster("VHD-E0911"),      "VHD-E0911", "volume-engine", Exit::Failed),
+    own(Kind::Cluster("VHD-E0912"),      "VHD-E0912", "engine-version", Exit::Refused),
+    own(Kind::Cluster("VHD-E0913"),      "VHD-E0913", "volume-io", Exit::Failed),
+    own(Kind::Cluster("VHD-E0914"),      "VHD-E0914", "not-fenced", Exit::Failed),
+    own(Kind::NoSuchVolume,              "VHD-E0915", "no-such-volume", Exit::Refused),
+    own(Kind::Cluster("VHD-E0916"),      "VHD-E0916", "volume-name-taken", Exit::Refused),
+    own(Kind::NoAgent,                   "VHD-E0917", "no-agent", Exit::Failed),
+    own(Kind::AgentNameInUse,            "VHD-E0918", "agent-name-in-use", Exit::Locked),
+    own(Kind::NotAMember,                "VHD-E0919", "not-a-member", Exit::Refused),
+    own(Kind::Cluster("VHD-E0920"),      "VHD-E0920", "foreign-cluster", Exit::Refused),
+    own(Kind::Cluster("VHD-E0921"),      "VHD-E0921", "wrong-volume", Exit::Refused),
+    own(Kind::Cluster("VHD-E0922"),      "VHD-E0922", "stale-epoch", Exit::Failed),
+    own(Kind::Cluster("VHD-E0923"),      "VHD-E0923", "coordinator-moved", Exit::Failed),
+    own(Kind::Cluster("VHD-E0924"),      "VHD-E0924", "disk-has-writer", Exit::Locked),
+    own(Kind::Cluster("VHD-E0925"),      "VHD-E0925", "stale-generation", Exit::Refused),
+    own(Kind::Cluster("VHD-E0926"),      "VHD-E0926", "no-such-disk", Exit::Refused),
+    own(Kind::Cluster("VHD-E0927"),      "VHD-E0927", "disk-exists", Exit::Refused),
+    own(Kind::Cluster("VHD-E0928"),      "VHD-E0928", "not-prepared", Exit::Failed),
+    own(Kind::Cluster("VHD-E0929"),      "VHD-E0929", "disk-path", Exit::Refused),
+    own(Kind::Cluster("VHD-E0930"),      "VHD-E0930", "disk-block", Exit::Refused),
+    own(Kind::Cluster("VHD-E0931"),      "VHD-E0931", "volume-full", Exit::Failed),
+    own(Kind::Cluster("VHD-E0932"),      "VHD-E0932", "volume-request", Exit::Failed),
+    own(Kind::Cluster("VHD-E0933"),      "VHD-E0933", "late-request", Exit::Failed),
+    own(Kind::MoveFailed,                "VHD-E0934", "move-failed", Exit::Failed),
+    own(Kind::NodeHasDisks,              "VHD-E0935", "node-has-disks", Exit::Locked),
+    library(ErrorKind::OnVolume,        "VHD-E0936", Exit::Refused),
+    own(Kind::VolumeCannot,              "VHD-E0937", "volume-cannot", Exit::Refused),
+    own(Kind::VolumeEngine,              "VHD-E0938", "volume-engine-missing", Exit::Refused),
 ];
 
 /// What a kind that is newer than the table gets: the table's test fails then.

@@ -165,6 +165,12 @@ impl From<vhd_fs::files::FileError> for Failure {
     }
 }
 
+impl From<csv_lock::CsvError> for Failure {
+    fn from(error: csv_lock::CsvError) -> Self {
+        Self::new(Kind::Cluster(error.code()), error)
+    }
+}
+
 macro_rules! from_library {
     ($($error:ty),+ $(,)?) => {$(
         impl From<$error> for Failure {
@@ -187,6 +193,7 @@ from_library!(
     vhd_core::ops::azure::AzureError,
     vhd_core::ops::delta::DeltaError,
     vhd_core::partition::PartitionError,
+    vhd_core::record::RecordError,
     vhd_core::ops::compact::CompactError,
     vhd_core::ops::merge::MergeError,
     vhd_core::snapshot::SnapshotError,

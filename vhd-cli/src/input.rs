@@ -1,5 +1,6 @@
 //! Opening what a command reads: a disk with its chain, or standard input.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd as _;
@@ -19,6 +20,7 @@ use crate::codes::Kind;
 use crate::failure::Failure;
 use crate::format_arg::{FormatArg, TypedPath};
 use crate::output;
+use crate::volume::DiskName;
 
 /// Bytes of standard input that are in memory at once.
 const SPOOL_BUFFER: usize = 1 << 20;
@@ -187,6 +189,8 @@ pub(crate) struct Source {
     is_stdin: bool,
     /// A disk on a server; the path is then only its name.
     remote: Option<NbdUri>,
+    /// A disk on a volume.
+    on_volume: Option<DiskName>,
 }
 
 impl Source {
@@ -196,6 +200,8 @@ impl Source {
         let name = output::path_text(given);
         if !is_dash(given) {
             let path = image_path(given)?;
+            let on_volume = DiskName::parse(given)?.map(|disk| disk.of_file(&path));
+            let given = &*file_of(given)?;
             let is_now = split_snapshot(given).is_some_and(|(_, name)| name.eq_ignore_ascii_case(NOW));
             return Ok(Self {
                 is_snapshot: path != given && !is_now,
@@ -203,6 +209,7 @@ impl Source {
                 name,
                 is_stdin: false,
                 remote: None,
+                on_volume,
             });
         }
         if !stdin_is_a_file()? {
@@ -214,6 +221,7 @@ impl Source {
             is_snapshot: false,
             is_stdin: true,
             remote: None,
+            on_volume: None,
         })
     }
 
@@ -231,6 +239,7 @@ impl Source {
             is_snapshot: false,
             is_stdin: false,
             remote: Some(uri),
+            on_volume: None,
         })
     }
 }
@@ -240,15 +249,27 @@ impl Source {
     pub(crate) fn remote(&self) -> Option<&NbdUri> {
         self.remote.as_ref()
     }
+
+    /// What it is called on its volume, if it is named so.
+    pub(crate) fn on_volume(&self) -> Option<&DiskName> {
+        self.on_volume.as_ref()
+    }
 }
 
-/// The file that is read for what the user named: a path, or `DISK@NAME` for a snapshot. A file that is really called
+/// The file that the user named: a path, or `V:/PATH` for one on a volume.
+fn file_of(given: &Path) -> Result<Cow<'_, Path>, Failure> {
+    let disk = DiskName::parse(given)?;
+    Ok(disk.map_or(Cow::Borrowed(given), |disk| Cow::Owned(disk.file())))
+}
+
+/// The file that is read for what the user named: a path, `V:/PATH`, or `DISK@NAME` for a snapshot. A file that is really called
 /// so wins.
 pub(crate) fn image_path(given: &Path) -> Result<PathBuf, Failure> {
     if uri_text(given).is_some() {
         let message = "this works on image files, and that is a disk on a server";
         return Err(Failure::new(Kind::Uri, message).about(output::path_text(given)));
     }
+    let given = &*file_of(given)?;
     if given.symlink_metadata().is_ok()
         && let Some(frozen) = snapshot::frozen_base(given)
     {

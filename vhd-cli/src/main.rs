@@ -9,6 +9,7 @@
 //!   control/      asking the server that has a disk      limits.rs    open files
 //!   codes.rs      kind of failure -> stable code, exit     exit.rs     the exit codes
 //!   human.rs      numbers and times for people            summed.rs   long lists in short
+//!   running/      processes that are found by name          volume/     cluster volumes
 //!   habits/       what words of other programs are called here
 //! ```
 #![forbid(unsafe_code)]
@@ -32,10 +33,12 @@ mod limits;
 mod output;
 mod progress;
 mod rate;
+mod running;
 mod size;
 mod space;
 mod summed;
 mod throw_away;
+mod volume;
 
 use std::process::ExitCode;
 

@@ -107,6 +107,14 @@ pub(crate) fn eprint(text: &str) {
     let _ = io::stderr().write_all(human::visible(text).as_bytes());
 }
 
+/// Says after a failed job on `image` that it has begun: its record is there.
+pub(crate) fn warn_if_begun(job: &str, image: &Path, record: &Path) {
+    if record.exists() {
+        let image = image.display();
+        warning(format_args!("{image}: the {job} has begun; run it again to finish it"));
+    }
+}
+
 /// A path as JSON can hold it: what is no Unicode becomes U+FFFD.
 pub(crate) fn path_text(path: &Path) -> String {
     path.display().to_string()

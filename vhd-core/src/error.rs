@@ -116,6 +116,8 @@ pub enum ErrorKind {
     Descriptor,
     /// The destination exists.
     Exists,
+    /// The file is on a cluster volume, and is changed through that alone.
+    OnVolume,
     /// An unfinished job of another kind, or with other arguments, comes first.
     JobPending,
     /// A file is not what it was when the job began that is to go on.
@@ -226,6 +228,7 @@ impl ErrorKind {
         Self::InUse,
         Self::Descriptor,
         Self::Exists,
+        Self::OnVolume,
         Self::JobPending,
         Self::Changed,
         Self::SnapshotMissing,
@@ -308,6 +311,7 @@ impl ErrorKind {
             Self::InUse => "in-use",
             Self::Descriptor => "descriptor",
             Self::Exists => DeviceKind::Exists.name(),
+            Self::OnVolume => "on-volume",
             Self::JobPending => "job-pending",
             Self::Changed => "changed-meanwhile",
             Self::SnapshotMissing => "snapshot-missing",

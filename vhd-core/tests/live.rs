@@ -28,6 +28,7 @@ use support::forge::Forge;
 use vhd_core::ErrorKind;
 use vhd_core::chain::OpenOptions;
 use vhd_core::device::{BlockDevice, ByteRange, Disk, LayeredDevice, LiveDevice};
+use vhd_core::format::UniqueId;
 use vhd_core::image::{Image, OpenMode, create_dynamic};
 use vhd_core::snapshot::{
     CreatedInUse, Recovered, SnapshotTree, Steps, WantedSnapshot, Work, create_together, resolve, survey,
@@ -221,9 +222,16 @@ fn inv_50_disks_are_switched_at_one_instant() {
             }
             let mut wanted: Vec<_> = trees
                 .iter_mut()
-                .map(|tree| WantedSnapshot { tree, name: &name })
+                .map(|tree| WantedSnapshot {
+                    tree,
+                    name: &name,
+                    id: UniqueId::random(),
+                })
                 .collect();
+            let ids: Vec<_> = wanted.iter().map(|wanted| wanted.id).collect();
             let created = create_together(&mut wanted).unwrap();
+            let taken: Vec<_> = created.iter().map(|one| one.created.snapshot.id).collect();
+            assert_eq!(taken, ids);
             let [mut first, mut second] = [0, 1].map(|at: usize| number_at(&bytes_of(&*created[at].frozen), 7));
             if round % 2 == 1 {
                 (first, second) = (second, first);
@@ -241,7 +249,11 @@ fn inv_50_disks_are_switched_at_one_instant() {
         .collect();
     let mut wanted: Vec<_> = trees
         .iter_mut()
-        .map(|tree| WantedSnapshot { tree, name: "only b" })
+        .map(|tree| WantedSnapshot {
+            tree,
+            name: "only b",
+            id: UniqueId::random(),
+        })
         .collect();
     assert_eq!(
         create_together(&mut wanted).err().unwrap().kind(),

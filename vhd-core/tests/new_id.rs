@@ -14,7 +14,7 @@ use common::rng::{Rng, random_bytes, seeded};
 use common::temp_dir;
 use tempfile::TempDir;
 use vhd_core::ErrorKind;
-use vhd_core::chain::{OpenOptions, parent_link};
+use vhd_core::chain::{OpenOptions, create_child, parent_link};
 use vhd_core::format::UniqueId;
 use vhd_core::image::{Amendment, Image, OpenMode, ParentLink};
 use vhd_core::ops::new_id::{NewId, NewIdOptions};
@@ -167,6 +167,44 @@ fn wrong_children_are_refused_before_anything_changes() {
     let after: Vec<Vec<u8>> = (0..4).map(|index| fs::read(copied.path(index)).unwrap()).collect();
     assert!(before == after);
     assert!(!copied.dir.path().join(RECORD_NAME).exists());
+}
+
+#[test]
+fn inv_46_who_becomes_a_child_after_the_plan_is_seen() {
+    let dir = temp_dir();
+    let path = |name: &str| dir.path().join(name);
+    let content = random_bytes(&mut seeded(0x46, "newcomers"), 64 << 10);
+    fs::write(path("base.vhd"), fixed(&content, id(1))).unwrap();
+    let make = |name: &str| create_child(&path(name), &path("base.vhd"), None, &OpenOptions::new()).unwrap();
+    make("before.avhd");
+    let options = NewIdOptions {
+        all_children: true,
+        ..NewIdOptions::default()
+    };
+    let plan = NewId::plan(&path("base.vhd"), &options).unwrap();
+    make("new.avhd");
+    let error = plan.run().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::HasChildren, "{error}");
+    let text = error.to_string();
+    assert!(text.contains("new.avhd") && !text.contains("before.avhd"), "{text}");
+    assert!(!path("base.vhd.new-id").exists());
+    let assert_same_disks = || {
+        for name in ["base.vhd", "before.avhd", "new.avhd"] {
+            assert_reads(&path(name), &content);
+        }
+    };
+    assert_same_disks();
+    // The same command knows of it now.
+    NewId::plan(&path("base.vhd"), &options).unwrap().run().unwrap();
+    assert_same_disks();
+    // Who was told to leave the others alone does.
+    let left = NewIdOptions {
+        leave_others: true,
+        ..NewIdOptions::default()
+    };
+    let plan = NewId::plan(&path("base.vhd"), &left).unwrap();
+    make("newer.avhd");
+    plan.run().unwrap();
 }
 
 /// The states that a crash can leave of a file whose footers and header change, and last the one without a crash.

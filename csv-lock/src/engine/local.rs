@@ -14,12 +14,12 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
-use super::registry::{LastTerm, Registry};
 use super::{Engine, Leader, Term};
 use crate::clock::{Clock, SystemClock};
 use crate::error::{CsvError, VolumeContext};
 use crate::fence::{Fence, LocalKill, Process};
 use crate::id::{NodeId, VolumeId};
+use crate::registry::{LastTerm, Registry};
 
 const LOCK: &str = ".csv/coord.lock";
 /// How often a coordinator says that it is alive.

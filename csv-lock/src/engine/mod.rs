@@ -6,7 +6,6 @@
 #[cfg(feature = "etcd")]
 mod etcd;
 mod local;
-mod registry;
 
 use std::time::Duration;
 

@@ -49,6 +49,15 @@ pub struct Table {
     pub entries: u32,
     /// What a block takes in the file, bitmap included, in bytes; a multiple of 512.
     pub block: u64,
+    /// What of that the bitmap takes, in bytes. The data behind it begins at a multiple of 4 KiB; 0: a block may begin anywhere.
+    #[serde(default)]
+    pub bitmap: u64,
+    /// So many bytes from the beginning of the file stand at its end too, behind the last block: a footer. 0: none.
+    #[serde(default)]
+    pub footer: u64,
+    /// The bitmap of a new block says that all of it is there: its space reads zero. Else it says that nothing is.
+    #[serde(default)]
+    pub full: bool,
 }
 
 /// A change of metadata, as it stands in a journal: every place and value is in it.
@@ -122,6 +131,8 @@ pub enum Op {
         path: String,
         /// Pairs of block and place in the file, in bytes; each place is used once in the life of the file (INV-95).
         blocks: Vec<(u32, u64)>,
+        /// Where the new ones among them begin: places before it are of blocks that had one already.
+        fresh: u64,
         /// Where the next new block begins, in bytes.
         end: u64,
     },

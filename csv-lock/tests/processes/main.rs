@@ -32,6 +32,9 @@ const TABLE: Table = Table {
     offset: 512,
     entries: 4096,
     block: 512,
+    bitmap: 0,
+    footer: 0,
+    full: false,
 };
 const LIMIT: Duration = Duration::from_secs(30);
 /// How long a coordinator may be silent before it is killed.

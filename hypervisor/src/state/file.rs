@@ -12,7 +12,8 @@ use super::container::{self, LONGEST, PREFACE, Section, section};
 use super::error::io;
 use super::messages::{self, Machine};
 use super::{StateError, memory};
-use crate::{MAX_CPUS, MAX_MEMORY, MEMORY_UNIT, MIN_MEMORY, MachineType};
+use crate::kvm;
+use crate::{Error, MAX_CPUS, MAX_MEMORY, MEMORY_UNIT, MIN_MEMORY, MachineType};
 
 /// Kinds of sections, with the newest version of each.
 const KNOWN: &[(&str, u32)] = &[
@@ -171,6 +172,16 @@ impl StateFile {
         let kind = self.device_kind();
         let devices = self.sections.iter().filter(|section| section.kind == kind);
         devices.map(|section| usize_from(section.instance.into())).collect()
+    }
+
+    /// Whether this host can go on with it, and its memory is what was written: what [`Machine::restore`](crate::Machine::restore)
+    /// would refuse only when it has begun.
+    ///
+    /// # Errors
+    /// [`Error::State`] with the reason, [`Error::NoKvm`], [`Error::Kvm`].
+    pub fn verify(&self) -> Result<(), Error> {
+        kvm::require_processor(self.one("cpuid")?)?;
+        Ok(memory::verify(&self.file, &self.memory, self.machine.memory)?)
     }
 
     fn device_kind(&self) -> &'static str {

@@ -46,6 +46,24 @@ pub(super) fn write(memory: &File, size: u64, to: &File, offset: u64) -> Result<
 
 /// Reads memory, all of which is zero, from a file.
 pub(super) fn read(from: &File, saved: &Memory, memory: &File, size: u64) -> Result<(), StateError> {
+    for_each_piece(from, saved, size, &mut |start, bytes| {
+        for_each_run(bytes, &mut |at, run| {
+            let written = memory.write_all_at(run, start + u64_from(at));
+            written.map_err(io("write to guest memory"))
+        })
+    })
+}
+
+/// Whether memory in a file is what was written.
+pub(super) fn verify(from: &File, saved: &Memory, size: u64) -> Result<(), StateError> {
+    for_each_piece(from, saved, size, &mut |_, _| Ok(()))
+}
+
+/// Takes a piece: its offset, its bytes.
+type VisitPiece<'a> = dyn FnMut(u64, &[u8]) -> Result<(), StateError> + 'a;
+
+/// Visits the pieces of memory in a file that are not all zero: offset and bytes, which have their digest.
+fn for_each_piece(from: &File, saved: &Memory, size: u64, visit: &mut VisitPiece<'_>) -> Result<(), StateError> {
     let wrong = |what| StateError::damaged("memory", what);
     if saved.piece != PIECE {
         return Err(wrong("has pieces of another size"));
@@ -68,10 +86,7 @@ pub(super) fn read(from: &File, saved: &Memory, memory: &File, size: u64) -> Res
                 offset: place,
             });
         }
-        for_each_run(bytes, &mut |at, run| {
-            let written = memory.write_all_at(run, start + u64_from(at));
-            written.map_err(io("write to guest memory"))
-        })?;
+        visit(start, bytes)?;
     }
     Ok(())
 }
@@ -171,6 +186,7 @@ mod tests {
         for at in [0, 4095, 1 << 20] {
             file.write_all_at(&[1], OFFSET + at).unwrap();
             let refused = read(&file, &written, &sized(SIZE), SIZE);
+            assert!(verify(&file, &written, SIZE).is_err(), "{at}");
             assert!(
                 matches!(refused, Err(StateError::Altered { offset: OFFSET, .. })),
                 "{at}"
@@ -179,6 +195,7 @@ mod tests {
                 .unwrap();
         }
         read(&file, &written, &sized(SIZE), SIZE).unwrap();
+        verify(&file, &written, SIZE).unwrap();
         let mut twice = written.clone();
         twice.pieces.push(written.pieces[0].clone());
         let mut beyond = written.clone();

@@ -254,6 +254,21 @@ impl Payload {
         })
     }
 
+    /// The same on two disks: each number is written to the second one when it is durable on the first.
+    pub(crate) fn count_on_two_disks(self, first: u32) -> Self {
+        let second = 1;
+        self.store(rings(second) + HEADER + 12, 0).count(0, first, |guest| {
+            // mov eax, [counter]; mov [data of the second], eax; shl eax, 3; mov [sector], eax
+            guest
+                .emit_with(&[0x8b, 0x04, 0x25], &[data(0)])
+                .emit_with(&[0x89, 0x04, 0x25], &[data(second)])
+                .emit(&[0xc1, 0xe0, 0x03])
+                .emit_with(&[0x89, 0x04, 0x25], &[rings(second) + HEADER + 8])
+                .request_as_set(second, STORE, 512)
+                .request_as_set(second, FLUSH, 0)
+        })
+    }
+
     fn count(self, disk: u32, first: u32, written: impl FnOnce(Self) -> Self) -> Self {
         let (counter, sector) = (data(disk), rings(disk) + HEADER + 8);
         let guest = self.store(counter, first).store(rings(disk) + HEADER + 12, 0);

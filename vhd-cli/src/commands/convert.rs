@@ -19,6 +19,7 @@ use crate::failure::Failure;
 use crate::input::{Source, SourceArgs, is_dash};
 use crate::output::{self, ReportArgs};
 use crate::progress::ProgressArgs;
+use crate::volume::NewDisk;
 use crate::{human, size};
 
 pub(crate) const NAME: &str = "convert";
@@ -237,22 +238,25 @@ impl<'a> Job<'a> {
 
     fn convert(&self) -> Result<ConvertJson, Failure> {
         let args = self.args;
-        let destination = Destination::new(&self.destination, args.force, args.children)?;
+        let new = NewDisk::new(&self.destination)?;
+        let destination = Destination::new(new.place(), args.force, args.children)?;
         let source = Source::or_remote(&args.source, destination.directory())?;
         let opened = args.input.open(&source)?;
         let _lock = destination.guard([&opened])?;
         let options = ConvertOptions {
             target: self.to.target(args.block_size, args.preallocate),
             replace: args.force,
-            durable: args.sync,
+            durable: args.sync || new.is_on_volume(),
             threads: args.threads.map_or(0, usize::from),
         };
         let reporter = args.progress.reporter("converting");
-        let done = ops::convert(&opened, destination.path(), &options, &reporter)
-            .map_err(|error| explain(error, &source, &opened))?;
+        let done =
+            ops::convert(&opened, new.file(), &options, &reporter).map_err(|error| explain(error, &source, &opened))?;
         drop(reporter);
         let mut report = self.report(source, &opened, done);
-        report.warnings.extend(sparse::warn_for_windows(destination.path()));
+        let place = destination.path().to_owned();
+        new.publish(args.force)?;
+        report.warnings.extend(sparse::warn_for_windows(&place));
         Ok(report)
     }
 

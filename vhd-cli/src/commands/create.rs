@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use vhd_core::ErrorKind;
-use vhd_core::chain::{ImageFormat, create_child};
+use vhd_core::chain::{ImageFormat, create_child_in};
 use vhd_core::format::{DEFAULT_BLOCK_SIZE, DiskType, UniqueId};
 use vhd_core::image::{CreateError, Preallocate, create_dynamic, create_fixed};
 use vhd_core::storage::{StagedFile, StorageError, StorageFile};
@@ -18,6 +18,7 @@ use crate::failure::Failure;
 use crate::format_arg::FormatArg;
 use crate::input::{SearchArgs, image_path};
 use crate::output::{self, ReportArgs};
+use crate::volume::NewDisk;
 use crate::{human, size};
 
 pub(crate) const NAME: &str = "create";
@@ -115,13 +116,16 @@ impl fmt::Display for CreateReport {
 
 pub(crate) fn run(args: &CreateArgs) -> Result<Exit, Failure> {
     check_arguments(args)?;
-    refuse_existing(&args.path)?;
+    let new = NewDisk::new(&args.path)?;
+    refuse_existing(new.place())?;
     let (disk_type, id, virtual_size) = match (&args.parent, args.given_size.or(args.size)) {
-        (Some(parent), size) => create_over(args, &image_path(parent)?, size)?,
-        (None, Some(size)) => create_empty(args, size)?,
+        (Some(parent), size) => create_over(args, &new, &image_path(parent)?, size)?,
+        (None, Some(size)) => create_empty(args, new.file(), size)?,
         (None, None) => return Err(Failure::usage("SIZE or --parent is needed")),
     };
-    sparse::warn_for_windows(&args.path);
+    let place = new.place().to_owned();
+    new.publish(false)?;
+    sparse::warn_for_windows(&place);
     let report = CreateReport {
         image: output::path_text(&args.path),
         disk_type: disk_type.to_string(),
@@ -158,16 +162,16 @@ fn refuse_existing(path: &Path) -> Result<(), Failure> {
 
 type Created = (DiskType, UniqueId, u64);
 
-fn create_empty(args: &CreateArgs, size: u64) -> Result<Created, Failure> {
+fn create_empty(args: &CreateArgs, file: &Path, size: u64) -> Result<Created, Failure> {
     let preallocate = args.preallocate.map_or(Preallocate::Off, Into::into);
     match args.disk_type.unwrap_or(CreateType::Dynamic) {
         CreateType::Fixed => {
-            let id = publish(&args.path, |file| create_fixed(file, size, preallocate))?;
+            let id = publish(file, |file| create_fixed(file, size, preallocate))?;
             Ok((DiskType::Fixed, id, size))
         }
         CreateType::Dynamic => {
             let block_size = args.block_size.unwrap_or(u64::from(DEFAULT_BLOCK_SIZE));
-            let id = publish(&args.path, |file| create_dynamic(file, size, block_size))?;
+            let id = publish(file, |file| create_dynamic(file, size, block_size))?;
             Ok((DiskType::Dynamic, id, size))
         }
     }
@@ -183,7 +187,7 @@ fn publish(
     Ok(id)
 }
 
-fn create_over(args: &CreateArgs, parent: &Path, size: Option<u64>) -> Result<Created, Failure> {
+fn create_over(args: &CreateArgs, new: &NewDisk, parent: &Path, size: Option<u64>) -> Result<Created, Failure> {
     let options = args.search.options().format(args.from.map(Into::into));
     let opened = options.open(parent)?;
     for warning in opened.warnings() {
@@ -196,7 +200,7 @@ fn create_over(args: &CreateArgs, parent: &Path, size: Option<u64>) -> Result<Cr
             format!("a child has the size of its parent: {parent} has {parent_size} bytes, the size given is {size}");
         return Err(Failure::new(Kind::Library(ErrorKind::SizeMismatch), message));
     }
-    let id = create_child(&args.path, parent, args.block_size, &options)?;
+    let id = create_child_in(new.file(), new.place(), parent, args.block_size, &options)?;
     if opened.format() == ImageFormat::Raw {
         let prefix = args.from.map_or("", |_| "raw:");
         output::warning(format_args!(

@@ -72,11 +72,13 @@ impl<'a> Destination<'a> {
         for source in sources {
             refuse_source(source, rustix::fs::stat(self.path), &self.path.display().to_string())?;
         }
+        let held = HostFile::open(self.path, Access::ReadWrite, Sharing::Exclusive);
+        // INV-46: asked when it is held, so nobody makes a child of it afterwards.
         if !self.children.ignore_children {
             self.refuse_parent()?;
         }
         require_no_job([self.path])?;
-        match HostFile::open(self.path, Access::ReadWrite, Sharing::Exclusive) {
+        match held {
             Ok(file) => Ok(Some(file)),
             Err(error @ StorageError::Locked { .. }) => Err(error.into()),
             // Not writable, or a link to nowhere: its name can be given away all the same.

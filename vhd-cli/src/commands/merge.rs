@@ -315,9 +315,12 @@ fn in_place(args: &MergeArgs, request: &MergeRequest) -> Result<MergeJson, Failu
     let cancel = interrupt::flag_on_interrupt();
     let reporter = args.progress.reporter("merging");
     let limited = Limited::new(&reporter, args.rate.rate, &cancel);
-    let done = merge(&planned, &options(args.batch, &cancel), &limited)?;
+    let done = merge(&planned, &options(args.batch, &cancel), &limited);
     drop(reporter);
-    Ok(json.done(&done))
+    if done.is_err() {
+        output::warn_if_begun("merge", &args.child, &planned.record_path());
+    }
+    Ok(json.done(&done?))
 }
 
 fn to_new(args: &MergeArgs, request: &MergeRequest, output: &Path) -> Result<MergeJson, Failure> {

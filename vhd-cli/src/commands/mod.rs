@@ -38,6 +38,7 @@ pub(crate) mod tree;
 pub(crate) mod verify;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod vm;
+pub(crate) mod volume;
 
 use vhd_core::ErrorKind;
 
@@ -82,6 +83,7 @@ fn dispatch(command: &Command) -> Result<Exit, Failure> {
         Command::Umount(args) => mount::run_umount(args),
         #[cfg(target_arch = "x86_64")]
         Command::Vm(args) => vm::run(args),
+        Command::Volume(args) => volume::run(args),
         Command::Resize(args) => resize::run(args),
         Command::Reparent(args) => reparent::run(args),
         Command::NewId(args) => new_id::run(args),
@@ -143,6 +145,7 @@ fn identity(command: &Command) -> (&'static str, bool) {
         Command::Umount(_) => ("umount", false),
         #[cfg(target_arch = "x86_64")]
         Command::Vm(args) => vm::identity(args),
+        Command::Volume(args) => volume::identity(args),
         Command::Resize(args) => (resize::NAME, args.report.json),
         Command::Reparent(args) => (reparent::NAME, args.report.json),
         Command::NewId(args) => (new_id::NAME, args.report.json),

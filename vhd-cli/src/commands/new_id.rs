@@ -100,13 +100,10 @@ pub(crate) fn run(args: &NewIdArgs) -> Result<Exit, Failure> {
         let record = plan.record_path();
         let done = plan.run();
         times.into_iter().flatten().for_each(ParentTime::keep);
-        if done.is_err() && record.exists() {
-            let image = args.image.display();
-            output::warning(format_args!(
-                "{image}: the change has begun; run new-id on it again to finish it"
-            ));
+        if done.is_err() {
+            output::warn_if_begun("change of its identity", &args.image, &record);
         }
-        done?;
+        done.map_err(with_hint)?;
     }
     output::report(args.report, NAME, &json)?;
     Ok(Exit::Ok)

@@ -68,6 +68,8 @@ mod vm_linux;
 mod vm_live;
 #[cfg(target_arch = "x86_64")]
 mod vm_saved;
+#[cfg(target_arch = "x86_64")]
+mod vm_snapshot;
 
 #[path = "../../../image-formats/tests/support/vhdx_writer.rs"]
 mod vhdx_writer;

@@ -279,6 +279,12 @@ fn a_full_file_system_stops_a_merge_and_loses_nothing() {
             let message = String::from_utf8_lossy(&run.stderr).into_owned();
             assert_eq!(run.status.code(), Some(1), "{message}");
             assert!(message.contains("VHD-E0303"), "{message}");
+            let begun = lab.exists("leaf.avhd.merge");
+            assert_eq!(
+                message.contains("the merge has begun; run it again"),
+                begun,
+                "{message}"
+            );
         }
         check_all(&lab, &known, "without space");
         std::fs::remove_file(lab.path("ballast")).unwrap();

@@ -32,13 +32,14 @@ impl Serving {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut said = BufReader::new(child.stderr.take().unwrap());
+        let said = BufReader::new(child.stderr.take().unwrap());
+        let mut serving = Self { child, said };
         let mut warnings = Vec::new();
         loop {
             let mut line = String::new();
-            said.read_line(&mut line).unwrap();
+            serving.said.read_line(&mut line).unwrap();
             if line.starts_with("vhd: listening on ") {
-                return (Self { child, said }, warnings);
+                return (serving, warnings);
             }
             assert!(line.starts_with("vhd: warning: "), "{line}");
             warnings.push(line);

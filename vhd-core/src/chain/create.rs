@@ -51,7 +51,24 @@ pub fn create_child(
     block_size: Option<u64>,
     options: &OpenOptions,
 ) -> Result<UniqueId, CreateChildError> {
-    create_child_of(child, parent, block_size, &options.clone().write(false).open(parent)?)
+    create_child_in(child, child, parent, block_size, options)
+}
+
+/// The same in `file`, for one who moves that to `child` when it is complete: the parent is found from there.
+///
+/// # Errors
+/// Those of [`create_child`].
+pub fn create_child_in(
+    file: &Path,
+    child: &Path,
+    parent: &Path,
+    block_size: Option<u64>,
+    options: &OpenOptions,
+) -> Result<UniqueId, CreateChildError> {
+    let opened = options.clone().write(false).open(parent)?;
+    let image = opened.layers().next().and_then(|leaf| leaf.layer.image());
+    let link = parent_link(child, parent, &opened)?;
+    create_over(file, image, opened.disk().size(), &link, block_size)
 }
 
 /// The same over a disk that is open already as `opened`, from `parent`.

@@ -23,7 +23,7 @@ mod relation;
 mod shared;
 mod unfinished;
 
-pub use create::{CreateChildError, create_child, parent_link};
+pub use create::{CreateChildError, create_child, create_child_in, parent_link};
 pub(crate) use create::{create_child_of, create_over, link_to, link_to_disk, link_to_open};
 pub(crate) use detect::image_error;
 pub use detect::{ForeignClass, ForeignFormat, ImageFormat, require_vhd};

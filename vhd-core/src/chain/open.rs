@@ -17,7 +17,7 @@ use super::unfinished::unfinished_resize;
 use super::{ForeignFormat, ImageFormat};
 use crate::device::{BlockDevice, Disk, RawDevice};
 use crate::format::UniqueId;
-use crate::image::{OpenMode, PublishFence};
+use crate::image::{BlockSource, OpenMode, PublishFence};
 use crate::job::{open_job, require_steady};
 use crate::storage::{Access, HostFile, Sharing, StorageFile};
 use crate::units::SECTOR_SIZE;
@@ -42,6 +42,7 @@ pub struct OpenOptions {
     pub(super) parent_dirs: Vec<PathBuf>,
     pub(super) gate: Arc<dyn ParentGate>,
     fence: Option<Arc<dyn PublishFence>>,
+    blocks: Option<Arc<dyn BlockSource>>,
     pub(super) max_table_bytes: u64,
     /// The caller is a job, and has seen that no other is open on the image.
     for_job: bool,
@@ -61,6 +62,7 @@ impl Default for OpenOptions {
             parent_dirs: Vec::new(),
             gate: Arc::new(AllowAll),
             fence: None,
+            blocks: None,
             max_table_bytes: MAX_TABLE_BYTES,
             for_job: false,
             ignore_children: false,
@@ -157,6 +159,14 @@ impl OpenOptions {
         self
     }
 
+    /// Opens for writing a leaf that is on a cluster volume, by the right to write it that the volume gave: that is asked
+    /// before each change of metadata (INV-06), and space for blocks comes from `blocks` (INV-100).
+    #[must_use]
+    pub fn on_volume(mut self, right: Arc<dyn PublishFence>, blocks: Arc<dyn BlockSource>) -> Self {
+        self.blocks = Some(blocks);
+        self.fence(right).write(true)
+    }
+
     /// Uses images that other disks have open for reading, and lets others use those of this disk. A leaf that is written to
     /// is not among them.
     #[must_use]
@@ -203,7 +213,11 @@ impl OpenOptions {
     /// Those of [`open`](Self::open).
     pub fn open_noting(&self, path: &Path, found: &mut Vec<PathBuf>) -> Result<OpenedDisk, ChainError> {
         found.clear();
-        let file = Arc::new(HostFile::open(path, self.access, self.sharing)?);
+        let file = match &self.blocks {
+            Some(_) => HostFile::open_on_volume(path)?,
+            None => HostFile::open(path, self.access, self.sharing)?,
+        };
+        let file = Arc::new(file);
         self.open_file(path, file, found)
     }
 
@@ -368,8 +382,12 @@ impl OpenOptions {
             Access::ReadOnly => OpenMode::read_only(),
             Access::ReadWrite => OpenMode::read_write(),
         };
-        match &self.fence {
+        let mode = match &self.fence {
             Some(fence) => mode.with_fence(Arc::clone(fence)),
+            None => mode,
+        };
+        match &self.blocks {
+            Some(blocks) => mode.with_blocks(Arc::clone(blocks)),
             None => mode,
         }
     }

@@ -23,6 +23,7 @@ use vhd_block::{DeviceError, ErrorKind};
 use super::Poison;
 use super::allocator::Allocator;
 use super::error::IoContext;
+use super::granted::Granted;
 use super::room::Room;
 use super::sparse::Sparse;
 use super::table::table_sector_of;
@@ -44,6 +45,8 @@ pub(super) struct Writer {
     pub(super) pending: Mutex<Pending>,
     pub(super) poison: Poison,
     pub(super) fence: Option<Arc<dyn PublishFence>>,
+    /// Who gives out space for blocks, if that is not the allocator.
+    pub(super) granted: Option<Granted>,
     /// Space for what a flush writes.
     pub(super) room: Room,
     /// The bitmap of a block that is complete.

@@ -97,31 +97,39 @@ impl Footers {
         }
     }
 
-    /// Restores the footer that is missing, damaged or not current from the one in use, so that the image has
-    /// two again: a file that grows has only its copy until the new tail footer is durable.
+    /// Restores the copy at the start where it is damaged or not current, from the footer at the end.
     ///
     /// INV-03: the footer in use is not touched.
-    pub(super) fn restore(&self, file: &dyn StorageFile, file_len: u64) -> Result<Option<FileOffset>, OpenError> {
-        let write = |structure, offset| {
-            let written = file.write_all_at(&self.raw, offset).and_then(|()| file.sync());
-            written.map_err(|source| OpenError::Restore {
-                structure,
-                offset,
-                source,
-            })
-        };
+    pub(super) fn restore_copy(&self, file: &dyn StorageFile) -> Result<(), OpenError> {
         if self.source != FooterSource::Copy && self.copy.is_some() && !self.agree() {
-            write("footer copy", 0)?;
+            self.write(file, "footer copy", 0)?;
         }
+        Ok(())
+    }
+
+    /// Restores the footer at the end where it is missing, from the copy, so that the image has two again: a file that grows
+    /// has only its copy until the new tail footer is durable. Where the tail footer is then.
+    ///
+    /// INV-03: the footer in use is not touched.
+    pub(super) fn restore_tail(&self, file: &dyn StorageFile, file_len: u64) -> Result<Option<FileOffset>, OpenError> {
         match self.source {
             FooterSource::Copy => {
                 let end = file_len.next_multiple_of(SECTOR_SIZE);
-                write("footer", end)?;
+                self.write(file, "footer", end)?;
                 Ok(Some(FileOffset(end)))
             }
             FooterSource::Tail(offset) => Ok(Some(offset)),
             FooterSource::LegacyTail(_) => Ok(None),
         }
+    }
+
+    fn write(&self, file: &dyn StorageFile, structure: &'static str, offset: u64) -> Result<(), OpenError> {
+        let written = file.write_all_at(&self.raw, offset).and_then(|()| file.sync());
+        written.map_err(|source| OpenError::Restore {
+            structure,
+            offset,
+            source,
+        })
     }
 }
 

@@ -6,7 +6,7 @@ use std::io;
 use super::sector_map::SectorMap;
 use super::validate::Space;
 use crate::format::{DiskType, Footer};
-use crate::storage::{Segment, StorageFile, is_zero};
+use crate::storage::{Segment, StorageFile, is_on_volume, is_zero};
 use crate::units::{BlockIndex, FileOffset, SECTOR_SIZE, u64_from, usize_from};
 
 /// Programs that set all bits of a block when they make it.
@@ -15,7 +15,8 @@ const WRITE_WHOLE_BITMAPS: [[u8; 4]; 2] = [*b"qemu", *b"qem2"];
 /// What is believed of a block that hides bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Belief {
-    /// The bitmap has no bit set, and no program gives a block space without one: the bitmap is lost.
+    /// The bitmap has no bit set, and no program gives a block space without one (but for [volumes](Hidden::on_volume)): the
+    /// bitmap is lost.
     Lost,
     /// The other blocks hide nothing: what this one hides is data whose bits are missing.
     Unmarked {
@@ -45,6 +46,8 @@ pub(crate) struct Hidden {
     pub(crate) blocks: Vec<Hiding>,
     differencing: bool,
     writes_whole: bool,
+    /// The coordinator of its volume gives blocks their space before anything is in them: blank bitmaps are ordinary there.
+    on_volume: bool,
     /// Blocks with all bits set.
     complete: usize,
     /// Blocks with some bits set that hide nothing.
@@ -61,6 +64,7 @@ impl Hidden {
     ) -> io::Result<Self> {
         let mut hidden = Self {
             differencing: footer.disk_type == DiskType::Differencing,
+            on_volume: is_on_volume(file),
             writes_whole: WRITE_WHOLE_BITMAPS.contains(&footer.creator_application),
             ..Self::default()
         };
@@ -98,8 +102,8 @@ impl Hidden {
         // A blank bitmap says nothing of what the others are like: it counts as the bitmap that it was.
         let is_habit = hide > self.complete + self.partial + blank;
         match () {
+            () if self.differencing && (self.on_volume || !hiding.blank) => Belief::LeftOver,
             () if hiding.blank => Belief::Lost,
-            () if self.differencing => Belief::LeftOver,
             () if self.writes_whole => Belief::Unmarked { whole: true },
             () if is_habit => Belief::LeftOver,
             () => Belief::Unmarked {

@@ -20,6 +20,7 @@ mod enlarge;
 mod error;
 mod flush;
 mod footers;
+mod granted;
 mod hidden;
 mod open;
 mod poison;
@@ -41,6 +42,7 @@ pub use commit::PublishFence;
 pub use create::{ParentLink, Preallocate, create_differencing, create_dynamic, create_fixed};
 pub use error::{CreateError, OpenError};
 pub use footers::{FooterSource, Footers};
+pub use granted::{BlockSource, NoBlock};
 pub use open::{MAX_BLOCKS, OpenMode};
 pub use write_span::WriteSpan;
 
@@ -185,8 +187,12 @@ impl Image {
             true => OpenMode::read_write(),
             false => OpenMode::read_only(),
         };
-        match fence {
+        let mode = match fence {
             Some(fence) => mode.with_fence(fence),
+            None => mode,
+        };
+        match self.writer().and_then(|(_, writer)| writer.granted.as_ref()) {
+            Some(granted) => mode.with_blocks(granted.source()),
             None => mode,
         }
     }

@@ -8,6 +8,7 @@ use super::commit::{Pending, PublishFence, Writer};
 use super::error::OpenError;
 use super::flush::FlushCoalescer;
 use super::footers::{FooterSource, Footers};
+use super::granted::{BlockSource, Granted};
 use super::room::Room;
 use super::sector_maps::SectorMaps;
 use super::sparse::Sparse;
@@ -42,6 +43,7 @@ pub struct OpenMode {
     /// Layers above this one.
     depth: u64,
     fence: Option<Arc<dyn PublishFence>>,
+    blocks: Option<Arc<dyn BlockSource>>,
 }
 
 impl OpenMode {
@@ -81,6 +83,13 @@ impl OpenMode {
     #[must_use]
     pub fn with_fence(mut self, fence: Arc<dyn PublishFence>) -> Self {
         self.fence = Some(fence);
+        self
+    }
+
+    /// Space for blocks comes from `blocks`, and the end of the file is not this image's (INV-100).
+    #[must_use]
+    pub fn with_blocks(mut self, blocks: Arc<dyn BlockSource>) -> Self {
+        self.blocks = Some(blocks);
         self
     }
 }
@@ -327,7 +336,11 @@ fn open_writer(
     if let (Some(fence), false) = (&mode.fence, footers.agree()) {
         fence.check().map_err(|reason| OpenError::FenceLost { reason })?;
     }
-    let tail = footers.restore(&**file, file_len)?;
+    footers.restore_copy(&**file)?;
+    let tail = match mode.blocks {
+        Some(_) => None,
+        None => footers.restore_tail(&**file, file_len)?,
+    };
     let footer_end = tail.map_or(0, |FileOffset(offset)| offset + u64_from(FOOTER_SIZE));
     let used = file_len.max(footer_end).max(claimed_end(regions));
     Ok(Writer {
@@ -336,6 +349,7 @@ fn open_writer(
         pending: Mutex::new(Pending::default()),
         poison: Poison::new(),
         fence: mode.fence.clone(),
+        granted: mode.blocks.clone().map(Granted::new),
         room: Room::new(layout.bitmap_bytes()),
         full_bitmap: vec![0xFF; usize_from(layout.bitmap_bytes())].into(),
     })

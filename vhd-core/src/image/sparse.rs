@@ -140,6 +140,11 @@ impl Sparse {
         Ok(SectorMap::from_bytes(&bytes, self.sectors_on_disk(block)))
     }
 
+    /// How many blocks the disk has.
+    pub(super) fn blocks(&self) -> u64 {
+        self.disk_size.div_ceil(self.layout.block_size())
+    }
+
     /// How many sectors of `block` lie on the disk: all but in the last block.
     pub(super) fn sectors_on_disk(&self, block: BlockIndex) -> u32 {
         sectors(self.bytes_on_disk(block))

@@ -72,6 +72,9 @@ impl<'a> WriteSpan<'a> {
         if !slot.is_allocated() {
             let stripe = lock(stripe_of(writer, piece.block));
             slot = sparse.table.get(piece.block);
+            if let (Some(granted), false) = (&writer.granted, slot.is_allocated()) {
+                slot = granted.slot(sparse, &writer.poison, &*image.file, piece.block)?;
+            }
             if !slot.is_allocated() {
                 secure(image, sparse, writer)?;
                 let reservation = writer.allocator.reserve(|| writer.check_fence())?;

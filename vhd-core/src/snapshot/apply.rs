@@ -1,6 +1,6 @@
 //! Going back to a snapshot: a new leaf on it becomes the active one.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::create::frozen;
@@ -9,8 +9,10 @@ use super::error::SnapshotError;
 use super::manifest::{Active, ImageFile, Pending, Snapshot};
 use super::survey::{look_at, stored_bytes};
 use super::tree::SnapshotTree;
+use crate::format::UniqueId;
 use crate::image::{Image, OpenMode};
 use crate::job::require_no_job;
+use crate::storage::{Access, HostFile, Sharing};
 
 /// What becomes of writes that no snapshot has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,13 +67,7 @@ impl SnapshotTree<'_> {
         let former = self.manifest.active.clone();
         let leaf = self.path(&former.file);
         let held = Arc::new(self.place.hold(&former.file.name)?);
-        let image = Image::open(Arc::clone(&held) as _, &OpenMode::ancestor());
-        let image = image.map_err(|source| SnapshotError::Image {
-            path: leaf.clone(),
-            source,
-        })?;
-        let bytes = stored_bytes(&image, &leaf)? + self.stored_in_deleted()?;
-        drop(image);
+        let bytes = Self::stored_in(Arc::clone(&held), &leaf)? + self.stored_in_deleted()?;
         match unsaved {
             Unsaved::Refuse if bytes > 0 => return Err(SnapshotError::Unsaved { leaf, bytes }),
             Unsaved::Refuse | Unsaved::Discard => {
@@ -82,7 +78,7 @@ impl SnapshotTree<'_> {
             Unsaved::Snapshot(name) => self.check_new_name(name)?,
         }
         let taken = match unsaved {
-            Unsaved::Snapshot(name) => Some(frozen(name, former.clone())),
+            Unsaved::Snapshot(name) => Some(frozen(UniqueId::random(), name, former.clone())),
             Unsaved::Refuse | Unsaved::Discard => None,
         };
         self.switch(&target, &former.file, taken.as_ref())?;
@@ -95,6 +91,27 @@ impl SnapshotTree<'_> {
             snapshot: target,
             settled: self.settle()?,
         })
+    }
+
+    /// Bytes of the present state that no snapshot has, and that an [`apply`](Self::apply) would lose. As far as they are in
+    /// the file: the disk may be in use.
+    ///
+    /// # Errors
+    /// `Storage`, `Image`, `Device`.
+    pub fn unsaved_bytes(&self) -> Result<u64, SnapshotError> {
+        let leaf = self.path(&self.manifest.active.file);
+        let file = HostFile::open(&leaf, Access::ReadOnly, Sharing::Unlocked)?;
+        Ok(Self::stored_in(Arc::new(file), &leaf)? + self.stored_in_deleted()?)
+    }
+
+    /// Bytes that a leaf holds.
+    fn stored_in(file: Arc<HostFile>, leaf: &Path) -> Result<u64, SnapshotError> {
+        let image = Image::open(file, &OpenMode::ancestor());
+        let image = image.map_err(|source| SnapshotError::Image {
+            path: leaf.to_owned(),
+            source,
+        })?;
+        stored_bytes(&image, leaf)
     }
 
     /// Bytes that deleted snapshots hold between the active leaf and the nearest snapshot that is listed: the present

@@ -27,7 +27,7 @@ impl SnapshotTree<'_> {
         let former = self.manifest.active.clone();
         let _held = HostFile::open(&self.path(&former.file), Access::ReadOnly, Sharing::Exclusive)?;
         let leaf = self.make_leaf(&former.file)?;
-        let snapshot = frozen(name, former);
+        let snapshot = frozen(UniqueId::random(), name, former);
         let mut next = self.manifest.clone();
         next.active = Active {
             file: leaf,
@@ -45,9 +45,9 @@ impl SnapshotTree<'_> {
 }
 
 /// The snapshot that a former leaf is.
-pub(super) fn frozen(name: &str, leaf: Active) -> Snapshot {
+pub(super) fn frozen(id: UniqueId, name: &str, leaf: Active) -> Snapshot {
     Snapshot {
-        id: UniqueId::random(),
+        id,
         name: name.to_owned(),
         created: now(),
         file: leaf.file,

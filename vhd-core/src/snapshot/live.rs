@@ -18,6 +18,7 @@ use super::error::SnapshotError;
 use super::manifest::{Active, ImageFile, Pending, Snapshot};
 use super::tree::SnapshotTree;
 use crate::device::{DeviceError, LayeredDevice, LiveDevice, NotSwitched, Successor};
+use crate::format::UniqueId;
 use crate::image::{Image, OpenMode};
 use crate::storage::{Access, HostFile, Sharing, share_with_readers};
 
@@ -27,6 +28,9 @@ pub struct WantedSnapshot<'t, 'w> {
     pub tree: &'t mut SnapshotTree<'w>,
     /// The snapshot's name.
     pub name: &'t str,
+    /// What it is known by from then on, whatever it is called: a caller that has written it down can find out after a crash
+    /// whether the snapshot was taken.
+    pub id: UniqueId,
 }
 
 /// A snapshot that was taken of a disk in use.
@@ -58,7 +62,11 @@ impl SnapshotTree<'_> {
     /// `Name`, `Exists`, `Create`, `Storage`: then nothing has changed. `Device`, when the frozen leaf can't be made
     /// durable: the disk takes no writes any more, and the next command decides what is kept.
     pub fn create_in_use(&mut self, name: &str) -> Result<CreatedInUse, SnapshotError> {
-        let mut wanted = [WantedSnapshot { tree: self, name }];
+        let mut wanted = [WantedSnapshot {
+            tree: self,
+            name,
+            id: UniqueId::random(),
+        }];
         let mut created = create_together(&mut wanted)?;
         Ok(created.remove(0))
     }
@@ -74,8 +82,8 @@ impl SnapshotTree<'_> {
 pub fn create_together(wanted: &mut [WantedSnapshot<'_, '_>]) -> Result<Vec<CreatedInUse>, SnapshotError> {
     let mut announced = Vec::with_capacity(wanted.len());
     for at in 0..wanted.len() {
-        let WantedSnapshot { tree, name } = &mut wanted[at];
-        match tree.announce(name) {
+        let WantedSnapshot { tree, name, id } = &mut wanted[at];
+        match tree.announce(name, *id) {
             Ok(one) => announced.push(one),
             Err(error) => {
                 drop(announced);
@@ -131,13 +139,13 @@ fn take_back(announced: &mut [WantedSnapshot<'_, '_>]) {
 }
 
 impl<'w> SnapshotTree<'w> {
-    fn announce(&mut self, name: &str) -> Result<Announced<'w>, SnapshotError> {
+    fn announce(&mut self, name: &str, id: UniqueId) -> Result<Announced<'w>, SnapshotError> {
         let device = self.in_use.expect("the tree is one of a disk in use");
         self.check_new_name(name)?;
         let former = self.manifest.active.clone();
         let leaf = self.make_leaf(&former.file)?;
         let made = self.open_leaf(&leaf).and_then(|child| {
-            let snapshot = frozen(name, former);
+            let snapshot = frozen(id, name, former);
             self.name_switch(&snapshot, &leaf)?;
             Ok((child, snapshot))
         });

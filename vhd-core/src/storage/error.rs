@@ -72,6 +72,18 @@ pub enum StorageError {
         path: PathBuf,
     },
 
+    /// The file is a disk of a cluster volume, where it would be changed behind the volume's back.
+    #[error(
+        "{path} is on the cluster volume in {volume} and is changed through that alone: name it VOLUME:/PATH, \
+         if this can be done there"
+    )]
+    OnVolume {
+        /// The file.
+        path: PathBuf,
+        /// The directory of the volume.
+        volume: PathBuf,
+    },
+
     /// A directory, socket, pipe or character device, or a path that names no file.
     #[error("{path} is neither a regular file nor a block device")]
     NotAFile {
@@ -99,6 +111,7 @@ impl StorageError {
             Self::ReadOnly { .. } => ErrorKind::ReadOnly,
             Self::Descriptor { .. } => ErrorKind::Descriptor,
             Self::Exists { .. } => ErrorKind::Exists,
+            Self::OnVolume { .. } => ErrorKind::OnVolume,
             Self::NotAFile { .. } => ErrorKind::InvalidArgument,
             Self::Replaced { .. } => ErrorKind::Io,
         }

@@ -15,6 +15,7 @@ use rustix::fs::{FallocateFlags, FsWord, OFlags, SeekFrom, fallocate, fcntl_getf
 use rustix::io::Errno;
 
 use super::existing::{is_file, open_existing};
+use super::on_volume::refuse_on_volume;
 use super::{ImageLock, Segment, SetAside, StorageError, StorageFile, io_kind, transfer};
 use crate::ErrorKind;
 
@@ -98,8 +99,25 @@ impl HostFile {
     /// # Errors
     ///
     /// `NotFound`; `NotAFile`; `Locked` when others use the image; `ReadOnly` when it can't be written;
-    /// `LocksUnsupported` for writing on a file system without locks; `Io`.
+    /// `LocksUnsupported` for writing on a file system without locks; `OnVolume` for writing what a cluster volume has; `Io`.
     pub fn open(path: &Path, access: Access, sharing: Sharing) -> Result<Self, StorageError> {
+        if access == Access::ReadWrite {
+            refuse_on_volume(path)?;
+        }
+        Self::open_anywhere(path, access, sharing)
+    }
+
+    /// Opens for writing, with the image's lock, a file that may be on a cluster volume: for one who has the volume's right
+    /// to write it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open`](Self::open).
+    pub fn open_on_volume(path: &Path) -> Result<Self, StorageError> {
+        Self::open_anywhere(path, Access::ReadWrite, Sharing::Exclusive)
+    }
+
+    fn open_anywhere(path: &Path, access: Access, sharing: Sharing) -> Result<Self, StorageError> {
         for _ in 0..OPEN_ATTEMPTS {
             let file = Arc::new(open_existing(path, access)?);
             let metadata = file
@@ -132,6 +150,7 @@ impl HostFile {
     ///
     /// Those of [`open`](Self::open); `Locked` when others read the file.
     pub(crate) fn open_beside(path: &Path, reader: &File) -> Result<Self, StorageError> {
+        refuse_on_volume(path)?;
         let query = |source| StorageError::at(path, "query", source);
         let file = Arc::new(open_existing(path, Access::ReadWrite)?);
         let metadata = file.metadata().map_err(query)?;

@@ -14,6 +14,7 @@ use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, RenameFlags, Uid};
 use rustix::io::Errno;
 
 use super::names::sync_directory;
+use super::on_volume::refuse_on_volume;
 use super::partial::PartialName;
 use super::{HostFile, StorageError};
 
@@ -102,12 +103,14 @@ impl StagedFile {
     ///
     /// # Errors
     ///
-    /// `Exists` when there is a file of that name and `replace` is false. `Io` when the system fails: then
+    /// `Exists` when there is a file of that name and `replace` is false; `OnVolume` when a cluster volume has the file that would
+    /// be replaced. `Io` when the system fails: then
     /// the file did not get the name, except where the last step, syncing the directory, was what failed.
     pub fn publish(mut self, replace: bool, durable: bool) -> Result<(), StorageError> {
         use super::StorageFile as _;
         let file = self.storage.host_file().expect("a host file");
         if replace {
+            refuse_on_volume(&self.target)?;
             self.directory
                 .copy_rights(&self.name, file)
                 .map_err(|e| StorageError::at(&self.target, "replace", e))?;

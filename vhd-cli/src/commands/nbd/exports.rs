@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use vhd_core::chain::{OpenOptions, OpenedDisk};
-use vhd_core::device::{DeviceError, Disk};
+use vhd_core::device::Disk;
 use vhd_core::error::with_causes;
 use vhd_core::ops::resize::{Opening, ResizableDisk};
 use vhd_core::snapshot::{self, SnapshotFile};
@@ -15,12 +15,14 @@ use vhd_nbd::server::{ChangedAboveLayer, Export, ExportNameError, ExportSet};
 
 use super::{NbdArgs, live};
 use crate::children;
+use crate::codes::Kind;
 use crate::failure::Failure;
 use crate::format_arg::TypedPath;
 use crate::in_use::{InUse, can_be_live, device_of};
 use crate::input::{Source, SourceArgs};
 use crate::output;
 use crate::throw_away;
+use crate::volume::{DiskName, Right};
 
 /// An image and the name that it is served under.
 #[derive(Clone, Debug)]
@@ -56,15 +58,23 @@ enum Open {
     Plain(OpenedDisk),
     Resizable(Arc<ResizableDisk>),
     Live(InUse),
+    /// On a volume, which gave the right to write it.
+    OnVolume(OpenedDisk, Arc<Right>),
 }
 
 impl Open {
-    fn close(self) -> Result<(), DeviceError> {
+    fn close(self) -> Result<(), Failure> {
         match self {
-            Self::Plain(disk) => disk.close().map(drop),
-            Self::Resizable(disk) => disk.close(),
-            Self::Live(disk) => disk.close(),
+            Self::Plain(disk) => disk.close().map(drop)?,
+            Self::Resizable(disk) => disk.close()?,
+            Self::Live(disk) => disk.close()?,
+            Self::OnVolume(disk, right) => {
+                // INV-98: the file is closed before the right is given back.
+                disk.close()?;
+                right.give_back()?;
+            }
         }
+        Ok(())
     }
 }
 
@@ -103,7 +113,7 @@ impl Served {
             other => other,
         };
         let present = match &opened {
-            Open::Plain(opened) => export(&name, opened, &snapshots, args.snapshot),
+            Open::Plain(opened) | Open::OnVolume(opened, _) => export(&name, opened, &snapshots, args.snapshot),
             Open::Live(_) => unreachable!("it is served already"),
             Open::Resizable(disk) => Export::new(name.as_str(), Disk::new(Arc::clone(disk) as _))
                 .with_description(file_name(&source.path))
@@ -175,7 +185,7 @@ impl Served {
         }
         let mut result = Ok(());
         for (name, opened) in self.disks {
-            let closed = opened.close().map_err(|error| Failure::from(error).about(name));
+            let closed = opened.close().map_err(|failure| failure.about(name));
             result = result.and(closed);
         }
         result
@@ -220,17 +230,31 @@ fn open(args: &NbdArgs, input: &SourceArgs, source: &Source) -> Result<Open, Fai
     }
     let options = input.options(source).write(!args.read_only).foreign(args.read_only);
     let options = options.ignore_children(args.children.ignore_children);
-    let opened = match args.resizable {
-        true => open_resizable(source, &options)?,
-        false => Open::Plain(options.open(&source.path).map_err(children::explain)?),
+    let opened = match (source.on_volume(), args.resizable) {
+        (Some(disk), false) if !args.read_only => open_on_volume(disk, source, options)?,
+        (Some(_), true) => {
+            let message = "the size of a disk on a volume can't be changed by clients: leave --resizable out";
+            return Err(Failure::new(Kind::VolumeCannot, message).about(&source.name));
+        }
+        (_, true) => open_resizable(source, &options)?,
+        (_, false) => Open::Plain(options.open(&source.path).map_err(children::explain)?),
     };
     let warnings = match &opened {
-        Open::Plain(opened) => opened.warnings(),
+        Open::Plain(opened) | Open::OnVolume(opened, _) => opened.warnings(),
         Open::Resizable(disk) => disk.warnings(),
         Open::Live(_) => &[],
     };
     warnings.iter().for_each(output::warning);
     Ok(opened)
+}
+
+/// Opens a disk on a volume for writing, by the right that the volume gives. It is closed again where that fails, and the right
+/// goes back with it.
+fn open_on_volume(disk: &DiskName, source: &Source, options: OpenOptions) -> Result<Open, Failure> {
+    let right = Right::take(disk)?;
+    let options = options.on_volume(Arc::clone(&right) as _, Arc::clone(&right) as _);
+    let opened = options.open(&source.path).map_err(children::explain)?;
+    Ok(Open::OnVolume(opened, right))
 }
 
 /// Opens a disk whose size clients may change, if it is one that can have another.

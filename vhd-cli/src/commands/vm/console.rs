@@ -3,9 +3,9 @@
 use std::io::{self, IsTerminal as _, Read as _};
 use std::thread;
 
-use hypervisor::MachineHandle;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 
+use super::guest::Guest;
 use crate::output;
 
 /// Begins a command to us: Ctrl-A, as in qemu.
@@ -55,9 +55,9 @@ pub(super) const LEAVE_HINT: &str =
     "vhd: Ctrl-A x leaves the console, and the machine runs on; Ctrl-A Ctrl-A sends Ctrl-A\n";
 
 /// Passes what is typed to the guest; a command to us ends the machine.
-pub(super) fn pass_input(machine: MachineHandle, is_terminal: bool) {
-    let stopped = machine.clone();
-    let input = move |bytes: &[u8]| machine.input(bytes);
+pub(super) fn pass_input(guest: Guest, is_terminal: bool) {
+    let stopped = guest.clone();
+    let input = move |bytes: &[u8]| guest.input(bytes);
     pass_keys(is_terminal, input, move |is_wanted| {
         if is_wanted {
             stopped.stop();

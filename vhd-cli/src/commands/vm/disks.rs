@@ -10,6 +10,7 @@ use super::guest::Guest;
 use super::open_disk::{How, OpenDisk, Opened, open, serial};
 use super::record::SavedDisk;
 use super::run::RunArgs;
+use super::snapshot::LivePart;
 use super::worker::DiskInfo;
 use crate::codes::Kind;
 use crate::failure::Failure;
@@ -49,12 +50,13 @@ impl OpenDisks {
         specs(args).into_iter().map(|spec| self.open_one(spec, &how)).collect()
     }
 
-    /// Opens those of a machine that was saved, by the slots in which it has disks still: each must be the disk that it was, and with `trust` that is all.
+    /// Opens those of a machine that was saved, by the slots in which it has disks still: each must be the disk that it was, and of those
+    /// that `trust` is true for that is all.
     pub(super) fn reopen(
         &self,
         saved: &[SavedDisk],
         slots: &[usize],
-        trust: bool,
+        trust: &dyn Fn(&SavedDisk) -> bool,
     ) -> Result<Vec<(usize, MachineDisk)>, Failure> {
         let reopen = |disk: &SavedDisk| {
             let parents = disk.files.iter().skip(1);
@@ -68,7 +70,7 @@ impl OpenDisks {
             let opened = disks.last_mut().expect("it was just opened");
             (opened.slot, opened.id) = (disk.slot, disk.id.clone());
             let now = opened.describe()?.stamped();
-            disk.require_same(&now, trust).map_err(about)?;
+            disk.require_same(&now, trust(disk)).map_err(about)?;
             of_machine.name.clone_from(&disk.id);
             Ok((disk.slot, of_machine))
         };
@@ -188,6 +190,23 @@ impl OpenDisks {
     /// There is a guest now, which is told of its disks.
     pub(super) fn belong_to(&self, handle: MachineHandle) {
         self.guest.is_there(handle);
+    }
+
+    /// The guest that has them, if there is one.
+    pub(super) fn guest(&self) -> Guest {
+        self.guest.clone()
+    }
+
+    /// Those whose states can be kept while they are in use.
+    pub(super) fn parts(&self) -> Result<Vec<LivePart>, Failure> {
+        let disks = self.disks();
+        let parts = disks.iter().filter_map(|disk| disk.part().transpose());
+        parts.collect()
+    }
+
+    /// Refuses if a state of the machine would lack something of its disks.
+    pub(super) fn require_keepable(&self) -> Result<(), Failure> {
+        self.disks().iter().try_for_each(OpenDisk::require_keepable)
     }
 
     /// The machine has ended: commands begin nothing on the disks any more, and what one has begun comes to a safe end.

@@ -12,6 +12,7 @@ mod open_disk;
 mod record;
 mod run;
 mod save;
+mod snapshot;
 mod worker;
 
 use clap::{Args, Subcommand};
@@ -26,6 +27,7 @@ Examples:
   vhd vm list
   vhd vm console web
   vhd vm save web web.saved && vhd vm restore web.saved
+  vhd vm snapshot create web before-update
   vhd vm stop web
   vhd vm run --help";
 
@@ -56,6 +58,8 @@ enum Job {
     Save(save::SaveArgs),
     /// Let a machine that was saved go on
     Restore(save::RestoreArgs),
+    /// Keep states of a machine, memory and disks, and go back to them
+    Snapshot(snapshot::SnapshotArgs),
     /// Add, remove and resize disks of a machine that runs
     Disk(equip::DiskArgs),
     /// Attach to the console of a machine
@@ -73,6 +77,7 @@ pub(crate) fn identity(args: &VmArgs) -> (&'static str, bool) {
         Job::Stop(_) => ("vm stop", false),
         Job::Console(_) => ("vm console", false),
         Job::Disk(args) => (equip::name(args), false),
+        Job::Snapshot(args) => snapshot::identity(args),
         Job::Save(_) => ("vm save", false),
         Job::Restore(_) => ("vm restore", false),
     }
@@ -88,6 +93,7 @@ pub(crate) fn run(args: &VmArgs) -> Result<Exit, Failure> {
         Job::Stop(args) => manage::stop(args),
         Job::Console(args) => manage::console(args),
         Job::Disk(args) => equip::run(args),
+        Job::Snapshot(args) => snapshot::run(args),
         Job::Save(args) => save::save(args),
         Job::Restore(args) => save::restore(args),
     }

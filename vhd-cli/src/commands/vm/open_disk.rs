@@ -8,11 +8,13 @@ use vhd_block::Disk;
 use vhd_core::chain::{OpenOptions, OpenedDisk};
 use vhd_core::error::with_causes;
 use vhd_core::ops::resize::{Opening, ResizableDisk};
+use vhd_core::snapshot;
 use vhd_nbd::client::NbdUri;
 
 use super::disk_spec::DiskSpec;
 use super::guest::Guest;
 use super::record::{SavedDisk, SavedFile, hex};
+use super::snapshot::LivePart;
 use crate::children;
 use crate::codes::Kind;
 use crate::failure::Failure;
@@ -86,8 +88,7 @@ impl Opened {
 impl OpenDisk {
     /// What is to be known of it to open it again. Its files may still change.
     pub(super) fn describe(&self) -> Result<SavedDisk, Failure> {
-        let paths = self.opened.paths();
-        let paths = paths.map_err(|error| Failure::io("find the files of", Path::new(&self.image), &error))?;
+        let paths = self.paths()?;
         let spec = match (&self.opened, paths.first()) {
             (Opened::Disk(opened), Some(leaf)) if opened.live().is_some() => self.spec.of_leaf(leaf),
             _ => self.spec.clone(),
@@ -103,6 +104,47 @@ impl OpenDisk {
             size: self.opened.disk().size(),
             files: paths.iter().map(|path| SavedFile::new(path)).collect(),
         })
+    }
+}
+
+impl OpenDisk {
+    /// What a snapshot of the machine takes of it, if it is one whose snapshots can come and go.
+    pub(super) fn part(&self) -> Result<Option<LivePart>, Failure> {
+        let Opened::Disk(opened) = &self.opened else {
+            return Ok(None);
+        };
+        let Some(device) = opened.live() else {
+            return Ok(None);
+        };
+        let paths = self.paths()?;
+        let leaf = paths.first().map_or(Path::new(&self.image), PathBuf::as_path);
+        Ok(Some(LivePart {
+            slot: self.slot,
+            id: self.id.clone(),
+            base: snapshot::base_of(leaf)?,
+            device: Arc::clone(device),
+        }))
+    }
+
+    /// Refuses a disk that a snapshot of the machine would lack. One that nobody writes to is none, if it shows whether
+    /// somebody did.
+    pub(super) fn require_keepable(&self) -> Result<(), Failure> {
+        let reason = match &self.opened {
+            _ if self.spec.snapshot => "what the guest writes is in a temporary layer that ends with the machine",
+            Opened::Resizable(..) => "a disk with `,resizable` has no snapshots",
+            Opened::Disk(opened) if opened.live().is_some() => return Ok(()),
+            Opened::Disk(_) if !self.read_only => "no state of a raw disk or a disk on a server can be kept",
+            Opened::Disk(_) if self.describe()?.stamped().shows_changes() => return Ok(()),
+            Opened::Disk(_) => "nothing shows whether somebody else writes to it",
+        };
+        let message = format!("{}: {reason}, so the machine cannot have snapshots", self.image);
+        Err(Failure::new(Kind::MachineCannot, message))
+    }
+
+    /// The files on this host that it consists of at this moment, the leaf's first.
+    fn paths(&self) -> Result<Vec<PathBuf>, Failure> {
+        let paths = self.opened.paths();
+        paths.map_err(|error| Failure::io("find the files of", Path::new(&self.image), &error))
     }
 }
 

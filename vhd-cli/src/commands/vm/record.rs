@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use vhd_core::format::UniqueId;
+
 use super::disk_spec::DiskSpec;
 use super::worker::MachineName;
 use crate::codes::Kind;
@@ -112,6 +114,40 @@ impl SavedDisk {
         self
     }
 
+    /// Refuses a disk of another size.
+    pub(super) fn require_size(&self, now: u64) -> Result<(), Failure> {
+        if self.size == now {
+            return Ok(());
+        }
+        let message = format!("it has {now} bytes, and the machine's disk {}", self.size);
+        Err(Failure::new(Kind::SavedDisk, message))
+    }
+
+    /// Whether each of its files is one that shows whether it was written since.
+    pub(super) fn shows_changes(&self) -> bool {
+        !self.files.is_empty() && self.files.iter().all(|file| file.stamp.is_some())
+    }
+
+    /// Refuses files that were written since, without opening the disk.
+    pub(super) fn require_unchanged(&self) -> Result<(), Failure> {
+        let changed = self.files.iter().find_map(|file| {
+            let now = file.stamped();
+            let is_gone = format!("{} is not there any more", file.path.display());
+            file.changed(&now).or((now.stamp.is_none()).then_some(is_gone))
+        });
+        match changed {
+            Some(change) => Err(Failure::new(Kind::SavedDisk, change).about(&self.spec.image)),
+            None => Ok(()),
+        }
+    }
+
+    /// It was put back to what it was, over which there is a new leaf. Its files before are where its ancestors may be.
+    pub(super) fn goes_on_in(&mut self, leaf: &Path, identity: UniqueId) {
+        self.spec = self.spec.of_leaf(leaf);
+        self.identity = hex(&identity.0);
+        self.files.insert(0, SavedFile::new(leaf));
+    }
+
     /// Refuses a disk that is another one than this, or was written since. With `trust`, only another one.
     pub(super) fn require_same(&self, now: &Self, trust: bool) -> Result<(), Failure> {
         let refused = |message: String| Err(Failure::new(Kind::SavedDisk, message));
@@ -121,12 +157,7 @@ impl SavedDisk {
                 now.identity, self.identity
             ));
         }
-        if self.size != now.size {
-            return refused(format!(
-                "it has {} bytes, and the machine's disk {}",
-                now.size, self.size
-            ));
-        }
+        self.require_size(now.size)?;
         if trust {
             return Ok(());
         }

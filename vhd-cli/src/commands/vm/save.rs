@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueHint};
-use hypervisor::{Machine, StateError, StateFile};
+use hypervisor::{StateError, StateFile};
 use vhd_core::error::with_causes;
 
 use super::attend::Attended;
 use super::manage::NamedArgs;
 use super::record::Record;
-use super::run::{SandboxArg, failed};
-use super::worker::{Client, Event, Facts, Job, MachineName};
+use super::run::SandboxArg;
+use super::worker::{Client, Event, Job, MachineName};
 use crate::codes::Kind;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -78,27 +78,12 @@ pub(super) fn restore(args: &RestoreArgs) -> Result<Exit, Failure> {
         .map_err(about)?;
     let name = args.name.clone().unwrap_or_else(|| record.name.clone());
     let attended = Attended::new(Some(&name), args.events.as_deref(), args.sandbox.into())?;
-    attended.run(|attended| begin_again(args, &saved, &record, attended))
-}
-
-fn begin_again(
-    args: &RestoreArgs,
-    saved: &StateFile,
-    record: &Record,
-    attended: &Attended,
-) -> Result<Machine, Failure> {
-    let disks = attended.disks.reopen(&record.disks, &saved.slots(), args.trust_disks)?;
-    attended.describe(Facts {
-        name: attended.name().clone(),
-        kernel: record.kernel.clone(),
-        machine: saved.machine_type().name(),
-        cpus: saved.cpus(),
-        memory: saved.memory(),
-    });
-    let machine = Machine::restore(saved, disks, Box::new(attended.console.clone()), args.sandbox.into());
-    let machine = machine.map_err(|error| failed(&record.kernel, error).about(args.file.display()))?;
-    attended.events.say(&Event::Restored);
-    Ok(machine)
+    attended.run(|attended| {
+        let machine = attended.restore(&saved, &record, &|_| args.trust_disks);
+        let machine = machine.map_err(about)?;
+        attended.events.say(&Event::Restored);
+        Ok(machine)
+    })
 }
 
 /// Why a machine cannot be saved or restored.

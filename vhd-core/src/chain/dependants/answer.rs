@@ -1,5 +1,6 @@
 //! What a search came to.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ use std::time::Duration;
 use super::error::{DependantsError, Frozen};
 use crate::snapshot::SnapshotError;
 use crate::snapshot::membership::Member;
+use crate::storage::FileIdentity;
 
 /// Who relies on the images that a search was about: nobody, these, or that can't be known.
 #[derive(Debug)]
@@ -223,6 +225,16 @@ impl Dependants {
                 children: self.child_paths(),
             }),
         }
+    }
+
+    /// Refuses if other images than those in the files `known` are based on one of the images.
+    ///
+    /// # Errors
+    /// [`DependantsError::Children`], which names those.
+    pub fn refuse_others(mut self, known: &HashSet<FileIdentity>) -> Result<(), DependantsError> {
+        let is_known = |child: &Child| FileIdentity::of_path(&child.path).is_ok_and(|file| known.contains(&file));
+        self.children.retain(|child| !is_known(child));
+        self.refuse_children()
     }
 
     /// Refuses if there may be others.

@@ -147,6 +147,12 @@ impl MergePlan {
         &self.target_known().path
     }
 
+    /// The record: while it is there, the merge has begun and is not finished.
+    #[must_use]
+    pub fn record_path(&self) -> PathBuf {
+        journal::Journal::path(self.child())
+    }
+
     /// The files that go, the child first.
     pub fn removed(&self) -> impl Iterator<Item = &Path> {
         self.sources().iter().map(|layer| layer.path.as_path())

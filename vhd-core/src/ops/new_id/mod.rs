@@ -79,6 +79,7 @@ pub struct NewId {
     new: UniqueId,
     modified: UnixSeconds,
     children: Vec<PathBuf>,
+    leaves_others: bool,
     resumed: bool,
 }
 
@@ -101,6 +102,7 @@ impl NewId {
             new: UniqueId::random(),
             modified: UnixSeconds::from_system_time(SystemTime::now()),
             children: Vec::new(),
+            leaves_others: options.leave_others,
             resumed: false,
         };
         plan.choose(options)?;
@@ -149,6 +151,7 @@ impl NewId {
         let image = Alone::open(&self.image, Access::ReadWrite)?;
         self.check_image(&image)?;
         let children = self.open_children()?;
+        self.refuse_newcomers()?;
         let (path, job) = (record_path(&self.image), self.job());
         sweep(JobKind::NewId, &path)?;
         // INV-36: markers and record are durable before the first file changes.
@@ -188,6 +191,7 @@ impl NewId {
             new: record.new_id,
             modified: record.modified,
             children: record.children.iter().map(|child| dir.join(child)).collect(),
+            leaves_others: false,
             resumed: true,
         }))
     }
@@ -284,6 +288,22 @@ impl NewId {
             opened.push((path.as_path(), child));
         }
         Ok(opened)
+    }
+
+    /// INV-46: nobody has become a child since the plan. The image is held now, so nobody does from here on; those that
+    /// came before an earlier run wrote its record were asked for then.
+    fn refuse_newcomers(&self) -> Result<(), NewIdError> {
+        if self.leaves_others || self.resumed {
+            return Ok(());
+        }
+        let known = self
+            .children
+            .iter()
+            .map(|path| identity(path))
+            .collect::<Result<_, _>>()?;
+        let found = Search::new().image(&self.image, self.old).run();
+        found.refuse_listed()?;
+        Ok(found.refuse_others(&known)?)
     }
 
     fn record(&self, head: Head) -> Result<Record, NewIdError> {

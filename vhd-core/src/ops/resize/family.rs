@@ -60,23 +60,13 @@ impl Kin {
 impl Family {
     /// Opens the files of a chain or of its whole tree.
     pub(super) fn open(request: &Request<'_>, opened: OpenedDisk, write: bool) -> Result<Self, ResizeError> {
-        if let Some(raw) = opened.layers().find(|layer| layer.layer.image().is_none()) {
-            return Err(ResizeError::Raw {
-                path: raw.path.to_owned(),
-            });
-        }
-        let layers = (0..).zip(opened.layers()).map(|(depth, layer)| Kin {
-            path: layer.path.to_owned(),
-            parent: None,
-            file: opened.identity_at_depth(depth),
-            id: layer.layer.unique_id(),
-        });
-        let mut kin = in_line(layers.collect());
-        drop(opened);
-        let image = kin.len() - 1;
-        if request.tree {
-            add_descendants(&mut kin, request.options.ignores_children())?;
-        }
+        let (kin, image) = find_kin(request, opened)?;
+        Self::hold(request, kin, image, write)
+    }
+
+    /// Opens and locks what was found. INV-46: all are held then, so a child that came after the first look is seen, and none
+    /// comes after the second one.
+    fn hold(request: &Request<'_>, kin: Vec<Kin>, image: usize, write: bool) -> Result<Self, ResizeError> {
         let members = kin.into_iter().enumerate().map(|(index, kin)| {
             // Without --tree the parents are only read.
             let access = match write && (request.tree || index == image) {
@@ -85,10 +75,14 @@ impl Family {
             };
             Member::open(kin, access, request.size)
         });
-        Ok(Self {
+        let family = Self {
             members: members.collect::<Result<_, _>>()?,
             image,
-        })
+        };
+        if request.tree {
+            family.refuse_newcomers()?;
+        }
+        Ok(family)
     }
 
     /// One image without parents, whose file is open for writing and locked. It is changed through `storage`.
@@ -150,6 +144,16 @@ impl Family {
         let found = search.beside(others.filter(|path| *path != image.path)).run();
         Ok(found.refuse()?)
     }
+
+    /// Refuses if others than the members rely on one of them.
+    pub(super) fn refuse_newcomers(&self) -> Result<(), ResizeError> {
+        let members = || self.members.iter();
+        let search = members().fold(Search::new(), |search, member| {
+            search.image(&member.path, member.footer().unique_id)
+        });
+        let held = members().filter_map(|member| member.file.identity().ok()).collect();
+        Ok(search.run().refuse_others(&held)?)
+    }
 }
 
 impl Member {
@@ -199,6 +203,29 @@ pub(super) fn in_line(mut kin: Vec<Kin>) -> Vec<Kin> {
     kin
 }
 
+/// The files of a chain or of its whole tree, parents before their children, and the place of the image among them. They are
+/// looked at and let go.
+fn find_kin(request: &Request<'_>, opened: OpenedDisk) -> Result<(Vec<Kin>, usize), ResizeError> {
+    if let Some(raw) = opened.layers().find(|layer| layer.layer.image().is_none()) {
+        return Err(ResizeError::Raw {
+            path: raw.path.to_owned(),
+        });
+    }
+    let layers = (0..).zip(opened.layers()).map(|(depth, layer)| Kin {
+        path: layer.path.to_owned(),
+        parent: None,
+        file: opened.identity_at_depth(depth),
+        id: layer.layer.unique_id(),
+    });
+    let mut kin = in_line(layers.collect());
+    drop(opened);
+    let image = kin.len() - 1;
+    if request.tree {
+        add_descendants(&mut kin, request.options.ignores_children())?;
+    }
+    Ok((kin, image))
+}
+
 /// Adds everything that is based on the files. Each that is added may have children of its own, and a directory of its own.
 pub(super) fn add_descendants(kin: &mut Vec<Kin>, ignore_unknown: bool) -> Result<(), ResizeError> {
     loop {
@@ -239,4 +266,52 @@ fn add_child(child: &Child, kin: &mut Vec<Kin>) -> Result<(), ResizeError> {
         id: footers.footer.unique_id,
     });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+    use crate::ErrorKind;
+    use crate::chain::{OpenOptions, create_child};
+    use crate::image::{Preallocate, create_fixed};
+
+    #[test]
+    fn inv_46_who_comes_to_rely_on_a_tree_before_it_is_held_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let [base, child, grandchild] = ["base.vhd", "child.avhd", "grandchild.avhd"].map(|name| dir.path().join(name));
+        let file = HostFile::from_file(fs::File::create_new(&base).unwrap()).unwrap();
+        create_fixed(&file, 1 << 20, Preallocate::Off).unwrap();
+        drop(file);
+        let options = OpenOptions::new();
+        let make = |name: &str, parent: &Path| {
+            let path = dir.path().join(name);
+            create_child(&path, parent, None, &options).unwrap();
+        };
+        make("child.avhd", &base);
+        make("grandchild.avhd", &child);
+        let request = Request {
+            image: &child,
+            size: 2 << 20,
+            shrink: false,
+            tree: true,
+            fix_gpt: false,
+            options: &options,
+            cancel: &AtomicBool::new(false),
+        };
+        let find = || find_kin(&request, options.open(&child).unwrap()).unwrap();
+        for (number, parent) in [&base, &child, &grandchild].into_iter().enumerate() {
+            let (kin, image) = find();
+            let name = format!("new{number}.avhd");
+            make(&name, parent);
+            let error = Family::hold(&request, kin, image, true).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::HasChildren, "{error}");
+            let text = error.to_string();
+            assert!(text.contains(&name), "{text}");
+        }
+        let (kin, image) = find();
+        assert_eq!(Family::hold(&request, kin, image, true).unwrap().members.len(), 6);
+    }
 }

@@ -67,10 +67,10 @@ impl Tree {
             path: request.image.to_owned(),
             what: "be resized: it is not in the tree of that disk",
         })?;
-        Ok(Self {
-            family: Family { members, image },
-            watched,
-        })
+        let family = Family { members, image };
+        // INV-46: all are held.
+        family.refuse_newcomers()?;
+        Ok(Self { family, watched })
     }
 }
 

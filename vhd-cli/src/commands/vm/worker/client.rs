@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::MachineName;
+use super::claim::machines;
 use super::message::{Answer, Job, MachineInfo, Request, VERSION};
-use super::{MachineName, place};
 use crate::codes::Kind;
 use crate::control::line::{PATIENCE, receive, send};
 use crate::control::place::trusts;
@@ -18,7 +19,9 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// The machines whose processes live.
 pub(crate) fn living() -> Result<Vec<MachineName>, Failure> {
-    place::names().map_err(|error| Failure::new(Kind::MachineControl, format!("can't look for machines: {error}")))
+    machines()
+        .names()
+        .map_err(|error| Failure::new(Kind::MachineControl, format!("can't look for machines: {error}")))
 }
 
 /// A machine that is asked.
@@ -30,13 +33,13 @@ pub(crate) struct Client {
 impl Client {
     /// A machine whose process lives.
     pub(crate) fn find(name: &MachineName) -> Result<Self, Failure> {
-        if !place::is_alive(name) {
+        if !machines().is_alive(name) {
             let message = format!("there is no machine {name} of this user; `vhd vm list` shows all");
             return Err(Failure::new(Kind::NoSuchMachine, message));
         }
         Ok(Self {
             name: name.clone(),
-            socket: place::socket(name),
+            socket: machines().socket(name),
         })
     }
 
@@ -49,8 +52,13 @@ impl Client {
     pub(crate) fn info(&self) -> Result<MachineInfo, Failure> {
         match self.ask(Job::Info)? {
             Answer::Info(info) => Ok(info),
-            _ => Err(self.broken(&io::Error::other("that is no answer to what was asked"))),
+            _ => Err(self.misunderstood()),
         }
+    }
+
+    /// It answered something else than it was asked for.
+    pub(crate) fn misunderstood(&self) -> Failure {
+        self.broken(&io::Error::other("that is no answer to what was asked"))
     }
 
     /// The console of the machine, both ways.
@@ -66,7 +74,7 @@ impl Client {
     /// Waits until the process has ended; returns whether it has.
     pub(crate) fn wait_for_end(&self, patience: Duration) -> bool {
         let until = Instant::now() + patience;
-        while place::is_alive(&self.name) {
+        while machines().is_alive(&self.name) {
             if Instant::now() >= until {
                 return false;
             }

@@ -21,8 +21,19 @@ pub(crate) enum Event<'a> {
     Started,
     /// The guest goes on where it was saved.
     Restored,
+    /// The guest goes on from a snapshot.
+    WentBack {
+        snapshot: &'a str,
+    },
     Paused,
     Resumed,
+    /// A snapshot of the machine was taken, or deleted.
+    SnapshotTaken {
+        snapshot: &'a str,
+    },
+    SnapshotDeleted {
+        snapshot: &'a str,
+    },
     /// The guest was given a disk, or has let go of one.
     DiskAdded {
         id: &'a str,

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::MachineName;
 use crate::commands::vm::disk_spec::DiskSpec;
+use crate::commands::vm::snapshot::Taken;
 
 /// Changes when a message changes its meaning.
 pub(super) const VERSION: u32 = 1;
@@ -36,6 +37,12 @@ pub(crate) enum Job {
     DiskRemove { id: String },
     /// Give a disk another size in bytes.
     DiskResize { id: String, size: u64, shrink: bool },
+    /// Keep the state of the machine under a name.
+    SnapshotCreate { name: String },
+    /// Go on from a snapshot, after the present state was kept under the name `first`. The answer comes when the guest goes on.
+    SnapshotApply { name: String, first: Option<String> },
+    /// Delete a snapshot of the machine.
+    SnapshotDelete { name: String },
     /// Pass the console on.
     Console,
 }
@@ -46,6 +53,10 @@ pub(crate) enum Job {
 pub(crate) enum Answer {
     Info(MachineInfo),
     Done,
+    /// A snapshot was taken.
+    Taken(Taken),
+    /// A snapshot was deleted; files of it that stay for now, with their reasons.
+    Deleted(Vec<String>),
     /// Not yet: ask again.
     Waits,
     /// Why not, as a code of the command and a message for people.

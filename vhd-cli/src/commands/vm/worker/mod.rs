@@ -1,30 +1,28 @@
 //! The process of a machine, which others of the same user find and control.
 //!
 //! ```text
-//!   name.rs      what a machine is called
-//!   place.rs     its directory: a lock that says whether it lives, and a socket
+//!   claim.rs     its name, and its directory among those of all machines
 //!   message.rs   what is said over the socket            console.rs   the guest's console for all who are attached
 //!   server.rs    listens while the machine runs          events.rs    what happened, as lines of JSON
 //!   jobs.rs      does what is asked for                  client.rs    asks
-//!   saving.rs    a saved machine, until its file is complete
+//!   snapshots.rs takes, deletes and goes back to them     saving.rs    a saved machine, until its file is complete
 //! ```
 
+mod claim;
 mod client;
 mod console;
 mod events;
 mod jobs;
 mod message;
-mod name;
-mod place;
 mod saving;
 mod server;
+mod snapshots;
 
+pub(super) use claim::{Claim, MachineName, is_alive, take_name};
 pub(super) use client::{Client, living};
 pub(super) use console::Console;
 pub(super) use events::{Event, Events};
 pub(super) use jobs::{Facts, Worker};
 pub(super) use message::{Answer, DiskInfo, Job, MachineInfo};
-pub(super) use name::MachineName;
-pub(super) use place::Claim;
 pub(super) use saving::Saving;
-pub(super) use server::Server;
+pub(super) use server::{Server, answer_failure};

@@ -130,6 +130,12 @@ fn serve(stream: &UnixStream, worker: &Worker) -> io::Result<()> {
             let saved = worker.save(file.into(), client);
             saved.or_else(|failure| send(stream, &answer_failure(&failure)))
         }
+        Job::SnapshotApply { name, first } => {
+            let client = stream.try_clone()?;
+            // Where that succeeds, the answer is given when the guest goes on.
+            let going = worker.go_back(&name, first.as_deref(), client);
+            going.or_else(|failure| send(stream, &answer_failure(&failure)))
+        }
         job => send(
             stream,
             &worker.answer(job).unwrap_or_else(|failure| answer_failure(&failure)),
@@ -138,7 +144,7 @@ fn serve(stream: &UnixStream, worker: &Worker) -> io::Result<()> {
 }
 
 /// The answer to what failed.
-pub(super) fn answer_failure(failure: &Failure) -> Answer {
+pub(crate) fn answer_failure(failure: &Failure) -> Answer {
     Answer::Failed {
         code: failure.code().to_owned(),
         message: failure.message().to_owned(),

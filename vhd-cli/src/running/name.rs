@@ -1,4 +1,4 @@
-//! What a machine is called.
+//! What a machine, a node or a volume is called.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,15 +8,22 @@ use serde::{Deserialize, Serialize};
 /// Bytes of the longest name.
 const LONGEST: usize = 64;
 
-/// The name of a machine: a letter or digit, then those, dots, dashes and underscores.
+/// A name: a letter or digit, then those, dots, dashes and underscores.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(try_from = "String", into = "String")]
-pub(crate) struct MachineName(String);
+pub(crate) struct Name(String);
 
-impl MachineName {
+impl Name {
     /// The name of a machine that was given none.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn of_this_process() -> Self {
         Self(format!("vm-{}", std::process::id()))
+    }
+
+    /// The name of this host, without its domain, as far as it can be one.
+    pub(crate) fn of_this_host() -> Option<Self> {
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        host.split('.').next()?.parse().ok()
     }
 
     pub(crate) fn as_str(&self) -> &str {
@@ -24,7 +31,7 @@ impl MachineName {
     }
 }
 
-impl FromStr for MachineName {
+impl FromStr for Name {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -39,7 +46,7 @@ impl FromStr for MachineName {
     }
 }
 
-impl TryFrom<String> for MachineName {
+impl TryFrom<String> for Name {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
@@ -47,13 +54,13 @@ impl TryFrom<String> for MachineName {
     }
 }
 
-impl From<MachineName> for String {
-    fn from(name: MachineName) -> Self {
+impl From<Name> for String {
+    fn from(name: Name) -> Self {
         name.0
     }
 }
 
-impl fmt::Display for MachineName {
+impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0)
     }
@@ -66,7 +73,7 @@ mod tests {
     #[test]
     fn names_are_plain() {
         for name in ["a", "web-1.example_x", "0", &"a".repeat(LONGEST)] {
-            assert_eq!(name.parse::<MachineName>().unwrap().as_str(), name);
+            assert_eq!(name.parse::<Name>().unwrap().as_str(), name);
         }
         for name in [
             "",
@@ -79,8 +86,9 @@ mod tests {
             "\u{e4}",
             &"a".repeat(LONGEST + 1),
         ] {
-            assert!(name.parse::<MachineName>().is_err(), "{name}");
+            assert!(name.parse::<Name>().is_err(), "{name}");
         }
-        assert!(MachineName::of_this_process().as_str().parse::<MachineName>().is_ok());
+        #[cfg(target_arch = "x86_64")]
+        assert!(Name::of_this_process().as_str().parse::<Name>().is_ok());
     }
 }

@@ -1,0 +1,27 @@
+//! Cluster volumes as commands see them.
+//!
+//! ```text
+//!   machine.rs   what this machine knows: volumes, agents
+//!   name.rs      V:/PATH, which any command may be given
+//!   session.rs   asking the coordinator of a volume
+//!   right.rs     the right to write a disk
+//!   new_disk.rs  a file that becomes a disk                 table.rs   block tables as a coordinator knows them
+//! ```
+
+mod machine;
+mod name;
+mod new_disk;
+mod right;
+mod session;
+mod table;
+
+use std::time::Duration;
+
+pub(crate) use machine::{Machine, no_such_volume, not_a_member, this_node};
+pub(crate) use name::DiskName;
+pub(crate) use new_disk::NewDisk;
+pub(crate) use right::Right;
+pub(crate) use session::{Session, format_of};
+
+/// How long a request waits for a coordinator: across the death of one, and a takeover.
+const PAUSE: Duration = Duration::from_secs(60);

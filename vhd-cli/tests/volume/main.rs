@@ -1,0 +1,7 @@
+//! `vhd volume` with real processes: agents that coordinate, follow, stop, and are killed.
+#![forbid(unsafe_code)]
+
+mod agents;
+mod disks;
+mod faults;
+mod support;
