@@ -21,7 +21,7 @@ mod guest {
     use std::sync::{Arc, Mutex};
     use std::time::{Duration, Instant};
 
-    use hypervisor::{End, Machine, MachineConfig, MachineDisk, MachineHandle, MachineType, Sandbox};
+    use hypervisor::{CpuModel, End, Machine, MachineConfig, MachineDisk, MachineHandle, MachineType, Sandbox};
     use vhd_block::Disk;
 
     use super::ram::Ram;
@@ -121,6 +121,7 @@ mod guest {
         let machine = Machine::new(MachineConfig {
             machine_type: MachineType::Vhd1,
             cpus: 1,
+            cpu: CpuModel::Host,
             memory: 192 << 20,
             kernel: File::open(kernel).expect("a kernel"),
             initrd: Some(File::open(initrd).expect("an initramfs")),

@@ -18,7 +18,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::Error;
 use crate::cpu::state::{bytes, saved_msrs, structure};
-use crate::cpu::{self, BootEntry, Cpuid, Processors, Vcpu, prepare};
+use crate::cpu::{self, BootEntry, CpuModel, Cpuid, Processors, Vcpu, prepare};
 use crate::error::kvm;
 use crate::mem::GuestMemory;
 use crate::pci::{Message, Wires};
@@ -57,8 +57,16 @@ pub(crate) struct Vm {
 
 /// Refuses if this host's processors lack something that a guest was started with.
 pub(crate) fn require_processor(saved: CpuTable) -> Result<(), Error> {
-    Cpuid::of_host(&open()?)?.saved(saved)?;
+    Cpuid::of_host(&open()?, CpuModel::Host)?.saved(saved)?;
     Ok(())
+}
+
+/// What a guest is told of its processors.
+pub(crate) enum Told {
+    /// What this host has of a model.
+    Model(CpuModel),
+    /// What it was told before it was saved.
+    Saved(CpuTable),
 }
 
 /// How processors begin.
@@ -71,14 +79,13 @@ pub(crate) enum Start<'a> {
 }
 
 impl Vm {
-    /// A machine with this memory and no processors yet; they are those of the host, or those that were saved.
-    pub(crate) fn new(memory: GuestMemory, saved: Option<CpuTable>) -> Result<Self, Error> {
+    /// A machine with this memory and no processors yet.
+    pub(crate) fn new(memory: GuestMemory, told: Told) -> Result<Self, Error> {
         let system = open()?;
         // Before anything is made that would be for nothing.
-        let cpuid = Cpuid::of_host(&system)?;
-        let cpuid = match saved {
-            Some(saved) => cpuid.saved(saved)?,
-            None => cpuid,
+        let cpuid = match told {
+            Told::Model(model) => Cpuid::of_host(&system, model)?,
+            Told::Saved(saved) => Cpuid::of_host(&system, CpuModel::Host)?.saved(saved)?,
         };
         let fd = system.create_vm().map_err(kvm("make a virtual machine"))?;
         for (slot, region) in (0..).zip(memory.iter()) {
@@ -300,7 +307,7 @@ impl Wires for KvmWires {
     }
 }
 
-fn open() -> Result<Kvm, Error> {
+pub(crate) fn open() -> Result<Kvm, Error> {
     let system = Kvm::new().map_err(|error| Error::NoKvm {
         reason: std::io::Error::from_raw_os_error(error.errno()).to_string(),
     })?;

@@ -52,6 +52,7 @@ mod slots;
 mod state;
 mod virtio;
 
+pub use cpu::{CpuDescription, CpuLeaf, CpuModel, MAX_CPU_LEAVES};
 pub use error::Error;
 pub use handle::MachineHandle;
 pub use machine::{End, Machine, MachineConfig, MachineDisk};

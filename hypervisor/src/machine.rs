@@ -10,10 +10,10 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::boot::{Boot, Platform};
 use crate::bus::{Bus, Devices};
-use crate::cpu::{Processors, Vcpu};
+use crate::cpu::{CpuModel, Processors, Vcpu};
 use crate::error::host;
 use crate::handle::MachineHandle;
-use crate::kvm::{Start, Vm};
+use crate::kvm::{Start, Told, Vm};
 use crate::legacy::{COM1_IRQ, Com1, PanicWatch};
 use crate::mem::{self, MAX_MEMORY, MEMORY_UNIT, MIN_MEMORY};
 use crate::pci::SLOTS;
@@ -48,6 +48,8 @@ pub struct MachineConfig {
     pub machine_type: MachineType,
     /// Processors, 1 to [`MAX_CPUS`].
     pub cpus: u8,
+    /// What the guest is told of them.
+    pub cpu: CpuModel,
     /// Bytes of memory, a multiple of [`MEMORY_UNIT`] from [`MIN_MEMORY`] to [`MAX_MEMORY`].
     pub memory: u64,
     /// An ELF vmlinux or a bzImage, a regular file.
@@ -100,7 +102,7 @@ impl Machine {
     /// Each reason why there can be no such machine is a variant of [`Error`].
     pub fn new(mut config: MachineConfig) -> Result<Self, Error> {
         check(&config)?;
-        let vm = Arc::new(Vm::new(mem::allocate(config.memory)?, None)?);
+        let vm = Arc::new(Vm::new(mem::allocate(config.memory)?, Told::Model(config.cpu))?);
         let announced: Vec<(u64, u32)> = places().take(config.disks.len()).collect();
         let boot = Boot {
             kernel: &mut config.kernel,
@@ -152,7 +154,7 @@ impl Machine {
             return Err(StateError::Disks { expected, found }.into());
         }
         let memory = mem::allocate(saved.memory())?;
-        let vm = Arc::new(Vm::new(memory, Some(saved.one("cpuid")?))?);
+        let vm = Arc::new(Vm::new(memory, Told::Saved(saved.one("cpuid")?))?);
         saved.read_memory(mem::backing(vm.memory()).ok_or(Error::Ended)?)?;
         let processors: Vec<Processor> = saved.numbered("processor", saved.cpus().into())?;
         let vcpus = vm.make_vcpus(saved.cpus(), Start::Saved(&processors))?;

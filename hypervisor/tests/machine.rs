@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use hypervisor::{
-    End, Error, MAX_DISKS, MAX_MEMORY, MIN_MEMORY, Machine, MachineConfig, MachineDisk, MachineType, Sandbox,
+    CpuModel, End, Error, MAX_DISKS, MAX_MEMORY, MIN_MEMORY, Machine, MachineConfig, MachineDisk, MachineType, Sandbox,
 };
 
 #[allow(dead_code, reason = "these tests use a part of it")]
@@ -53,6 +53,7 @@ fn config(kernel: &[u8], console: &Console) -> MachineConfig {
     MachineConfig {
         machine_type: MachineType::Mmio,
         cpus: 1,
+        cpu: CpuModel::Host,
         memory: MIN_MEMORY,
         kernel: file(kernel),
         initrd: None,
@@ -216,6 +217,7 @@ fn a_second_processor_is_started_by_the_first() {
     let console = Console::default();
     let config = MachineConfig {
         cpus: 2,
+        cpu: CpuModel::Host,
         ..config(&guest.elf(), &console)
     };
     assert_eq!(Machine::new(config).unwrap().run().unwrap(), End::PowerOff);
@@ -505,6 +507,7 @@ fn impossible_machines_are_refused() {
     for cpus in [0, 9] {
         let error = refused(MachineConfig {
             cpus,
+            cpu: CpuModel::Host,
             ..config(&elf, &console)
         });
         assert!(matches!(error, Error::Cpus { count } if count == cpus), "{error}");

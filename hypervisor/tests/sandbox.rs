@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Command, Output};
 
-use hypervisor::{End, MIN_MEMORY, Machine, MachineConfig, MachineDisk, MachineType, Sandbox};
+use hypervisor::{CpuModel, End, MIN_MEMORY, Machine, MachineConfig, MachineDisk, MachineType, Sandbox};
 use vhd_block::{BlockDevice, ByteRange, DeviceError, DeviceInfo, Disk, ExtentVisitor, ZeroOptions};
 
 #[allow(dead_code, reason = "these tests use a part of it")]
@@ -116,6 +116,7 @@ fn machine(guest: &Payload, console: Box<dyn Write + Send>, disk: Disk, sandbox:
     Machine::new(MachineConfig {
         machine_type: MachineType::Mmio,
         cpus: 1,
+        cpu: CpuModel::Host,
         memory: MIN_MEMORY,
         kernel,
         initrd: None,

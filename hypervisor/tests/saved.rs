@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use hypervisor::{
-    End, Error, MIN_MEMORY, Machine, MachineConfig, MachineDisk, MachineHandle, MachineType, Sandbox, Saved,
+    CpuModel, End, Error, MIN_MEMORY, Machine, MachineConfig, MachineDisk, MachineHandle, MachineType, Sandbox, Saved,
     StateError, StateFile,
 };
 
@@ -66,6 +66,7 @@ fn machine(machine_type: MachineType, guest: &Payload, disks: &[&Disk], console:
     let config = MachineConfig {
         machine_type,
         cpus: 1,
+        cpu: CpuModel::Host,
         memory: MIN_MEMORY,
         kernel,
         initrd: None,

@@ -15,7 +15,7 @@ pub(crate) enum Exit {
     Corrupt,
     /// `check`: only leaked space, or damage that loses nothing. `repair`: it can be repaired, and was not.
     Repairable,
-    /// `compare`, `diff`: the contents differ. `verify`: an ancestor changed.
+    /// `compare`, `diff`: the contents differ. `verify`: an ancestor changed. `vm cpu compare`: B cannot run what A started.
     Differ,
     /// A parent is missing, is another disk, or is its own ancestor.
     Parent,
@@ -86,7 +86,9 @@ impl Exit {
             Self::Failed => "could not run: a file is missing or unreadable, no space left, ...",
             Self::Usage => "the command line is wrong",
             Self::Corrupt => "an image is corrupt",
-            Self::Differ => "compare, diff: the contents differ; verify: an ancestor changed",
+            Self::Differ => {
+                "compare, diff: the contents differ; verify: an ancestor changed; vm cpu compare: B cannot run what A started"
+            }
             Self::Repairable => "check: only leaked space or repairable findings; repair: it can be repaired",
             Self::Parent => "a parent is missing, another disk, or its own ancestor",
             Self::Locked => "another program uses the image",

@@ -4,7 +4,7 @@ use crate::state::{CpuEntry, CpuTable};
 
 /// A register of a leaf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Register {
+pub(super) enum Register {
     Eax,
     Ebx,
     Ecx,
@@ -13,8 +13,20 @@ enum Register {
 
 use Register::{Eax, Ebx, Ecx, Edx};
 
+impl Register {
+    /// This one of an entry.
+    pub(super) fn of(self, entry: &mut CpuEntry) -> &mut u32 {
+        match self {
+            Eax => &mut entry.eax,
+            Ebx => &mut entry.ebx,
+            Ecx => &mut entry.ecx,
+            Edx => &mut entry.edx,
+        }
+    }
+}
+
 /// Leaves, with their index, in which each bit is something that a processor can do.
-const FEATURES: &[(u32, u32, Register)] = &[
+pub(super) const FEATURES: &[(u32, u32, Register)] = &[
     (0x1, 0, Ecx),
     (0x1, 0, Edx),
     (0x6, 0, Eax),
@@ -86,8 +98,7 @@ pub(crate) fn missing(guest: &CpuTable, host: &CpuTable) -> Vec<String> {
     }
     for (leaf, index, register) in FEATURES {
         let lost = get(guest, *leaf, *index, *register) & !get(host, *leaf, *index, *register);
-        let bits = (0..32).filter(|bit| lost >> bit & 1 == 1);
-        reasons.extend(bits.map(|bit| feature(*leaf, *index, *register, bit)));
+        reasons.extend(missing_features((*leaf, *index, *register), lost));
     }
     let smaller = [
         (
@@ -106,7 +117,19 @@ pub(crate) fn missing(guest: &CpuTable, host: &CpuTable) -> Vec<String> {
     reasons
 }
 
-fn get(table: &CpuTable, leaf: u32, index: u32, register: Register) -> u32 {
+/// The names of bits of a register of a leaf.
+pub(super) fn missing_features((leaf, index, register): (u32, u32, Register), bits: u32) -> Vec<String> {
+    let bits = (0..32).filter(|bit| bits >> bit & 1 == 1);
+    bits.map(|bit| feature(leaf, index, register, bit)).collect()
+}
+
+/// The features of a table that have names.
+pub(super) fn names(table: &CpuTable) -> Vec<&'static str> {
+    let has = |(leaf, register, bit, _): &&(u32, Register, u32, &str)| get(table, *leaf, 0, *register) >> bit & 1 == 1;
+    NAMES.iter().filter(has).map(|(_, _, _, name)| *name).collect()
+}
+
+pub(super) fn get(table: &CpuTable, leaf: u32, index: u32, register: Register) -> u32 {
     let is_meant = |entry: &&CpuEntry| entry.function == leaf && entry.index == index;
     table.entries.iter().find(is_meant).map_or(0, |entry| match register {
         Eax => entry.eax,
@@ -116,7 +139,7 @@ fn get(table: &CpuTable, leaf: u32, index: u32, register: Register) -> u32 {
     })
 }
 
-fn vendor(table: &CpuTable) -> String {
+pub(super) fn vendor(table: &CpuTable) -> String {
     let words = [Ebx, Edx, Ecx].map(|register| get(table, VENDOR, 0, register).to_le_bytes());
     String::from_utf8_lossy(words.as_flattened()).into_owned()
 }

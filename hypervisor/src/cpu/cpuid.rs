@@ -1,8 +1,9 @@
-//! What the processor says about itself: the host's features as KVM passes them on, or those with which a guest was saved.
+//! What the processor says about itself: what KVM passes on of the host's features, or those with which a guest was saved.
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
 
+use super::CpuModel;
 use super::compare::missing;
 use crate::Error;
 use crate::error::kvm;
@@ -21,8 +22,8 @@ const HYPERVISOR: u32 = 1 << 31;
 pub(crate) struct Cpuid(CpuTable);
 
 impl Cpuid {
-    /// What this host has.
-    pub(crate) fn of_host(system: &Kvm) -> Result<Self, Error> {
+    /// What this host has of a model.
+    pub(crate) fn of_host(system: &Kvm, model: CpuModel) -> Result<Self, Error> {
         let supported = system
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(kvm("say what processors it supports"))?;
@@ -35,7 +36,7 @@ impl Cpuid {
         // What KVM has and leaves to us to say.
         let features = entries.iter_mut().filter(|entry| entry.function == FEATURES);
         features.for_each(|entry| entry.ecx |= deadline | HYPERVISOR);
-        Ok(Self(CpuTable { entries }))
+        Ok(Self(model.of(&CpuTable { entries })))
     }
 
     /// What a guest was saved with, if this host has all of it.

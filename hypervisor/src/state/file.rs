@@ -13,7 +13,7 @@ use super::error::io;
 use super::messages::{self, Machine};
 use super::{StateError, memory};
 use crate::kvm;
-use crate::{Error, MAX_CPUS, MAX_MEMORY, MEMORY_UNIT, MIN_MEMORY, MachineType};
+use crate::{CpuDescription, Error, MAX_CPUS, MAX_MEMORY, MEMORY_UNIT, MIN_MEMORY, MachineType};
 
 /// Kinds of sections, with the newest version of each.
 const KNOWN: &[(&str, u32)] = &[
@@ -172,6 +172,14 @@ impl StateFile {
         let kind = self.device_kind();
         let devices = self.sections.iter().filter(|section| section.kind == kind);
         devices.map(|section| usize_from(section.instance.into())).collect()
+    }
+
+    /// What its guest was told of its processors.
+    ///
+    /// # Errors
+    /// That is not in it.
+    pub fn processor(&self) -> Result<CpuDescription, StateError> {
+        self.one("cpuid").map(CpuDescription::from_table)
     }
 
     /// Whether this host can go on with it, and its memory is what was written: what [`Machine::restore`](crate::Machine::restore)

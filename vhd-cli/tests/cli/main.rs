@@ -59,6 +59,8 @@ mod vm_boot;
 #[cfg(target_arch = "x86_64")]
 mod vm_control;
 #[cfg(target_arch = "x86_64")]
+mod vm_cpu;
+#[cfg(target_arch = "x86_64")]
 mod vm_disk;
 #[cfg(target_arch = "x86_64")]
 mod vm_kill;

@@ -32,28 +32,39 @@ impl SnapshotTree<'_> {
     /// # Errors
     /// Those of [`settle`](Self::settle). What was begun the next command goes on with.
     pub fn settle_in_use(&mut self) -> Result<Settled, SnapshotError> {
-        let mut merged = Vec::new();
-        let mut refused = None;
+        let mut done = Settled::default();
+        loop {
+            let refused = self.merge_leaves(&mut done)?;
+            let mut settled = self.settle()?;
+            done.removed.append(&mut settled.removed);
+            done.merged.append(&mut settled.merged);
+            done.waiting = settled.waiting;
+            if let Some((path, error)) = refused {
+                if let Some(waiting) = done.waiting.iter_mut().find(|waiting| waiting.path == path) {
+                    // The cause, and not that this very process has the disk.
+                    waiting.reason = Some(error);
+                }
+                return Ok(done);
+            }
+            // What has gone may have been the last that kept the leaf from being merged.
+            if self.leaf_to_merge().is_none() {
+                return Ok(done);
+            }
+        }
+    }
+
+    /// Merges the leaf into the file below it as long as that is one of a deleted snapshot; returns what keeps it from that.
+    fn merge_leaves(&mut self, done: &mut Settled) -> Result<Option<(PathBuf, SnapshotError)>, SnapshotError> {
         while let Some((child, into)) = self.leaf_to_merge() {
             match self.merge_leaf(&child, &into) {
-                Ok(()) => merged.push(self.path(&into)),
+                Ok(()) => done.merged.push(self.path(&into)),
                 Err(error) if can_wait(&error) && self.manifest.pending.is_none() => {
-                    refused = Some((self.path(&into), error));
-                    break;
+                    return Ok(Some((self.path(&into), error)));
                 }
                 Err(error) => return Err(error),
             }
         }
-        let mut settled = self.settle()?;
-        merged.append(&mut settled.merged);
-        settled.merged = merged;
-        if let Some((path, error)) = refused
-            && let Some(waiting) = settled.waiting.iter_mut().find(|waiting| waiting.path == path)
-        {
-            // The cause, and not that this very process has the disk.
-            waiting.reason = Some(error);
-        }
-        Ok(settled)
+        Ok(None)
     }
 
     /// The leaf, and the file of the deleted snapshot that only the leaf is based on.

@@ -93,6 +93,37 @@ fn inv_56_the_leaf_goes_into_the_file_below_it_under_writers() {
     assert_eq!(opened.paths().len(), 1);
 }
 
+/// A branch that goes is what kept the leaf from its deleted parent: one deletion does both.
+#[test]
+fn a_branch_that_goes_lets_the_leaf_be_merged() {
+    let dir = temp_dir();
+    let disk = new_disk(dir.path(), "vm.vhd");
+    let device = live(&disk);
+    write_number(&device, 5, 1);
+    drop(take(&disk, &device, "trunk"));
+    write_number(&device, 6, 2);
+    drop(take(&disk, &device, "branch"));
+    device.close().unwrap();
+    let mut tree = SnapshotTree::open(&disk, work(&())).unwrap();
+    tree.apply("trunk", vhd_core::snapshot::Unsaved::Refuse).unwrap();
+    let leaf = tree.path(&tree.manifest().active.file);
+    drop(tree);
+    let device = live(&leaf);
+    write_number(&device, 7, 3);
+    let settled = delete(&disk, &device, "trunk").unwrap();
+    assert_eq!((settled.merged.len(), settled.waiting.len()), (0, 1), "{settled:?}");
+    let settled = delete(&disk, &device, "branch").unwrap();
+    assert!(settled.waiting.is_empty(), "{settled:?}");
+    assert_eq!(
+        (settled.removed.len(), settled.merged.as_slice()),
+        (1, [disk.clone()].as_slice())
+    );
+    assert_eq!(files_in(dir.path()), ["vm.vhd"]);
+    device.close().unwrap();
+    let read = content_of(&disk);
+    assert_eq!([5, 6, 7].map(|sector| number_at(&read, sector)), [1, 0, 3]);
+}
+
 /// INV-54, INV-55: killed at any step, with writes in between, the next command finishes the deletion or goes on with it,
 /// and the disk has all that was flushed.
 #[test]

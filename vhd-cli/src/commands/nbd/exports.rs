@@ -98,7 +98,11 @@ impl Served {
     }
 
     fn add(&mut self, args: &NbdArgs, name: String, image: TypedPath, exports: &mut ExportSet) -> Result<(), Failure> {
-        let source = Source::new(&image.path, None)?;
+        let path = match &args.volume {
+            Some(volume) => DiskName::text(volume, &image.path),
+            None => image.path,
+        };
+        let source = Source::new(&path, None)?;
         let input = SourceArgs {
             from: image.format.or(args.source.from),
             chain: args.source.chain.clone(),

@@ -9,6 +9,7 @@ mod equip;
 mod guest;
 mod manage;
 mod open_disk;
+mod processors;
 mod record;
 mod run;
 mod save;
@@ -62,6 +63,8 @@ enum Job {
     Snapshot(snapshot::SnapshotArgs),
     /// Add, remove and resize disks of a machine that runs
     Disk(equip::DiskArgs),
+    /// Describe and compare what guests are told of processors
+    Cpu(processors::CpuArgs),
     /// Attach to the console of a machine
     Console(manage::NamedArgs),
 }
@@ -77,6 +80,7 @@ pub(crate) fn identity(args: &VmArgs) -> (&'static str, bool) {
         Job::Stop(_) => ("vm stop", false),
         Job::Console(_) => ("vm console", false),
         Job::Disk(args) => (equip::name(args), false),
+        Job::Cpu(args) => processors::identity(args),
         Job::Snapshot(args) => snapshot::identity(args),
         Job::Save(_) => ("vm save", false),
         Job::Restore(_) => ("vm restore", false),
@@ -93,6 +97,7 @@ pub(crate) fn run(args: &VmArgs) -> Result<Exit, Failure> {
         Job::Stop(args) => manage::stop(args),
         Job::Console(args) => manage::console(args),
         Job::Disk(args) => equip::run(args),
+        Job::Cpu(args) => processors::run(args),
         Job::Snapshot(args) => snapshot::run(args),
         Job::Save(args) => save::save(args),
         Job::Restore(args) => save::restore(args),

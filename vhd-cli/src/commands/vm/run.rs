@@ -10,6 +10,7 @@ use super::attend::Attended;
 use super::boot::Started;
 use super::disk_spec::DiskSpec;
 use super::disks::{self, OpenDisks};
+use super::processors::{CpuArg, warn_of_less};
 use super::save::state_failed;
 use super::worker::{Event, Facts, MachineName};
 use crate::children::ChildrenArgs;
@@ -67,6 +68,9 @@ pub(crate) struct RunArgs {
     /// Processors
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_CPUS)))]
     cpus: u8,
+    /// What the guest is told of them: all that this host has, or what hosts of a level have, so that others can run it too
+    #[arg(long, value_enum, value_name = "MODEL", default_value = "host")]
+    cpu: CpuArg,
     /// Memory of the guest, from 16M
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_bytes)]
     memory: u64,
@@ -138,6 +142,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<Exit, Failure> {
 }
 
 fn begin(args: &RunArgs, attended: &Attended) -> Result<Machine, Failure> {
+    warn_of_less(args.cpu)?;
     let named = Started::named(args)?;
     let disks = attended.disks.open(args)?;
     let started = started(args, named, &attended.disks)?;
@@ -157,6 +162,7 @@ fn begin(args: &RunArgs, attended: &Attended) -> Result<Machine, Failure> {
     let config = MachineConfig {
         machine_type,
         cpus: args.cpus,
+        cpu: args.cpu.into(),
         memory: args.memory,
         kernel: started.kernel,
         initrd: started.initrd,
