@@ -49,20 +49,7 @@ fn inv_76_the_disk_goes_on_in_a_file_below_its_leaf_under_writers() {
         let dir = temp_dir();
         let [base, low, high, leaf] = chain(dir.path());
         let device = live(&leaf);
-        let written: Vec<AtomicU64> = (0..THREADS).map(|_| AtomicU64::new(0)).collect();
-        let over = AtomicBool::new(false);
-        thread::scope(|scope| {
-            let _stop = StopOnDrop(&over);
-            for (thread, written) in written.iter().enumerate() {
-                let (device, over) = (&device, &over);
-                scope.spawn(move || {
-                    write_numbers(device, thread, written, over, |sector, number| {
-                        let mut bytes = [0; SECTOR];
-                        device.read_at(&mut bytes, u64_from(sector * SECTOR)).unwrap();
-                        assert_eq!(number_at(&bytes, 0), number);
-                    });
-                });
-            }
+        beside_writers(&device, THREADS, || {
             thread::sleep(std::time::Duration::from_millis(5));
             let report = merge_live(&request(&leaf, None), &device, &()).unwrap();
             assert_eq!((&report.target, &report.removed[..]), (&high, &[leaf.clone()][..]));
@@ -76,13 +63,6 @@ fn inv_76_the_disk_goes_on_in_a_file_below_its_leaf_under_writers() {
             thread::sleep(std::time::Duration::from_millis(5));
         });
         let last = bytes_of(&device);
-        for (thread, written) in written.iter().enumerate() {
-            let newest = written.load(Ordering::SeqCst);
-            for number in newest.saturating_sub(u64_from(SECTORS) - 1).max(1)..=newest {
-                let sector = thread * SECTORS + usize_from(number) % SECTORS;
-                assert_eq!(number_at(&last, sector), number, "thread {thread}");
-            }
-        }
         device.close().unwrap();
         assert_reads(&base, &last);
         let opened = open(&base, true);
