@@ -38,6 +38,8 @@ mod boot;
 mod bus;
 mod cpu;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod handle;
 mod kvm;
 mod legacy;
@@ -45,7 +47,7 @@ mod machine;
 mod machine_type;
 mod mem;
 mod pci;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 #[path = "../tests/common/ram.rs"]
 mod ram;
 mod running;

@@ -58,12 +58,12 @@ fn a_guest_draws_random_numbers_wherever_it_is() {
     assert!(machine.wait().unwrap().success());
     let mut machine = start(&lab, &["restore", "state"]);
     drawn.push(draw(&mut machine));
-    lab.run(&["vm", "snapshot", "create", &name, "now"], 0);
+    lab.run(&["vm", "snapshot", "create", &name, "here"], 0);
     drawn.push(draw(&mut machine));
-    lab.run(&["vm", "snapshot", "apply", &name, "now", "--discard-current"], 0);
+    lab.run(&["vm", "snapshot", "apply", &name, "here", "--discard-current"], 0);
     drawn.extend([draw(&mut machine), draw(&mut machine), draw(&mut machine)]);
     assert!(machine.wait().unwrap().success());
-    lab.run(&["vm", "snapshot", "delete", &name, "now"], 0);
+    lab.run(&["vm", "snapshot", "delete", &name, "here"], 0);
     for (at, bytes) in drawn.iter().enumerate() {
         assert!(bytes.iter().any(|byte| *byte != 0), "{drawn:?}");
         assert!(drawn[..at].iter().all(|before| before != bytes), "{drawn:?}");
