@@ -37,7 +37,8 @@ impl Shared {
 }
 
 impl QueueThread {
-    /// Starts the thread, under the rules for disks if it is to be confined.
+    /// Starts the thread. If it is to be confined, it puts itself under the rules for disks before it serves anything: not before,
+    /// since the whole process can be put under rules only while no thread has some of its own.
     pub(super) fn start(name: &str, mut device: impl Answer + 'static, sandbox: Sandbox) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             served: Mutex::new(None),
@@ -47,11 +48,8 @@ impl QueueThread {
         });
         let of_thread = Arc::clone(&shared);
         let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
-            match sandbox.confine_thread(Task::Disk) {
-                Ok(()) => work(&of_thread, &mut device),
-                // Without its rules it serves nothing.
-                Err(error) => tracing::error!(error = with_causes(&error), "a device is not served"),
-            }
+            let mut rules = Some(sandbox);
+            work(&of_thread, &mut device, &mut rules);
         })?;
         Ok(Self {
             shared,
@@ -123,25 +121,36 @@ impl Drop for QueueThread {
     }
 }
 
-fn work(shared: &Shared, device: &mut dyn Answer) {
+fn work(shared: &Shared, device: &mut dyn Answer, rules: &mut Option<Sandbox>) {
     while shared.doorbell.read().is_ok() {
         loop {
             if shared.ends.load(Ordering::Acquire) {
                 return;
             }
-            if !serve_once(shared, device) {
+            if !serve_once(shared, device, rules) {
                 break;
             }
         }
     }
 }
 
-/// Answers a batch; returns whether there may be more. Between batches a reset gets in.
-fn serve_once(shared: &Shared, device: &mut dyn Answer) -> bool {
+/// Answers a batch; returns whether there may be more. Between batches a reset gets in. `rules` are those that the thread is not
+/// under yet.
+fn serve_once(shared: &Shared, device: &mut dyn Answer, rules: &mut Option<Sandbox>) -> bool {
     let mut served = shared.served();
     let Some(serving) = served.as_mut().filter(|_| !shared.paused.load(Ordering::Acquire)) else {
         return false;
     };
+    if let Some(sandbox) = *rules {
+        if let Err(error) = sandbox.confine_thread(Task::Disk) {
+            // Without its rules it serves nothing.
+            tracing::error!(error = with_causes(&error), "a device is not served");
+            serving.interrupt.require_reset();
+            *served = None;
+            return false;
+        }
+        *rules = None;
+    }
     match serving.serve(device) {
         Ok(more) => more,
         Err(error) => {
