@@ -6,6 +6,10 @@
 mod common;
 #[path = "live/delete.rs"]
 mod delete;
+#[path = "live/grow.rs"]
+mod grow;
+#[path = "live/leaf.rs"]
+mod leaf;
 #[path = "live/middle.rs"]
 mod middle;
 #[path = "live/middle_crash.rs"]

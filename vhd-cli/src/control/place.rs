@@ -58,6 +58,15 @@ pub(crate) fn directory() -> PathBuf {
     }
 }
 
+/// The directory of what this user's machines and volumes keep across restarts of the host; `None` for a user without a home.
+pub(crate) fn lasting_directory() -> Option<PathBuf> {
+    if geteuid().is_root() {
+        return Some("/var/lib/vhd".into());
+    }
+    let home = std::env::home_dir().filter(|home| home.is_absolute());
+    home.map(|home| home.join(".local/state/vhd"))
+}
+
 /// Makes a directory for sockets, for this user alone; one that others can change is refused.
 pub(crate) fn prepare(directory: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(directory) {

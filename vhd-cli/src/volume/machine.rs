@@ -4,10 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use csv_lock::{KnownVolume, Leader, NodeId, Process, Registry};
-use rustix::process::geteuid;
 
 use crate::codes::Kind;
-use crate::control::place::directory;
+use crate::control::place::{directory, lasting_directory};
 use crate::failure::Failure;
 use crate::running::{Claim, Folder, Name};
 
@@ -161,13 +160,8 @@ pub(crate) fn not_a_member(volume: &KnownVolume, node: &str) -> Failure {
 }
 
 fn state_dir() -> PathBuf {
-    if let Some(dir) = std::env::var_os(STATE_DIR) {
-        return dir.into();
-    }
-    let home = std::env::home_dir().filter(|_| !geteuid().is_root());
-    match home {
-        Some(home) => home.join(".local/state/vhd"),
-        None if geteuid().is_root() => Path::new("/var/lib/vhd").to_owned(),
-        None => directory(),
+    match std::env::var_os(STATE_DIR) {
+        Some(dir) => dir.into(),
+        None => lasting_directory().unwrap_or_else(directory),
     }
 }

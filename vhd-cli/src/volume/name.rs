@@ -1,5 +1,6 @@
 //! `V:/PATH`: a disk by the name of its volume. The one place that knows such names.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use csv_lock::{CsvError, KnownVolume, check_disk_path};
@@ -38,6 +39,13 @@ impl DiskName {
             volume,
             path: path.to_owned(),
         }))
+    }
+
+    /// What a disk of a volume is called.
+    pub(crate) fn text(volume: &Name, path: &Path) -> PathBuf {
+        let mut text = OsString::from(format!("{volume}:/"));
+        text.push(path);
+        text.into()
     }
 
     /// The file of the disk.

@@ -1,15 +1,19 @@
 //! A file that becomes a disk: of a volume through its coordinator, or simply a file.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use csv_lock::{Ask, CsvError, incoming};
+use csv_lock::{Ask, CsvError, Fence as _, HasEnded, Process, incoming};
 use uuid::Uuid;
 
 use super::name::DiskName;
 use super::table::table_of;
 use super::{Machine, PAUSE, Session};
 use crate::failure::Failure;
+
+/// What names of files end in that wait.
+const SUFFIX: &str = ".vhd";
 
 /// A file that is about to be written.
 pub(crate) struct NewDisk {
@@ -24,6 +28,7 @@ struct Incoming {
     name: String,
     file: PathBuf,
     session: Session,
+    machine: Machine,
 }
 
 impl NewDisk {
@@ -37,14 +42,19 @@ impl NewDisk {
         };
         let machine = Machine::open()?;
         let node = machine.member(&disk.volume, None)?;
-        let name = format!("{}.vhd", Uuid::new_v4());
+        let mut session = Session::new(&machine, &disk.volume, node)?;
+        sweep(&machine, &disk, &mut session)?;
+        let id = session.id();
+        machine.registry().open_session(disk.volume.id, id, &Process::this()?)?;
+        let name = format!("{}{SUFFIX}", id.id);
         Ok(Self {
             place: disk.file(),
             on_volume: Some(Incoming {
-                session: Session::new(&machine, &disk.volume, node)?,
                 file: disk.volume.dir.join(incoming(&name)),
                 name,
                 disk,
+                session,
+                machine,
             }),
         })
     }
@@ -92,8 +102,13 @@ impl NewDisk {
                 table,
             },
         };
-        let about = |error: CsvError| Failure::from(error).about(incoming.disk.volume.name.as_str());
-        incoming.session.ask(ask, PAUSE).map_err(about)?;
+        let asked = incoming.session.ask(ask, PAUSE);
+        let volume = incoming.disk.volume.name.clone();
+        if let Err(CsvError::NoCoordinator { .. }) = &asked {
+            // It may still take effect, and then needs the file. Whoever comes when that is known removes it.
+            self.on_volume = None;
+        }
+        asked.map_err(|error| Failure::from(error).about(volume))?;
         Ok(())
     }
 }
@@ -101,8 +116,46 @@ impl NewDisk {
 impl Drop for NewDisk {
     fn drop(&mut self) {
         // Under its final name it is not there any more. Its present name is used once, so nobody else's file goes.
-        if let Some(incoming) = &self.on_volume {
-            let _ = fs::remove_file(&incoming.file);
+        if let Some(incoming) = &self.on_volume
+            && remove_file(&incoming.file).is_ok()
+        {
+            let _ = incoming.machine.registry().end_session(incoming.session.id().id);
         }
+    }
+}
+
+/// Removes what commands left that were killed: the name of a file is its session, whose process is proven to have ended.
+///
+/// The coordinator hears of it first: what the session asked for has taken effect then, or never will, and with it the move of
+/// the file to its name.
+fn sweep(machine: &Machine, disk: &DiskName, session: &mut Session) -> Result<(), Failure> {
+    let dir = disk.volume.dir.join(incoming(""));
+    let names = fs::read_dir(&dir).map_err(|error| Failure::io("list", &dir, &error))?;
+    for name in names
+        .filter_map(Result::ok)
+        .filter_map(|entry| entry.file_name().into_string().ok())
+    {
+        let id = name.strip_suffix(SUFFIX).and_then(|id| id.parse::<Uuid>().ok());
+        let known = id.map(|id| machine.registry().session(id)).transpose()?.flatten();
+        let Some(known) = known else { continue };
+        let Ok(proof) = HasEnded.fence(&known.session.node, &known.process) else {
+            continue;
+        };
+        let fenced = Ask::Fenced {
+            session: known.session,
+            proof: proof.to_string(),
+        };
+        session.ask(fenced, PAUSE)?;
+        let file = dir.join(&name);
+        remove_file(&file).map_err(|error| Failure::io("remove", &file, &error))?;
+    }
+    Ok(())
+}
+
+/// Removes a file that may be gone already.
+fn remove_file(file: &Path) -> io::Result<()> {
+    match fs::remove_file(file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }

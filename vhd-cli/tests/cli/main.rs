@@ -15,6 +15,8 @@ mod file_systems;
 mod foreign;
 mod habits;
 mod in_use;
+mod in_use_leaf;
+mod in_use_tree;
 mod inside;
 mod kill;
 mod merge;

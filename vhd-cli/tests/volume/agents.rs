@@ -1,10 +1,13 @@
 //! Volumes are made and known, nodes join and leave, agents coordinate and follow.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::Stdio;
 
 use rustix::process::Signal;
 
-use crate::support::{Machine, wait};
+use crate::support::{Machine, Process, wait};
 
 #[test]
 fn a_volume_is_made_once_and_known_by_one_name() {
@@ -130,6 +133,35 @@ fn agents_take_over_move_and_leave() {
         assert!(kinds.contains(&kind), "no {kind} in {kinds:?}");
     }
     drop((a, b));
+}
+
+#[test]
+fn an_agent_tells_prometheus_how_it_takes_part() {
+    let machine = Machine::with_volume(&["a"]);
+    // A port that is free: the agent says which one it took.
+    let mut command = machine.command(&["volume", "agent", "--node", "a", "--metrics", "127.0.0.1:0"]);
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(child.stderr.take().unwrap());
+    let _agent = Process::of(child);
+    let mut line = String::new();
+    said.read_line(&mut line).unwrap();
+    let address = line
+        .strip_prefix("vhd: metrics on http://")
+        .and_then(|rest| rest.strip_suffix("/metrics\n"));
+    let address = address.unwrap_or_else(|| panic!("{line}"));
+    machine.coordinator(|node| node == "a");
+    let get = |path: &str| {
+        let mut stream = TcpStream::connect(address).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    };
+    wait("the volume to be shown", || {
+        get("/metrics").contains("\nvhd_volume_coordinates{volume=\"v\",node=\"a\"} 1\n")
+    });
+    assert!(get("/metrics").starts_with("HTTP/1.1 200 OK\r\n"));
+    assert!(get("/").starts_with("HTTP/1.1 404 "));
 }
 
 #[test]

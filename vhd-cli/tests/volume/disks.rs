@@ -62,6 +62,41 @@ fn commands_take_the_names_of_disks() {
 }
 
 #[test]
+fn what_a_killed_command_prepared_is_removed_by_the_next() {
+    let (machine, agent) = lab();
+    let mut left = 0;
+    for round in 0..20 {
+        let name = format!("v:/{round}.vhd");
+        let mut command = machine.command(&["create", &name, "4M", "--type", "fixed", "--preallocate", "full"]);
+        let mut child = command.stdout(std::process::Stdio::null()).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(round));
+        child.kill().unwrap();
+        let created = child.wait().unwrap().success();
+        left += fs::read_dir(machine.path("v/.csv/incoming")).unwrap().count();
+        // The disk is there, whole, or is not.
+        match machine.path(&name.replace(":/", "/")).exists() {
+            true => drop(machine.ok(&["check", &name])),
+            false => assert!(!created),
+        }
+    }
+    println!("{left} files were left");
+    // One whose process is not known here is not ours to remove.
+    fs::write(machine.path("v/.csv/incoming/other"), "").unwrap();
+    machine.ok(&["create", "v:/last.vhd", "1M"]);
+    assert_eq!(fs::read_dir(machine.path("v/.csv/incoming")).unwrap().count(), 1);
+    drop(agent);
+    // Disks and files agree.
+    let _agent = machine.agent("a");
+    machine.coordinator(|node| node == "a");
+    for disk in machine.status()["disks"].as_array().unwrap() {
+        assert!(
+            machine.path("v").join(disk["path"].as_str().unwrap()).exists(),
+            "{disk}"
+        );
+    }
+}
+
+#[test]
 fn a_file_called_like_a_disk_of_a_volume_wins() {
     let (machine, _agent) = lab();
     machine.ok(&["create", "v:/web.vhd", "64M"]);
@@ -84,6 +119,11 @@ fn inv_98_a_disk_has_one_writer_who_is_named() {
     machine.ok(&["create", "v:/web.vhd", "64M"]);
     let serving = machine.nbd("a", "v:/web.vhd");
     assert_eq!(writer_of(&machine.status(), "web.vhd"), Some("a"));
+    machine.fails(
+        &["nbd", "--unix", "second.nbd", "--volume", "v", "web.vhd"],
+        7,
+        "VHD-E0924",
+    );
     let other = machine.of_node("b");
     let refused = other.fails(&["nbd", "--unix", "second.nbd", "v:/web.vhd"], 7, "VHD-E0924");
     assert!(refused.contains("written by a "), "{refused}");

@@ -128,6 +128,10 @@ pub(crate) fn checked(output: Output, args: &[&str], code: i32) -> Output {
 }
 
 impl Process {
+    pub(crate) fn of(child: Child) -> Self {
+        Self(child)
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(self.0.id().cast_signed()).unwrap();
         kill_process(pid, signal).unwrap();

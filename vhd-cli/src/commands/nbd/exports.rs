@@ -98,7 +98,11 @@ impl Served {
     }
 
     fn add(&mut self, args: &NbdArgs, name: String, image: TypedPath, exports: &mut ExportSet) -> Result<(), Failure> {
-        let source = Source::new(&image.path, None)?;
+        let path = match &args.volume {
+            Some(volume) => DiskName::text(volume, &image.path),
+            None => image.path,
+        };
+        let source = Source::new(&path, None)?;
         let input = SourceArgs {
             from: image.format.or(args.source.from),
             chain: args.source.chain.clone(),
@@ -170,7 +174,7 @@ impl Served {
             served.insert(export_name, live::ServedSnapshot::new(&snapshot.name, snapshot.id));
         }
         // The last: a snapshot is added to exports that are there.
-        let shown = live::Exports::new(snapshot::base_of(&source.path)?, name, exports, served);
+        let shown = live::Exports::new(name, exports, served);
         let in_use = InUse::listen(&source.path, device, shown)?;
         self.disks.push((source.name.clone(), Open::Live(in_use)));
         Ok(())

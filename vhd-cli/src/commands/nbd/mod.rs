@@ -25,6 +25,7 @@ use crate::failure::Failure;
 use crate::input::SourceArgs;
 use crate::interrupt;
 use crate::output;
+use crate::running::Name;
 use crate::size::parse_bytes;
 use background::{BackgroundArgs, PidFile};
 use exports::{NamedImage, Served};
@@ -39,6 +40,7 @@ Examples:
   vhd nbd --unix s.sock --export system=system.vhd --export data=data.avhd
   vhd nbd --unix s.sock --from raw disk.raw         for writing, what is not a VHD needs its format said
   vhd nbd --unix s.sock --export a=a.vhd --export b=raw:b.raw
+  vhd nbd --unix s.sock v:/web.vhd                  a disk on the cluster volume v, or: --volume v web.vhd
   vhd nbd --unix s.sock --snapshot disk.vhd         writes are thrown away at the end
   vhd nbd --unix s.sock --resizable disk.vhd        vhd resize 'nbd+unix:///?socket=s.sock' 128G
   vhd nbd --tcp 0.0.0.0:10809 --tls-cert cert.pem --tls-key key.pem --tls-ca ca.pem disk.vhd
@@ -79,6 +81,9 @@ pub(crate) struct NbdArgs {
     /// whatever --from says of the others
     #[arg(long = "export", value_name = "NAME=IMAGE")]
     exports: Vec<NamedImage>,
+    /// Take the images from a cluster volume: DISK is V:/DISK
+    #[arg(long, value_name = "V")]
+    volume: Option<Name>,
     /// Connections at once
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     max_connections: u32,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use csv_lock::{
     CsvError, Ended, Epoch, HostVolume, KnownVolume, LocalEngine, Node, NodeId, Registry, Steer, SystemClock, UnixNet,
 };
 
+use super::metrics::{self, Sample};
 use crate::codes::Kind;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -37,6 +38,9 @@ pub(super) struct AgentArgs {
     /// Where the agents of other machines are answered
     #[arg(long, value_name = "ADDR:PORT")]
     listen: Option<SocketAddr>,
+    /// Where Prometheus may ask how the node takes part (http://ADDR:PORT/metrics); nobody is asked for a name there
+    #[arg(long, value_name = "ADDR:PORT")]
+    metrics: Option<SocketAddr>,
     /// How long a coordinator may be silent before this agent kills it and takes its place
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
     lease: u64,
@@ -53,8 +57,14 @@ pub(super) fn run(args: &AgentArgs) -> Result<Exit, Failure> {
     let claim = machine.claim_agent(&name)?;
     let node = NodeId(name.to_string());
     let stop = flag_on_interrupt();
+    let shown: Shown = Arc::default();
+    if let Some(address) = args.metrics {
+        let shown = Arc::clone(&shown);
+        metrics::serve(address, move || samples(&shown))?;
+    }
     output::eprint(&format!("vhd: the agent of node {node} is running\n"));
     let mut agent = Agent {
+        shown,
         machine,
         claim,
         node,
@@ -70,8 +80,17 @@ pub(super) fn run(args: &AgentArgs) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
+/// What metrics are taken of.
+type Shown = Arc<Mutex<Vec<Arc<Steering>>>>;
+
+fn samples(shown: &Shown) -> Vec<Sample> {
+    let shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
+    shown.iter().map(|steering| steering.sample()).collect()
+}
+
 struct Agent {
     machine: Machine,
+    shown: Shown,
     claim: Claim,
     node: NodeId,
     lease: Duration,
@@ -94,6 +113,9 @@ impl Agent {
         self.parts
             .retain(|name, _| wanted.iter().any(|volume| volume.name == *name));
         let mut result = Ok(());
+        // What takes part from now on is shown from the next look on.
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) =
+            self.parts.values().map(|part| Arc::clone(&part.steering)).collect();
         for volume in wanted {
             match self.parts.get(&volume.name) {
                 Some(part) => part.steering.look(self.machine.registry())?,
@@ -178,6 +200,10 @@ struct Steering {
     stop: AtomicBool,
     /// Another node shall coordinate.
     yields: AtomicBool,
+    /// The epoch that the node coordinates, 0 if it does not.
+    epoch: AtomicU64,
+    terms: AtomicU64,
+    failures: AtomicU64,
     /// What was said last.
     condition: Mutex<String>,
 }
@@ -190,8 +216,22 @@ impl Steering {
             node: node.clone(),
             stop: AtomicBool::new(false),
             yields: AtomicBool::new(false),
+            epoch: AtomicU64::new(0),
+            terms: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
             condition: Mutex::default(),
         })
+    }
+
+    fn sample(&self) -> Sample {
+        let epoch = self.epoch.load(Ordering::Relaxed);
+        Sample {
+            volume: self.volume.name.clone(),
+            node: self.node.to_string(),
+            epoch: (epoch > 0).then_some(epoch),
+            terms: self.terms.load(Ordering::Relaxed),
+            failures: self.failures.load(Ordering::Relaxed),
+        }
     }
 
     /// Looks whether somebody wishes a move.
@@ -231,10 +271,13 @@ impl Steer for Steering {
     }
 
     fn leads(&self, epoch: Epoch) {
+        self.epoch.store(epoch.0, Ordering::Relaxed);
+        self.terms.fetch_add(1, Ordering::Relaxed);
         self.say("coordinates", format!("coordinates in epoch {epoch}"));
     }
 
     fn led(&self, ended: &Ended) {
+        self.epoch.store(0, Ordering::Relaxed);
         match ended {
             Ended::Stopped | Ended::Rotate => self.say("stepped-down", "ended its term in order".into()),
             Ended::TermOver => self.say("lost-term", "its term ran out".into()),
@@ -243,6 +286,8 @@ impl Steer for Steering {
     }
 
     fn failed(&self, error: &CsvError) {
+        self.epoch.store(0, Ordering::Relaxed);
+        self.failures.fetch_add(1, Ordering::Relaxed);
         self.say("failed", error.to_string());
     }
 }

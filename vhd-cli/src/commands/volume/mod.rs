@@ -5,6 +5,7 @@ mod create;
 mod events;
 mod fence;
 mod members;
+mod metrics;
 mod planned;
 mod status;
 mod table;

@@ -18,7 +18,7 @@ use vhd_core::storage::{remove_file, sync_directory_of};
 use super::manifest::{KIND, Manifest, Snapshot};
 use crate::codes::Kind;
 use crate::commands::vm::worker::MachineName;
-use crate::control::place::prepare;
+use crate::control::place::{lasting_directory, prepare};
 use crate::failure::Failure;
 
 const MANIFEST: &str = "snapshots";
@@ -118,18 +118,12 @@ fn missing(manifest: &Manifest, name: &str) -> Failure {
 
 /// Where the snapshots of a machine are: a place that outlives the process and the system's start.
 pub(super) fn directory_of(name: &MachineName) -> Result<PathBuf, Failure> {
-    let place = match rustix::process::geteuid().is_root() {
-        true => PathBuf::from("/var/lib/vhd/vm"),
-        false => {
-            let home = std::env::home_dir().filter(|home| home.is_absolute());
-            let none = || {
-                Failure::new(
-                    Kind::Machine,
-                    "this user has no home directory, where snapshots of machines are kept",
-                )
-            };
-            home.ok_or_else(none)?.join(".local/state/vhd/vm")
-        }
+    let none = || {
+        Failure::new(
+            Kind::Machine,
+            "this user has no home directory, where snapshots of machines are kept",
+        )
     };
-    Ok(place.join(name.as_str()))
+    let place = lasting_directory().ok_or_else(none)?;
+    Ok(place.join("vm").join(name.as_str()))
 }
