@@ -69,6 +69,8 @@ mod vm_linux;
 #[cfg(target_arch = "x86_64")]
 mod vm_live;
 #[cfg(target_arch = "x86_64")]
+mod vm_rng;
+#[cfg(target_arch = "x86_64")]
 mod vm_saved;
 #[cfg(target_arch = "x86_64")]
 mod vm_snapshot;
