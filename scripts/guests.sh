@@ -4,6 +4,8 @@
 export PATH="$PATH:/usr/sbin:/sbin"
 # Order matters: each needs those before it. Some are a part of newer kernels.
 DISK_MODULES=(virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk)
+# Of the processor that `run_host` has.
+KVM_MODULES=(irqbypass kvm kvm-amd)
 
 # Of a kernel that qemu emulates. On a machine that is busy the check of the timer fails without a reason.
 EMULATED="console=ttyS0 quiet panic=-1 reboot=t no_timer_check"
@@ -75,3 +77,19 @@ begin_root() { # ROOT
 }
 
 archive() { (cd "$1" && find . | cpio -o -H newc --quiet); }
+
+# Runs a host that is a guest itself: qemu emulates a processor with virtualisation, and Debian's kernel starts $work/host.cpio
+# on it. What it says is in $work/host.said then; that must end with HOST done. $emulator is qemu meanwhile.
+run_host() { # SECONDS MEMORY-IN-MIB [OPTION OF QEMU...]
+    local seconds="$1" memory="$2"
+    shift 2
+    timeout "$seconds" qemu-system-x86_64 -M pc -accel tcg -cpu EPYC-Rome -smp 1 -m "$memory" -nodefaults -no-user-config \
+        -display none -serial stdio -no-reboot -kernel "$(kernel)" -initrd "$work/host.cpio" -append "$EMULATED" "$@" \
+        </dev/null >"$work/host.console" 2>"$work/qemu.log" &
+    emulator=$!
+    wait "$emulator" || fail "qemu ended with $?: $(tail -5 "$work/qemu.log"; tail -40 "$work/host.console")"
+    emulator=
+    tr -d '\r' <"$work/host.console" >"$work/host.said"
+    grep -E '^HOST|^  ' "$work/host.said" | sed "s/^/$(basename "$0"): /" >&2 || true
+    grep -qx 'HOST done' "$work/host.said" || fail "$(tail -40 "$work/host.said")"
+}

@@ -82,6 +82,9 @@ class TreeLab:
         if self.done_record(args) not in (None, done_before):
             # Killed among its last markers: it has happened, and others may change or remove its images.
             code = 0
+        if code != 0 and self.has_happened(complete):
+            # Killed on its way out.
+            code = 0
         for _ in range(self.rng.choice([0, 0, 1, 2])):
             if code == 0 or not all(os.path.exists(self.path(name)) for name in self.disks):
                 break
@@ -118,12 +121,32 @@ class TreeLab:
             try:
                 for end in order:
                     end()
-                reads = all(plain_vhd.read(self.path(name)) == disk for name, disk in self.disks.items())
-                if reads and not self.left_over():
+                if self.all_read() and not self.left_over():
                     break
-            except (KeyError, OSError, plain_vhd.Unreadable):
+            except KeyError:
                 continue
         self.tree = None
+
+    def has_happened(self, complete):
+        """Whether all of a job was done: every image reads what it does after it, and no record says that it is open."""
+        if self.is_open() or self.all_read():
+            return False
+        before = dict(self.disks), self.size
+        complete()
+        done = self.all_read()
+        self.disks, self.size = before
+        return done
+
+    def all_read(self):
+        """Whether every image reads what it must."""
+        try:
+            return all(plain_vhd.read(self.path(name)) == disk for name, disk in self.disks.items())
+        except (OSError, plain_vhd.Unreadable):
+            return False
+
+    def is_open(self):
+        """Whether a record says that a job is open."""
+        return any(name.endswith((".merge", ".resize", ".new-id", ".undo")) for name in os.listdir(self.runner.top))
 
     def is_done(self, args):
         return args[0] != "merge" or not os.path.exists(self.path(args[1]))
@@ -144,8 +167,7 @@ class TreeLab:
 
     def settle(self, args, complete, code):
         """The same command again, until it has happened or is refused; then every image reads what it must."""
-        before = set(os.listdir(self.runner.top))
-        is_open = any(name.endswith((".merge", ".resize", ".new-id", ".undo")) for name in before)
+        is_open = self.is_open()
         if code == 0:
             complete()
         elif is_open or self.rng.random() < 0.7 or not self.is_here(args):
@@ -216,7 +238,7 @@ class TreeLab:
         def complete():
             if name not in self.disks:
                 return
-            parents, gone = before if self.tree is None else self.tree, [name]
+            parents, gone = dict(before) if self.tree is None else self.tree, [name]
             while parents[gone[-1]] != into:
                 gone.append(parents[gone[-1]])
             self.disks[into] = self.disks[name]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use rustix::fs::{FallocateFlags, fallocate};
 
-use crate::mounted::{Mounted, active_file, fuse, load_time, seed};
+use crate::mounted::{Mounted, active_file, fuse, load_time, seed, unmount};
 use crate::support::{Lab, MIB};
 
 const READERS: u64 = 16;
@@ -154,7 +154,7 @@ fn a_killed_mount_loses_nothing_that_was_synced() {
         });
         assert!(held.metadata().is_err() || held.sync_all().is_err());
         drop(held);
-        lab.run(&["umount", "mnt"], 0);
+        unmount(&lab, "mnt");
         // Killed with space that was set aside: leaks are repairable.
         let code = lab.vhd(&["check", &image]).assert().get_output().status.code();
         assert!(matches!(code, Some(0 | 4)), "{code:?}");

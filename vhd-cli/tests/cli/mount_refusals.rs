@@ -7,7 +7,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use crate::mounted::{Mounted, fuse, hash, sha256sum};
+use crate::mounted::{Mounted, fuse, hash, sha256sum, unmount};
 use crate::support::{Lab, MIB, stderr};
 use crate::tools::{have, run};
 
@@ -153,9 +153,9 @@ fn where_the_server_is_gone_the_way_out_is_said() {
     mounted.process.wait().unwrap();
     let told = stderr(&lab.run(&["mount", "disk.vhd", "mnt"], 7));
     assert!(told.contains("VHD-E0709") && told.contains("vhd umount"), "{told}");
-    lab.run(&["umount", "mnt"], 0);
+    unmount(&lab, "mnt");
     lab.run(&["mount", "disk.vhd", "mnt"], 0);
-    lab.run(&["umount", "mnt"], 0);
+    unmount(&lab, "mnt");
 }
 
 /// Of images, of places, and of other mounts on the machine.
@@ -185,7 +185,7 @@ fn names_need_not_be_utf_8() {
     // Beside it, the others are found too.
     lab.dynamic("other.vhd", 8 * MIB);
     lab.run(&["mount", "other.vhd", "mnt"], 0);
-    lab.run(&["umount", "mnt"], 0);
+    unmount(&lab, "mnt");
     vhd(&["umount".as_ref(), place.as_os_str()]);
     assert_eq!(fs::read_dir(&place).unwrap().count(), 0);
 }
