@@ -53,7 +53,7 @@ pub use fence::{Fence, HasEnded, LocalKill, Operator, Process, Proof, Strength};
 pub use id::{ClusterId, Epoch, Generation, NodeId, OpId, Session, VolumeId};
 pub use journal::{Op, Outcome, Record, RequestId, Table};
 pub use message::{Answer, Ask, MAX_BLOCKS, MAX_MESSAGE, Reply, Request, decode, encode, payload_len};
-pub use net::{Listener, Net, UnixInbox, UnixNet};
+pub use net::{Listener, Net, UnixCaller, UnixInbox, UnixNet};
 pub use node::{Ended, Node, Steer};
 pub use registry::{Event, KnownVolume, Member, OpenSession, Registry, Wish};
 pub use state::{Disk, Sealed, State};

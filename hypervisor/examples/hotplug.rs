@@ -128,6 +128,7 @@ mod guest {
             command_line: "quiet".to_owned(),
             append: String::new(),
             disks: vec![first],
+            rng: false,
             console: Box::new(console.clone()),
             sandbox: Sandbox::On,
         });

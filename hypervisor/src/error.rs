@@ -91,6 +91,9 @@ pub enum Error {
     /// The type of machine has no power button.
     #[error("this machine has no power button: only the type vhd-1 has one; end it by force")]
     NoPowerButton,
+    /// The type of machine has no source of random numbers.
+    #[error("this machine has no source of random numbers: only the type vhd-1 has one")]
+    NoRng,
     /// There is no disk in the slot.
     #[error("there is no disk in slot {slot}")]
     NoDisk {

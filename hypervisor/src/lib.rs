@@ -15,7 +15,9 @@
 //!      |            |
 //!      |         virtio/session.rs  what driver and device agree on, whatever the transport
 //!      |            |
-//!      |         virtio/block/  virtio-blk on a Disk, a thread per disk
+//!      |         virtio/block/  virtio-blk on a Disk     virtio/rng/  random numbers
+//!      |            |
+//!      |         virtio/queue_thread.rs, queue.rs  a thread that works off the queue of a device
 //!      +-- sandbox.rs  what its threads may ask of the kernel
 //!      +-- state/    the machine as data: saved to a file, restored from it
 //!      +-- mem.rs    guest memory: one sealed memory file
@@ -36,6 +38,8 @@ mod boot;
 mod bus;
 mod cpu;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod handle;
 mod kvm;
 mod legacy;
@@ -43,7 +47,7 @@ mod machine;
 mod machine_type;
 mod mem;
 mod pci;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 #[path = "../tests/common/ram.rs"]
 mod ram;
 mod running;

@@ -19,7 +19,7 @@ use crate::mem::{self, MAX_MEMORY, MEMORY_UNIT, MIN_MEMORY};
 use crate::pci::SLOTS;
 use crate::running::{Event, Parts, Running};
 use crate::sandbox::Sandbox;
-use crate::slots::Slots;
+use crate::slots::{FIRST as FIRST_SLOT, Slots};
 use crate::state::{self, Processor, StateError, StateFile};
 use crate::virtio::Interrupt;
 use crate::virtio::block::Block;
@@ -62,6 +62,8 @@ pub struct MachineConfig {
     pub append: String,
     /// At most [`MAX_DISKS`]; the guest has them as `/dev/vda` and so on, in this order.
     pub disks: Vec<MachineDisk>,
+    /// The guest gets a source of random numbers, in a machine of type [`MachineType::Vhd1`].
+    pub rng: bool,
     /// Where the output of the guest's console goes. A writer that blocks stops the processor that writes.
     pub console: Box<dyn Write + Send>,
     /// The rules for the threads of its processors. The console's writer is under them too: it writes and sends on
@@ -126,6 +128,9 @@ impl Machine {
                 for disk in config.disks {
                     slots.equip(disk)?;
                 }
+                if config.rng {
+                    slots.equip_rng(None, config.sandbox)?;
+                }
                 (Devices::Pci(Arc::new(slots)), Vec::new())
             }
             MachineType::Mmio => on_mmio(&vm, config.disks)?,
@@ -150,7 +155,14 @@ impl Machine {
         sandbox: Sandbox,
     ) -> Result<Self, Error> {
         let (expected, found) = (saved.slots(), disks.iter().map(|(slot, _)| *slot).collect());
-        if expected != found || expected.len() > MAX_DISKS || expected.iter().any(|slot| *slot >= SLOTS) {
+        let others = saved.rng_slots();
+        let is_no_slot = |slot: &usize| !(FIRST_SLOT..SLOTS).contains(slot);
+        if expected != found
+            || expected.len() > MAX_DISKS
+            || expected.iter().any(|slot| *slot >= SLOTS)
+            || others.len() > 1
+            || others.iter().any(is_no_slot)
+        {
             return Err(StateError::Disks { expected, found }.into());
         }
         let memory = mem::allocate(saved.memory())?;
@@ -167,6 +179,9 @@ impl Machine {
                 let slots = Slots::new(Arc::clone(&vm))?;
                 for (slot, disk) in disks {
                     slots.equip_again(slot, disk)?;
+                }
+                for slot in saved.rng_slots() {
+                    slots.equip_rng(Some(slot), sandbox)?;
                 }
                 (Devices::Pci(Arc::new(slots)), Vec::new())
             }
@@ -263,6 +278,9 @@ fn check(config: &MachineConfig) -> Result<(), Error> {
     let size = config.memory;
     if !(MIN_MEMORY..=MAX_MEMORY).contains(&size) || !size.is_multiple_of(MEMORY_UNIT) {
         return Err(Error::MemorySize { size });
+    }
+    if config.rng && config.machine_type != MachineType::Vhd1 {
+        return Err(Error::NoRng);
     }
     if config.disks.len() > MAX_DISKS {
         return Err(Error::Disks {

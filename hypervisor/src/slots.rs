@@ -6,15 +6,22 @@ use std::time::{Duration, Instant};
 
 use vhd_block::Disk;
 
+use crate::error::host;
 use crate::kvm::{IOAPIC_LINES, Vm};
 use crate::machine::{MachineDisk, block, event};
 use crate::pci::{HOTPLUG_LINE, HotPlug, Msix, News, PciHost, SLOTS, Vector, WINDOW, Wires};
+use crate::sandbox::Sandbox;
 use crate::state::{Bus, Function, Section, StateError, StateFile, section};
+use crate::virtio::VirtioDevice;
 use crate::virtio::pci::{PciTransport, VECTORS, WINDOW_SIZE};
+use crate::virtio::rng::Rng;
 use crate::{Error, MAX_DISKS};
 
 /// The slot of the first disk; the bridge is before it.
 pub(crate) const FIRST: usize = 1;
+
+/// The slot of a source of random numbers, behind those of disks.
+pub(crate) const RNG: usize = SLOTS - 1;
 
 /// How long the guest is given before it is asked once more.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
@@ -48,7 +55,7 @@ impl Disks {
     /// The next slot to fill. One that was emptied waits longest: the guest may still be told of what was in it.
     fn next(&self) -> Result<usize, Error> {
         let count = self.slots.len() + 1;
-        let turns = (self.last + 1..SLOTS).chain(FIRST..=self.last);
+        let turns = (self.last + 1..RNG).chain(FIRST..=self.last.min(RNG - 1));
         let mut free = turns.filter(|slot| !self.slots.contains_key(slot));
         free.next().filter(|_| count <= MAX_DISKS).ok_or(Error::Disks { count })
     }
@@ -70,10 +77,17 @@ impl Slots {
 
     /// Puts a disk into the next free slot, before the machine runs: the guest finds its registers where they are.
     pub(crate) fn equip(&self, disk: MachineDisk) -> Result<usize, Error> {
-        let (first, _) = WINDOW;
-        self.put(disk, None, |slot| {
-            first + (vhd_block::units::u64_from(slot - FIRST)) * u64::from(WINDOW_SIZE)
-        })
+        self.put(disk, None, window)
+    }
+
+    /// Gives the machine a source of random numbers, before it runs: in its own slot, or again in the one in which it was saved.
+    pub(crate) fn equip_rng(&self, again: Option<usize>, sandbox: Sandbox) -> Result<(), Error> {
+        let device = Rng::new(sandbox).map_err(host("open the source of random numbers"))?;
+        let (slot, window) = again.map_or_else(|| (RNG, window(RNG)), |slot| (slot, 0));
+        let window = u32::try_from(window).unwrap_or(0);
+        let function = self.function(Box::new(device), slot, window)?;
+        self.host.insert(slot, function);
+        Ok(())
     }
 
     /// Puts a disk into the slot in which it was saved.
@@ -124,7 +138,7 @@ impl Slots {
         let functions: BTreeMap<usize, Function> = saved.devices()?.into_iter().collect();
         let mut restored = Ok(());
         self.host.for_each(&mut |slot, function| {
-            let wrong = || StateError::damaged("function", "is not that of a disk");
+            let wrong = || StateError::damaged("function", "is not that of a device of the machine");
             let again = functions.get(&slot).ok_or_else(wrong);
             let again = again.and_then(|message| function.restore(message));
             restored = std::mem::replace(&mut restored, Ok(())).and(again);
@@ -156,7 +170,7 @@ impl Slots {
         };
         let of_machine = disk.disk.clone();
         let window = u32::try_from(window(slot)).unwrap_or(0);
-        let function = self.function(disk, slot, window)?;
+        let function = self.function(block(disk)?, slot, window)?;
         self.hotplug.forget(slot);
         self.host.insert(slot, function);
         disks.last = slot;
@@ -165,8 +179,8 @@ impl Slots {
         Ok(slot)
     }
 
-    /// A disk as a function, with lines for its messages.
-    fn function(&self, disk: MachineDisk, slot: usize, window: u32) -> Result<PciTransport, Error> {
+    /// A device as a function, with lines for its messages.
+    fn function(&self, device: Box<dyn VirtioDevice>, slot: usize, window: u32) -> Result<PciTransport, Error> {
         let first = IOAPIC_LINES + u32::try_from(slot - FIRST).unwrap_or(0) * VECTORS;
         let vectors = (first..first + VECTORS).map(|line| {
             let event = event()?;
@@ -174,7 +188,7 @@ impl Slots {
             Ok(Vector { event, line })
         });
         let msix = Msix::new(vectors.collect::<Result<_, Error>>()?, Arc::clone(&self.wires));
-        let (device, memory, wires) = (block(disk)?, self.vm.memory().clone(), Arc::clone(&self.wires));
+        let (memory, wires) = (self.vm.memory().clone(), Arc::clone(&self.wires));
         Ok(PciTransport::new(device, memory, msix, wires, window))
     }
 
@@ -230,11 +244,17 @@ impl Slots {
     /// The machine has ended: all devices end, and their disks are still to be flushed.
     pub(crate) fn close(&self) -> Vec<Disk> {
         let disks = self.disks().take().unwrap_or_default();
-        disks.slots.keys().for_each(|slot| drop(self.host.remove(*slot)));
+        (FIRST..SLOTS).for_each(|slot| drop(self.host.remove(slot)));
         disks.slots.into_values().map(|slot| slot.disk).collect()
     }
 
     fn disks(&self) -> MutexGuard<'_, Option<Disks>> {
         self.disks.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Where the registers of what is in a slot are, until the guest moves them.
+fn window(slot: usize) -> u64 {
+    let (first, _) = WINDOW;
+    first + vhd_block::units::u64_from(slot - FIRST) * u64::from(WINDOW_SIZE)
 }

@@ -60,6 +60,7 @@ fn config(kernel: &[u8], console: &Console) -> MachineConfig {
         command_line: String::new(),
         append: String::new(),
         disks: Vec::new(),
+        rng: false,
         console: Box::new(console.clone()),
         sandbox: Sandbox::On,
     }

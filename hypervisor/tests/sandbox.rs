@@ -117,6 +117,7 @@ fn machine(guest: &Payload, console: Box<dyn Write + Send>, disk: Disk, sandbox:
         machine_type: MachineType::Mmio,
         cpus: 1,
         cpu: CpuModel::Host,
+        rng: false,
         memory: MIN_MEMORY,
         kernel,
         initrd: None,

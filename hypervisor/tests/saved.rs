@@ -73,6 +73,7 @@ fn machine(machine_type: MachineType, guest: &Payload, disks: &[&Disk], console:
         command_line: String::new(),
         append: String::new(),
         disks: disks.iter().map(|it| disk(it)).collect(),
+        rng: false,
         console: Box::new(console.clone()),
         sandbox: Sandbox::On,
     };

@@ -6,6 +6,10 @@
 mod common;
 #[path = "live/delete.rs"]
 mod delete;
+#[path = "live/grow.rs"]
+mod grow;
+#[path = "live/leaf.rs"]
+mod leaf;
 #[path = "live/middle.rs"]
 mod middle;
 #[path = "live/middle_crash.rs"]
@@ -112,6 +116,36 @@ fn write_numbers(
         then(sector, number);
         if number % 97 == 0 {
             device.flush().unwrap();
+        }
+    }
+}
+
+/// Does something while threads write numbers and read each back. What each has written last is there then.
+fn beside_writers(device: &LiveDevice, threads: usize, work: impl FnOnce()) {
+    let written: Vec<AtomicU64> = (0..threads).map(|_| AtomicU64::new(0)).collect();
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let _stop = StopOnDrop(&over);
+        for (thread, written) in written.iter().enumerate() {
+            let over = &over;
+            scope.spawn(move || {
+                write_numbers(device, thread, written, over, |sector, number| {
+                    // What was written is read, whoever has it by now.
+                    let mut bytes = [0; SECTOR];
+                    device.read_at(&mut bytes, u64_from(sector * SECTOR)).unwrap();
+                    assert_eq!(number_at(&bytes, 0), number);
+                });
+            });
+        }
+        work();
+    });
+    let mut last = vec![0; threads * SECTORS * SECTOR];
+    device.read_at(&mut last, 0).unwrap();
+    for (thread, written) in written.iter().enumerate() {
+        let newest = written.load(Ordering::SeqCst);
+        for number in newest.saturating_sub(u64_from(SECTORS) - 1).max(1)..=newest {
+            let sector = thread * SECTORS + usize_from(number) % SECTORS;
+            assert_eq!(number_at(&last, sector), number, "thread {thread}");
         }
     }
 }

@@ -18,7 +18,9 @@ use loom::sync::atomic::AtomicUsize;
 use loom::thread;
 use support::forge::Forge;
 use vhd_block::gate::Gate;
-use vhd_core::device::{BlockDevice, ByteRange, LayeredDevice, LeafMerge, LeafMerged, LiveDevice, ReadSpan, WriteSpan};
+use vhd_core::device::{
+    BlockDevice, ByteRange, LayeredDevice, LeafMerge, LeafMergeEnd, LiveDevice, ReadSpan, WriteSpan,
+};
 use vhd_core::image::{Image, OpenMode};
 use vhd_core::storage::{MemoryFile, Segment, StorageFile};
 use vhd_core::units::{VirtualOffset, u64_from, usize_from};
@@ -714,6 +716,7 @@ impl Merged {
         let parent = Arc::clone(&self.parent) as Arc<dyn StorageFile>;
         let parent = Arc::new(Image::open(parent, &OpenMode::read_write()).expect("the image opens"));
         let work = LeafMerge {
+            layers: 1,
             begin: &|_| {},
             advance: &|_| {},
             cancel: &std::sync::atomic::AtomicBool::new(false),
@@ -728,7 +731,7 @@ impl Merged {
             Ok(())
         });
         let merged = self.device.merge_leaf(&parent, &work, commit).expect("no fault");
-        assert!(matches!(merged, LeafMerged::Done(_)));
+        assert!(matches!(merged.end, LeafMergeEnd::Switched(_)));
     }
 }
 

@@ -5,7 +5,7 @@ mod unix;
 use std::io;
 use std::time::Duration;
 
-pub use unix::{UnixInbox, UnixNet};
+pub use unix::{UnixCaller, UnixInbox, UnixNet};
 
 /// A network. Messages may be lost, doubled, late; [`Request`](crate::Request) is made for that.
 pub trait Net: Send + Sync {

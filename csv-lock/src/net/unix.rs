@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -35,8 +36,20 @@ pub struct UnixNet {
 /// A listening socket. Its name goes when it is dropped.
 pub struct UnixInbox {
     path: PathBuf,
-    messages: Receiver<(Vec<u8>, UnixStream)>,
+    messages: Receiver<(Vec<u8>, UnixCaller)>,
     end: Arc<AtomicBool>,
+}
+
+/// Who waits for an answer. One that gets none is told by the end of its connection, and asks the successor at once.
+pub struct UnixCaller(Option<UnixStream>);
+
+impl Drop for UnixCaller {
+    fn drop(&mut self) {
+        if let Some(stream) = self.0.take() {
+            // The thread that reads from it has it open too.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
 }
 
 impl Net for UnixNet {
@@ -92,9 +105,9 @@ fn exchange(mut stream: UnixStream, message: &[u8], limit: Duration) -> io::Resu
 }
 
 impl Listener for UnixInbox {
-    type Caller = UnixStream;
+    type Caller = UnixCaller;
 
-    fn accept(&mut self, most: usize, limit: Duration) -> io::Result<Vec<(Vec<u8>, UnixStream)>> {
+    fn accept(&mut self, most: usize, limit: Duration) -> io::Result<Vec<(Vec<u8>, UnixCaller)>> {
         let first = match self.messages.recv_timeout(limit) {
             Ok(first) => first,
             Err(RecvTimeoutError::Timeout) => return Ok(Vec::new()),
@@ -104,8 +117,9 @@ impl Listener for UnixInbox {
         Ok(std::iter::once(first).chain(more).collect())
     }
 
-    fn reply(&mut self, mut caller: UnixStream, message: Vec<u8>) {
-        if let Err(error) = caller.write_all(&message) {
+    fn reply(&mut self, mut caller: UnixCaller, message: Vec<u8>) {
+        let Some(mut stream) = caller.0.take() else { return };
+        if let Err(error) = stream.write_all(&message) {
             tracing::debug!(%error, "a caller has gone");
         }
     }
@@ -127,7 +141,7 @@ fn remove_if_there(path: &std::path::Path) -> io::Result<()> {
     }
 }
 
-fn accept_all(listener: &UnixListener, sender: &SyncSender<(Vec<u8>, UnixStream)>, end: &AtomicBool) {
+fn accept_all(listener: &UnixListener, sender: &SyncSender<(Vec<u8>, UnixCaller)>, end: &AtomicBool) {
     let open = Arc::new(AtomicUsize::new(0));
     let look = Timespec {
         tv_sec: 0,
@@ -155,7 +169,7 @@ fn accept_all(listener: &UnixListener, sender: &SyncSender<(Vec<u8>, UnixStream)
 }
 
 /// Reads messages until the connection ends, is silent, or says something that is no message.
-fn read_all(mut stream: UnixStream, sender: &SyncSender<(Vec<u8>, UnixStream)>) {
+fn read_all(mut stream: UnixStream, sender: &SyncSender<(Vec<u8>, UnixCaller)>) {
     let prepared = stream
         .set_nonblocking(false)
         .and_then(|()| stream.set_read_timeout(Some(SILENT)))
@@ -165,7 +179,7 @@ fn read_all(mut stream: UnixStream, sender: &SyncSender<(Vec<u8>, UnixStream)>) 
     }
     while let Ok(frame) = read_frame(&mut stream) {
         let Ok(caller) = stream.try_clone() else { return };
-        if sender.send((frame, caller)).is_err() {
+        if sender.send((frame, UnixCaller(Some(caller)))).is_err() {
             return;
         }
     }
@@ -183,4 +197,32 @@ fn read_frame(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
         return Err(ErrorKind::UnexpectedEof.into());
     }
     Ok(frame)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::encode;
+
+    #[test]
+    fn a_message_that_nobody_answers_ends_its_connection() {
+        let dir = tempfile::tempdir().unwrap();
+        let address = dir.path().join("socket").to_str().unwrap().to_owned();
+        let net = UnixNet::default();
+        let inbox = net.listen(&address).unwrap();
+        // Far longer than the test may take.
+        let limit = Duration::from_secs(600);
+        let call = || {
+            let (net, address) = (net.clone(), address.clone());
+            thread::spawn(move || net.call(&address, &encode(&"hello"), limit))
+        };
+        // Taken and dropped; then still in the inbox, or on its way, when that goes.
+        let calling = call();
+        drop(inbox.messages.recv_timeout(limit).unwrap());
+        assert!(calling.join().unwrap().is_err());
+        let calling = call();
+        thread::sleep(Duration::from_millis(50));
+        drop(inbox);
+        assert!(calling.join().unwrap().is_err());
+    }
 }

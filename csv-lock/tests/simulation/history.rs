@@ -111,6 +111,7 @@ impl History {
                 continue;
             }
             wrong.extend(self.check_disk(path, disk.file, file));
+            wrong.extend(check_footer(path, disk.end, file));
         }
         for done in &self.done {
             let file = state.disks.get(&done.path).map(|disk| disk.file);
@@ -154,6 +155,11 @@ impl History {
                 wrong.push(format!("{path}: block {block} lies behind the end"));
                 continue;
             }
+            let bitmap = usize::try_from(TABLE.bitmap).unwrap();
+            if file[at..at + bitmap].iter().any(|&byte| byte != 0xff) {
+                wrong.push(format!("{path}: the bitmap of block {block} was overwritten"));
+            }
+            let at = at + bitmap;
             let found: [u8; 8] = file[at..at + 8].try_into().unwrap();
             // A client that was killed while it wrote leaves a part.
             let fits = |allowed: &[u64], byte: usize| allowed.iter().any(|tag| tag.to_be_bytes()[byte] == found[byte]);
@@ -179,4 +185,13 @@ impl History {
             .map(|(a, b)| format!("{} was answered before {} began", a.id, b.id))
             .collect()
     }
+}
+
+/// INV-101: where the file ends with the last block that was given, its beginning is repeated, and nothing lies over that.
+fn check_footer(path: &str, end: u64, file: &[u8]) -> Option<String> {
+    let footer = usize::try_from(TABLE.footer).unwrap();
+    let end = usize::try_from(end).unwrap();
+    let has_blocks = entries(file).iter().any(|&entry| entry != u32::MAX);
+    let found = file.get(end.checked_sub(footer)?..end);
+    (has_blocks && found != file.get(..footer)).then(|| format!("{path}: there is no footer before {end:#x}"))
 }

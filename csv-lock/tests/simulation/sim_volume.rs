@@ -13,9 +13,9 @@ pub(crate) const TABLE: csv_lock::Table = csv_lock::Table {
     offset: 512,
     entries: 24,
     block: 1024,
-    bitmap: 0,
-    footer: 0,
-    full: false,
+    bitmap: 512,
+    footer: 512,
+    full: true,
 };
 /// What a disk of the workload begins with.
 pub(crate) const MAGIC: &[u8; 4] = b"DISK";

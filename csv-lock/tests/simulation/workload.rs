@@ -306,7 +306,7 @@ impl Worker {
                     .push(tag);
                 tag
             };
-            if file.write_at(&tag.to_be_bytes(), place).is_ok() {
+            if file.write_at(&tag.to_be_bytes(), place + TABLE.bitmap).is_ok() {
                 self.handle.world.lock().history.data.insert((id, block), vec![tag]);
             }
         }

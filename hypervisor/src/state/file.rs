@@ -10,9 +10,10 @@ use vhd_block::units::{u64_from, usize_from};
 
 use super::container::{self, LONGEST, PREFACE, Section, section};
 use super::error::io;
-use super::messages::{self, Machine};
+use super::messages::{self, Function, Machine};
 use super::{StateError, memory};
 use crate::kvm;
+use crate::virtio::rng::VIRTIO_ID_RNG;
 use crate::{CpuDescription, Error, MAX_CPUS, MAX_MEMORY, MEMORY_UNIT, MIN_MEMORY, MachineType};
 
 /// Kinds of sections, with the newest version of each.
@@ -169,8 +170,19 @@ impl StateFile {
     /// The slots in which the machine has disks; for `mmio`, their numbers.
     #[must_use]
     pub fn slots(&self) -> Vec<usize> {
+        self.slots_of(&|device_type| device_type != VIRTIO_ID_RNG)
+    }
+
+    /// The slots with sources of random numbers.
+    pub(crate) fn rng_slots(&self) -> Vec<usize> {
+        self.slots_of(&|device_type| device_type == VIRTIO_ID_RNG)
+    }
+
+    fn slots_of(&self, is_meant: &dyn Fn(u32) -> bool) -> Vec<usize> {
         let kind = self.device_kind();
         let devices = self.sections.iter().filter(|section| section.kind == kind);
+        let is_meant = |section: &&Section| is_meant(device_type(self.machine_type, section));
+        let devices = devices.filter(is_meant);
         devices.map(|section| usize_from(section.instance.into())).collect()
     }
 
@@ -273,6 +285,15 @@ fn check(section: &Section) -> Result<(), StateError> {
         }),
         None => Ok(()),
     }
+}
+
+/// What kind of device a section is of. One that cannot be read is refused when the device is restored.
+fn device_type(machine_type: MachineType, section: &Section) -> u32 {
+    let virtio = match machine_type {
+        MachineType::Vhd1 => message(section).ok().and_then(|function: Function| function.virtio),
+        MachineType::Mmio => message(section).ok(),
+    };
+    virtio.map_or(0, |virtio| virtio.device_type)
 }
 
 fn only<T: Message + Default>(sections: &[Section], kind: &str) -> Result<T, StateError> {

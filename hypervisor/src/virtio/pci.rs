@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
+use super::block::VIRTIO_ID_BLOCK;
 use super::{Interrupt, Line, Reason, Session, VirtioDevice};
 use crate::mem::GuestMemory;
 use crate::pci::{ConfigSpace, Identity, Msix, Wires};
@@ -13,8 +14,13 @@ use virtio_queue::QueueT as _;
 /// Of all virtio devices; the number of a modern device is behind [`FIRST_DEVICE`].
 const VENDOR: u16 = 0x1af4;
 const FIRST_DEVICE: u16 = 0x1040;
-/// A mass storage controller of no further kind.
-const CLASS: [u8; 3] = [1, 0, 0];
+/// Class, subclass and interface of a kind of device: a mass storage controller, or what PCI has no word for.
+fn class(device_type: u32) -> [u8; 3] {
+    match device_type {
+        VIRTIO_ID_BLOCK => [1, 0, 0],
+        _ => [0xff, 0, 0],
+    }
+}
 
 /// Bytes of the window, and what is where in it.
 pub(crate) const WINDOW_SIZE: u32 = 0x8000;
@@ -115,7 +121,7 @@ impl PciTransport {
             vendor: VENDOR,
             device: FIRST_DEVICE + number,
             revision: 1,
-            class: CLASS,
+            class: class(device.device_type()),
             subsystem: (VENDOR, FIRST_DEVICE + number),
         });
         config.add_window(address, WINDOW_SIZE);

@@ -22,6 +22,9 @@ const DATA: u32 = 0x4000;
 const NEXT: u32 = 1;
 const WRITE: u32 = 2;
 
+/// The source of random numbers, counted like a disk.
+const RNG: u32 = 30;
+
 /// Kinds of requests.
 pub(crate) const READ: u32 = 0;
 pub(crate) const STORE: u32 = 1;
@@ -159,13 +162,13 @@ impl Payload {
         guest.emit(&[value])
     }
 
-    /// The same as [`start_disk`](Self::start_disk), for one on PCI.
-    fn start_pci_disk(self, disk: u32) -> Self {
+    /// The same as [`start_disk`](Self::start_disk), for any device on PCI, with VERSION_1 and these features.
+    fn start_pci(self, disk: u32, features: u32) -> Self {
         let (rings, at) = (rings(disk), self.registers_of(disk));
         let config = CONFIG + u64::from(disk) * CONFIG_STEP;
         let guest = self.device16(config, 4, 2);
         let guest = guest.device8(at, 0x14, 0).device8(at, 0x14, 3);
-        let guest = guest.device(at, &[(0x08, 0), (0x0c, 1 << 9), (0x08, 1), (0x0c, 1)]);
+        let guest = guest.device(at, &[(0x08, 0), (0x0c, features), (0x08, 1), (0x0c, 1)]);
         let guest = guest.device8(at, 0x14, 11).device16(at, 0x16, 0).device16(at, 0x18, 16);
         let guest = guest.device(at, &[(0x20, rings), (0x28, rings + AVAIL), (0x30, rings + USED)]);
         guest.device16(at, 0x1c, 1).device8(at, 0x14, 15)
@@ -174,7 +177,7 @@ impl Payload {
     /// Sets up a disk as a driver does, with the features VERSION_1 and FLUSH and 16 entries in the queue.
     pub(crate) fn start_disk(self, disk: u32) -> Self {
         if self.is_on_pci {
-            return self.start_pci_disk(disk);
+            return self.start_pci(disk, 1 << 9);
         }
         let (rings, at) = (rings(disk), self.registers_of(disk));
         let registers = [
@@ -208,13 +211,31 @@ impl Payload {
         let rings = rings(disk);
         let fills = if kind == READ { WRITE } else { 0 };
         let after_header = if len > 0 { 1 } else { 2 };
-        let (at, bell) = (self.registers_of(disk), if self.is_on_pci { 0x3000 } else { 0x50 });
         self.store(rings + HEADER, kind)
             .descriptor(disk, 0, rings + HEADER, 16, NEXT | after_header << 16)
             .descriptor(disk, 1, rings + DATA, len, NEXT | fills | 2 << 16)
             .descriptor(disk, 2, rings + STATUS, 1, WRITE)
-            // inc word [avail.idx]; every slot of the ring names descriptor 0
-            .emit_with(&[0x66, 0xff, 0x04, 0x25], &[rings + AVAIL + 2])
+            .submit(disk)
+    }
+
+    /// Sets up the source of random numbers, in the last slot.
+    pub(crate) fn start_rng(self) -> Self {
+        self.start_pci(RNG, 0)
+    }
+
+    /// Draws random numbers, and prints them.
+    pub(crate) fn print_random(self, len: u32) -> Self {
+        self.descriptor(RNG, 0, data(RNG), len, WRITE)
+            .submit(RNG)
+            .print_memory(data(RNG), len)
+    }
+
+    /// Makes the chain from the first descriptor available, and waits until it is answered.
+    fn submit(self, disk: u32) -> Self {
+        let rings = rings(disk);
+        let (at, bell) = (self.registers_of(disk), if self.is_on_pci { 0x3000 } else { 0x50 });
+        // inc word [avail.idx]; every slot of the ring names descriptor 0
+        self.emit_with(&[0x66, 0xff, 0x04, 0x25], &[rings + AVAIL + 2])
             .device(at, &[(bell, 0)])
             // mov ax, [avail.idx]; cmp ax, [used.idx]; jne back
             .emit_with(&[0x66, 0x8b, 0x04, 0x25], &[rings + AVAIL + 2])

@@ -11,8 +11,8 @@ use vhd_core::chain::OpenOptions;
 use vhd_core::device::LiveDevice;
 use vhd_core::ops::Progress;
 use vhd_core::ops::merge::{
-    CarriedChild, MergeError, MergeOptions, MergePlan, MergeReport, MergeRequest, NewImagePlan, merge, merge_in_use,
-    merge_to_new, plan, plan_to_new,
+    CarriedChild, MergeOptions, MergePlan, MergeReport, MergeRequest, NewImagePlan, merge, merge_in_use, merge_to_new,
+    plan, plan_in_use, plan_to_new,
 };
 
 use super::destination::Destination;
@@ -46,7 +46,8 @@ after an interruption, a crash or a loss of power the same command goes on, and 
 while other images depend on what would change (docs/dependants.md says where they are looked for; children elsewhere \
 are named by --child), unless --carry is given: each of them first takes over what it would read otherwise, and reads \
 the same at every moment. With --output nothing is changed: a new image is written in one go. While `vhd nbd`, \
-`vhd mount --rw` or `vhd vm run` has the disk in use, that program merges layers below the file that it writes to.";
+`vhd mount --rw` or `vhd vm run` has the disk in use, that program does it; if CHILD is the file that it writes to, it \
+goes on in the parent, and is to be started with that file the next time.";
 
 /// Arguments of `vhd merge`.
 #[derive(Args, Debug)]
@@ -288,13 +289,7 @@ pub(crate) fn in_use(
         open: OpenOptions::new().ignore_children(job.ignore_children),
     };
     let options = options(job.batch, cancel);
-    if device.writes_to(&job.child) {
-        return Err(MergeError::InUse {
-            path: job.child.clone(),
-        }
-        .into());
-    }
-    let planned = plan(&request).map_err(children::explain)?;
+    let planned = plan_in_use(&request, device).map_err(children::explain)?;
     let json = MergeJson::of_plan(&job.child, &planned);
     if job.dry_run {
         return Ok(json);

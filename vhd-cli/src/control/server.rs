@@ -32,16 +32,19 @@ const NEWS: Duration = Duration::from_millis(200);
 pub(crate) trait Jobs: Send + Sync {
     /// Does a job. What it copies it tells `progress`; `cancel` is set when it is to stop, and what is done is kept.
     fn run(&self, job: Job, progress: &dyn Progress, cancel: &AtomicBool) -> Result<Answer, Failure>;
+
+    /// A file of the disk, if that can be told. A job may have made the disk go on in other files.
+    fn file(&self) -> Option<PathBuf>;
 }
 
 /// A control socket. It goes when this is dropped.
 pub(crate) struct Control {
-    socket: PathBuf,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
 struct Shared {
+    socket: Mutex<PathBuf>,
     stopped: AtomicBool,
     peers: AtomicUsize,
     jobs: Box<dyn Jobs>,
@@ -64,6 +67,7 @@ impl Control {
         let listener = UnixListener::bind(&socket)?;
         fs::set_permissions(&socket, fs::Permissions::from_mode(0o600))?;
         let shared = Arc::new(Shared {
+            socket: Mutex::new(socket),
             stopped: AtomicBool::new(false),
             peers: AtomicUsize::new(0),
             jobs: Box::new(jobs),
@@ -73,7 +77,6 @@ impl Control {
         let serving = Arc::clone(&shared);
         let thread = thread::spawn(move || thread::scope(|scope| serving.accept(scope, &listener)));
         Ok(Self {
-            socket,
             shared,
             thread: Some(thread),
         })
@@ -84,8 +87,14 @@ impl Drop for Control {
     fn drop(&mut self) {
         self.shared.stop();
         // Wakes the thread.
-        let woken = UnixStream::connect(&self.socket);
-        let _ = fs::remove_file(&self.socket);
+        let socket = self
+            .shared
+            .socket
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let woken = UnixStream::connect(&socket);
+        let _ = fs::remove_file(&socket);
         if let (Ok(_), Some(thread)) = (woken, self.thread.take()) {
             let _ = thread.join();
         }
@@ -159,7 +168,25 @@ impl Shared {
         }
         let answer = self.attended(request, stream, &cancel);
         *self.cancel.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.follow();
         answer
+    }
+
+    /// Goes to where commands look for the disk from now on, in one step: the next one finds it there.
+    fn follow(&self) {
+        let Some((_, wanted)) = self.jobs.file().and_then(|file| socket_of(&file)) else {
+            return;
+        };
+        let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        if *socket == wanted {
+            return;
+        }
+        match fs::rename(&*socket, &wanted) {
+            Ok(()) => *socket = wanted,
+            Err(error) => output::warning(format_args!(
+                "commands don't find this program by the file that it writes to now: {error}"
+            )),
+        }
     }
 
     /// Does the job as long as somebody waits for it.

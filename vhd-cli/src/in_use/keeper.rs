@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use vhd_core::device::LiveDevice;
 use vhd_core::error::with_causes;
 use vhd_core::ops::Progress;
-use vhd_core::snapshot::{Settled, SnapshotTree, Work};
+use vhd_core::snapshot::{self, Settled, SnapshotTree, Work};
 
 use super::Frontend;
 use crate::codes::Kind;
@@ -18,8 +18,8 @@ use crate::failure::Failure;
 
 /// Does jobs on a disk.
 pub(super) struct Keeper<F> {
-    /// The base of the disk: the file that stays while others go.
-    base: PathBuf,
+    /// The base of the disk as it was opened.
+    opened_base: PathBuf,
     /// Not the device itself: whoever closes the disk wants it alone.
     device: Weak<LiveDevice>,
     frontend: F,
@@ -41,19 +41,31 @@ impl<F: Frontend> Jobs for Keeper<F> {
             Job::Resize(job) => self.resize(&job, &device, work).map(Answer::Resized),
         }
     }
+
+    fn file(&self) -> Option<PathBuf> {
+        self.device.upgrade()?.leaf_path()
+    }
 }
 
 impl<F: Frontend> Keeper<F> {
     pub(super) fn new(base: PathBuf, device: &Arc<LiveDevice>, frontend: F) -> Self {
         Self {
-            base,
+            opened_base: base,
             device: Arc::downgrade(device),
             frontend,
         }
     }
 
+    /// The file that stays while leaves come and go. A merge may have made another one of it.
+    fn base(&self, device: &LiveDevice) -> Result<PathBuf, Failure> {
+        match device.leaf_path() {
+            Some(leaf) => Ok(snapshot::base_of(&leaf)?),
+            None => Ok(self.opened_base.clone()),
+        }
+    }
+
     fn take(&self, device: &Arc<LiveDevice>, name: &str, work: Work<'_>) -> Result<Taken, Failure> {
-        let mut tree = SnapshotTree::open_in_use(&self.base, device, work)?;
+        let mut tree = SnapshotTree::open_in_use(&self.base(device)?, device, work)?;
         let taken = tree.create_in_use(name)?;
         self.frontend.taken(name, &taken, device);
         Ok(Taken {
@@ -71,7 +83,7 @@ impl<F: Frontend> Keeper<F> {
     }
 
     fn delete(&self, device: &Arc<LiveDevice>, name: &str, subtree: bool, work: Work<'_>) -> Result<Deleted, Failure> {
-        let mut tree = SnapshotTree::open_in_use(&self.base, device, work)?;
+        let mut tree = SnapshotTree::open_in_use(&self.base(device)?, device, work)?;
         tree.give_up(name, subtree)?;
         self.frontend.withdraw(tree.manifest());
         let settled = tree.settle_in_use()?;

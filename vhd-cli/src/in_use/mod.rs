@@ -7,9 +7,7 @@
 
 mod keeper;
 
-use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -145,8 +143,11 @@ impl Opened {
             Self::Plain(opened) => Ok(opened.paths().to_vec()),
             Self::Live(disk) => {
                 let present = disk.device.present();
-                let files = present.layers().iter().filter_map(|layer| layer.file().host_file());
-                files.map(name_now).collect()
+                let on_this_host = present
+                    .layers()
+                    .iter()
+                    .filter(|layer| layer.file().host_file().is_some());
+                on_this_host.map(|layer| layer.path()).collect()
             }
         }
     }
@@ -177,10 +178,4 @@ impl Opened {
             Self::Live(disk) => disk.close(),
         }
     }
-}
-
-/// What an open file is called now.
-#[cfg(target_arch = "x86_64")]
-fn name_now(file: &File) -> io::Result<PathBuf> {
-    fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }

@@ -1,6 +1,7 @@
 //! The right to write a disk of a volume: taken from the coordinator, asked for space, and given back.
 
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use csv_lock::{Answer, Ask, CsvError, Fence as _, Generation, HasEnded, MAX_BLOCKS, Outcome, Process, Refusal, Table};
@@ -27,9 +28,38 @@ pub(crate) struct Right {
 
 struct Asking {
     session: Session,
-    /// The block behind the last one that was asked for, and how many were asked for with it.
+    ahead: Ahead,
+}
+
+/// Which blocks are asked for: for a writer who goes on where the last ones ended, twice as many each time. The more, the rarer
+/// is a round to the coordinator.
+#[derive(Debug, Default)]
+struct Ahead {
+    /// The block behind the last ones, and how many they were.
     next: u32,
     run: u32,
+}
+
+/// A writer with several requests at once goes on in any order, but not further ahead than so many blocks.
+const NEAR: u32 = 16;
+
+impl Ahead {
+    /// The blocks to ask for when `block` is needed of an image of `count` blocks.
+    fn blocks(&mut self, block: u32, count: u32) -> Range<u32> {
+        let most = u32::try_from(MAX_BLOCKS).unwrap_or(u32::MAX);
+        if block < self.next && self.next - block <= most {
+            // A straggler: whoever goes on does so further ahead.
+            return block..block + 1;
+        }
+        let goes_on = self.run > 0 && block >= self.next && block - self.next < NEAR;
+        let (first, run) = match goes_on {
+            true => (self.next, (self.run * 2).clamp(block - self.next + 1, most)),
+            false => (block, 1),
+        };
+        let end = first.saturating_add(run).min(count.max(block + 1));
+        (self.next, self.run) = (end, run);
+        first..end
+    }
 }
 
 impl Right {
@@ -60,8 +90,7 @@ impl Right {
             table: None,
             asking: Mutex::new(Asking {
                 session,
-                next: 0,
-                run: 0,
+                ahead: Ahead::default(),
             }),
             lost: OnceLock::new(),
         };
@@ -151,19 +180,12 @@ impl BlockSource for Right {
             return Err(NoBlock::Failed(error));
         };
         let mut asking = self.asking();
-        let most = u32::try_from(MAX_BLOCKS).unwrap_or(u32::MAX);
-        // Who goes on where the last blocks ended gets twice as many: the more, the rarer is a round to the coordinator.
-        let run = match block == asking.next && asking.run > 0 {
-            true => (asking.run * 2).min(most),
-            false => 1,
-        };
-        let end = block.saturating_add(run).min(table.entries);
+        let blocks = asking.ahead.blocks(block, table.entries);
         let ask = Ask::Alloc {
             path: self.disk.path.clone(),
             generation: self.generation,
-            blocks: (block..end).collect(),
+            blocks: blocks.collect(),
         };
-        (asking.next, asking.run) = (end, run);
         match asking.session.ask(ask, PAUSE) {
             Ok(Answer::Outcome(Outcome::Blocks(blocks))) => Ok(blocks),
             Ok(_) => Err(NoBlock::Failed(io::Error::other("that is no answer to what was asked"))),
@@ -232,4 +254,40 @@ fn free_if_gone(machine: &Machine, disk: &DiskName, session: &mut Session) -> Re
     )?;
     registry.end_session(writer.id)?;
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_goes_on_gets_more_and_more_blocks_and_always_the_one_that_is_needed() {
+        let mut ahead = Ahead::default();
+        assert_eq!(ahead.blocks(100, 1000), 100..101);
+        assert_eq!(ahead.blocks(101, 1000), 101..103);
+        // Out of order, and the one before.
+        assert_eq!(ahead.blocks(105, 1000), 103..107);
+        assert_eq!(ahead.blocks(104, 1000), 104..105);
+        assert_eq!(ahead.blocks(107, 1000), 107..115);
+        // Somewhere else, ahead and back.
+        assert_eq!(ahead.blocks(700, 1000), 700..701);
+        assert_eq!(ahead.blocks(3, 1000), 3..4);
+        let (mut ahead, mut asked) = (Ahead::default(), 0);
+        let mut known = [false; 1000];
+        for block in 0..1000 {
+            if !known[block as usize] {
+                asked += 1;
+                let blocks = ahead.blocks(block, 1000);
+                assert!(blocks.contains(&block) && blocks.len() <= MAX_BLOCKS && blocks.end <= 1000);
+                blocks.for_each(|block| known[block as usize] = true);
+            }
+        }
+        assert!(asked < 25, "{asked}");
+        let mut random = fastrand::Rng::with_seed(1);
+        for _ in 0..10_000 {
+            let block = random.u32(..1000);
+            let blocks = ahead.blocks(block, 1000);
+            assert!(blocks.contains(&block) && blocks.len() <= MAX_BLOCKS && blocks.end <= 1000);
+        }
+    }
 }

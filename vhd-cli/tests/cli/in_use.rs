@@ -16,11 +16,11 @@ use crate::mounted::{Mounted, fuse};
 use crate::nbd::Serving;
 use crate::support::{Lab, MIB, stderr};
 
-fn uri(lab: &Lab, export: &str) -> String {
+pub(crate) fn uri(lab: &Lab, export: &str) -> String {
     format!("nbd+unix:///{export}?socket={}", lab.path("s.sock").display())
 }
 
-fn connect(lab: &Lab, export: &str) -> Arc<NbdDevice> {
+pub(crate) fn connect(lab: &Lab, export: &str) -> Arc<NbdDevice> {
     let options = ClientOptions {
         write: !export.contains('@'),
         ..ClientOptions::default()
@@ -28,22 +28,22 @@ fn connect(lab: &Lab, export: &str) -> Arc<NbdDevice> {
     NbdDevice::open(&uri(lab, export).parse().unwrap(), options).unwrap()
 }
 
-fn write(device: &NbdDevice, offset: u64, bytes: &[u8]) {
+pub(crate) fn write(device: &NbdDevice, offset: u64, bytes: &[u8]) {
     device.write_vectored_at(&[IoSlice::new(bytes)], offset, false).unwrap();
 }
 
-fn read(device: &NbdDevice, offset: u64) -> u8 {
+pub(crate) fn read(device: &NbdDevice, offset: u64) -> u8 {
     let mut found = [0; 512];
     device.read_at(&mut found, offset).unwrap();
     found[0]
 }
 
-fn hash(lab: &Lab, image: &str) -> Value {
+pub(crate) fn hash(lab: &Lab, image: &str) -> Value {
     lab.json(&["hash", image], 0)["sha256"].clone()
 }
 
 /// base <- low <- high <- leaf, each with some content of its own.
-fn chain(lab: &Lab) {
+pub(crate) fn chain(lab: &Lab) {
     lab.dynamic("base.vhd", 16 * MIB);
     lab.write("base.vhd", 0, &[1; 8192]);
     for (number, (child, parent)) in (2..).zip([
@@ -58,7 +58,7 @@ fn chain(lab: &Lab) {
 }
 
 /// A command that runs beside the test.
-fn spawn(lab: &Lab, args: &[&str]) -> Child {
+pub(crate) fn spawn(lab: &Lab, args: &[&str]) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vhd"));
     command.args(args).current_dir(lab.path(""));
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
@@ -75,8 +75,6 @@ fn layers_below_a_served_leaf_are_merged() {
     let device = connect(&served, "");
     let before = hash(&served, &uri(&served, ""));
     served.run(&["merge", "high.vhd", "--offline"], 7);
-    let in_use = served.json(&["merge", "leaf.vhd"], 7);
-    assert_eq!(in_use["error"]["code"], "VHD-E0326", "{in_use}");
     let steps: [&[&str]; 3] = [
         &["merge", "high.vhd", "--into", "base.vhd", "--dry-run"],
         &["merge", "high.vhd"],
@@ -157,7 +155,7 @@ fn a_served_disk_grows() {
             (&planned["dry_run"], &planned["files"][0]["old_size"]),
             (&json!(true), &json!(8 * MIB))
         );
-        for (size, option) in [("4M", "--shrink"), ("16M", "--tree"), ("16M", "--fix-gpt")] {
+        for (size, option) in [("4M", "--shrink"), ("16M", "--fix-gpt")] {
             let refused = lab.json(&["resize", image, size, option], 7);
             assert_eq!(refused["error"]["code"], "VHD-E0326", "{refused}");
         }
@@ -188,8 +186,8 @@ fn a_served_disk_grows() {
     lab.run(&["snapshot", "create", "dynamic.vhd", "--name", "one"], 0);
     let active = lab.names().into_iter().find(|name| name.ends_with(".avhd")).unwrap();
     for image in ["dynamic.vhd", &active] {
-        let refused = lab.json(&["resize", image, "32M"], 7);
-        assert_eq!(refused["error"]["code"], "VHD-E0326", "{refused}");
+        let refused = lab.json(&["resize", image, "32M"], 8);
+        assert_eq!(refused["error"]["code"], "VHD-E0314", "{refused}");
     }
     // Other commands say what to do.
     for command in [
@@ -222,7 +220,7 @@ fn slow(lab: &Lab) -> (Serving, Value) {
 }
 
 /// Waits for a job to have begun; what the command has said then.
-fn wait_for_news(client: &mut Child) -> String {
+pub(crate) fn wait_for_news(client: &mut Child) -> String {
     let mut line = String::new();
     // A byte at a time: nothing behind the line is taken.
     let said = client.stderr.as_mut().unwrap();

@@ -15,6 +15,8 @@ mod file_systems;
 mod foreign;
 mod habits;
 mod in_use;
+mod in_use_leaf;
+mod in_use_tree;
 mod inside;
 mod kill;
 mod merge;
@@ -66,6 +68,8 @@ mod vm_kill;
 mod vm_linux;
 #[cfg(target_arch = "x86_64")]
 mod vm_live;
+#[cfg(target_arch = "x86_64")]
+mod vm_rng;
 #[cfg(target_arch = "x86_64")]
 mod vm_saved;
 #[cfg(target_arch = "x86_64")]

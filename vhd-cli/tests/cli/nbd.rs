@@ -18,6 +18,13 @@ pub(crate) struct Serving {
 
 impl Serving {
     pub(crate) fn start(lab: &Lab, args: &[&str]) -> Self {
+        let (serving, warnings) = Self::start_warned(lab, args);
+        assert!(warnings.is_empty(), "{warnings:?}");
+        serving
+    }
+
+    /// The same for images of which something is odd, and what it said about them.
+    pub(crate) fn start_warned(lab: &Lab, args: &[&str]) -> (Self, Vec<String>) {
         let mut child = Command::new(env!("CARGO_BIN_EXE_vhd"))
             .arg("nbd")
             .args(args)
@@ -25,11 +32,18 @@ impl Serving {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut said = BufReader::new(child.stderr.take().unwrap());
-        let mut line = String::new();
-        said.read_line(&mut line).unwrap();
-        assert!(line.starts_with("vhd: listening on "), "{line}");
-        Self { child, said }
+        let said = BufReader::new(child.stderr.take().unwrap());
+        let mut serving = Self { child, said };
+        let mut warnings = Vec::new();
+        loop {
+            let mut line = String::new();
+            serving.said.read_line(&mut line).unwrap();
+            if line.starts_with("vhd: listening on ") {
+                return (serving, warnings);
+            }
+            assert!(line.starts_with("vhd: warning: "), "{line}");
+            warnings.push(line);
+        }
     }
 
     pub(crate) fn signal(&self, signal: Signal) {

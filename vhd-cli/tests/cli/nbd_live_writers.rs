@@ -35,7 +35,12 @@ const DISK: &str = "disk.vhd";
 const ROUNDS_OF_A_DISK: u32 = 6;
 
 /// The server's writers. They end with it.
-fn write_in_scope<'scope>(scope: &'scope thread::Scope<'scope, '_>, lab: &Lab, cells: &'scope Cells, rng: &mut Rng) {
+pub(crate) fn write_in_scope<'scope>(
+    scope: &'scope thread::Scope<'scope, '_>,
+    lab: &Lab,
+    cells: &'scope Cells,
+    rng: &mut Rng,
+) {
     for client in 0..CLIENTS {
         let stream = UnixStream::connect(lab.path("s.sock")).unwrap();
         let rng = rng.fork();
@@ -249,7 +254,7 @@ fn assert_depth(lab: &Lab, snapshots: usize) {
 }
 
 /// A server that ends with the test, however that ends: so do the clients that write to it.
-struct KillOnDrop<'a>(&'a mut Serving);
+pub(crate) struct KillOnDrop<'a>(pub(crate) &'a mut Serving);
 
 impl Drop for KillOnDrop<'_> {
     fn drop(&mut self) {

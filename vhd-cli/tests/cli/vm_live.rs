@@ -167,8 +167,16 @@ fn inv_75_a_machine_whose_chain_has_changed_goes_on_elsewhere() {
     lab.run(&["merge", "middle.vhd"], 0);
     assert!(!lab.exists("middle.vhd"));
     (running, last) = move_on(&lab, running, last);
+    // The leaf is, and so is what the command line called it.
+    lab.run(&["merge", "leaf.vhd"], 0);
+    last = read_on(&mut running, SOME, last);
+    assert!(!lab.exists("leaf.vhd"));
+    (running, last) = move_on(&lab, running, last);
+    let image = info(&running.name)["image"].as_str().unwrap().to_owned();
+    assert!(image.ends_with("base.vhd"), "{image}");
     lab.run(&["vm", "stop", &running.name, "--force"], 0);
     drop(running);
+    lab.run(&["create", "leaf.vhd", "--parent", "base.vhd"], 0);
     // What it was called leads to the leaf all the time.
     create(&lab, "leaf.vhd", "third");
     kernel(

@@ -6,9 +6,9 @@
 
 use std::collections::HashMap;
 use std::env;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use rustix::process::Signal;
@@ -25,15 +25,18 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 /// Writes pieces anywhere on the disk, each with a content of its own, and reads some of them back, until `ends`.
-fn write_and_verify(disk: &Disk, seed: u64, ends: &AtomicBool) -> HashMap<u64, u64> {
+fn write_and_verify(disk: &Disk, seed: u64, ends: &AtomicBool, longest: &AtomicU64) -> HashMap<u64, u64> {
     let mut random = Rng::with_seed(seed);
     let mut known = HashMap::new();
     let mut count = 0;
     while !ends.load(Ordering::Relaxed) {
         count += 1;
         let piece = random.u64(0..SIZE / PIECE);
+        let begin = Instant::now();
         disk.write_at(&content(piece, count), piece * PIECE)
             .expect("no error is seen");
+        let waited = u64::try_from(begin.elapsed().as_millis()).unwrap();
+        longest.fetch_max(waited, Ordering::Relaxed);
         known.insert(piece, count);
         if count % 4 == 0 {
             let (&piece, &count) = known.iter().nth(random.usize(..known.len())).unwrap();
@@ -107,12 +110,15 @@ fn faults_of_coordinators_are_not_seen_by_a_writer() {
     for disk in ["v:/disk.vhd", "v:/child.avhd"] {
         let serving = machine.nbd("a", disk);
         let served = serving.disk();
-        let ends = AtomicBool::new(false);
+        let (ends, longest) = (AtomicBool::new(false), AtomicU64::new(0));
         let known = thread::scope(|scope| {
-            let writer = scope.spawn(|| write_and_verify(&served, seed, &ends));
+            let writer = scope.spawn(|| write_and_verify(&served, seed, &ends, &longest));
             for round in 0..count.div_ceil(2) {
                 let what = fault(&machine, &mut agents, &mut random);
-                println!("{disk}, fault {round}: {what}");
+                // Time for the write that waited to come through.
+                thread::sleep(Duration::from_millis(200));
+                let waited = longest.swap(0, Ordering::Relaxed);
+                println!("{disk}, fault {round}: {what}, longest write {waited} ms");
             }
             ends.store(true, Ordering::Relaxed);
             writer.join().unwrap()

@@ -65,6 +65,11 @@ impl OpenedDisk {
         Self::new(Device::Chain(Arc::new(device)), paths, warnings)
     }
 
+    /// The same for one that others use, to look at.
+    pub(crate) fn of_present(device: Arc<LayeredDevice>, paths: Vec<PathBuf>) -> Self {
+        Self::new(Device::Chain(device), paths, Vec::new())
+    }
+
     /// The disk in a raw file.
     pub(super) fn raw(device: RawDevice, path: &Path, warnings: Vec<ChainWarning>) -> Self {
         Self::new(Device::Raw(Arc::new(device)), vec![path.to_owned()], warnings)

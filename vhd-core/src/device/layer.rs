@@ -1,5 +1,9 @@
 //! One image of a chain, as the device over it sees it.
 
+use std::fs;
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use vhd_block::{DeviceError, LOGICAL_BLOCK, SpanStorage};
@@ -7,7 +11,7 @@ use vhd_block::{DeviceError, LOGICAL_BLOCK, SpanStorage};
 use super::spans;
 use crate::format::UniqueId;
 use crate::image::{Image, ReadSpan};
-use crate::storage::{PaddedFile, StorageFile};
+use crate::storage::{FileIdentity, PaddedFile, StorageFile};
 use crate::units::{FileOffset, VirtualOffset};
 
 /// One image of a chain.
@@ -41,6 +45,19 @@ impl Layer {
         match self {
             Self::Vhd(image) => &**image.file(),
             Self::Raw(file) => &**file,
+        }
+    }
+
+    /// What the layer's file is called at this moment, whatever it was opened by.
+    ///
+    /// # Errors
+    /// It is in no file of this host, it has no name any more, or the kernel does not say.
+    pub fn path(&self) -> io::Result<PathBuf> {
+        let file = self.file().host_file().ok_or(io::ErrorKind::Unsupported)?;
+        let path = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+        match FileIdentity::of_path(&path)? == FileIdentity::of(&file.metadata()?) {
+            true => Ok(path),
+            false => Err(io::ErrorKind::NotFound.into()),
         }
     }
 

@@ -11,11 +11,10 @@ use vhd_block::{
 };
 
 use super::layer::Layer;
-use super::merging::{Commit, Merging, Owed};
+use super::owed::{Commit, Owed};
 use super::places::{Located, Place, PlaceIndex};
 use super::spans::InImage;
 use super::stretches::{Stretches, push_stored};
-use super::views::Joined;
 use crate::image::{Image, IoContext, ReadSpan, discard_file_range};
 use crate::storage::{StorageFile, reads_zero};
 use crate::units::{FileOffset, VirtualOffset, u64_from, usize_from};
@@ -33,11 +32,32 @@ pub struct LayeredDevice {
     parents: Option<PlaceIndex>,
     /// Layers that were frozen while they were written to, and may not be durable, the lowest first.
     unclean: Vec<Arc<Image>>,
-    /// Told of what is written to the leaf, which is being merged into its parent.
-    merging: Option<Arc<Merging>>,
+    follower: Option<Arc<dyn Follower>>,
     owed: Option<Owed>,
     info: DeviceInfo,
     size: u64,
+}
+
+/// Told of what is written to a leaf.
+pub(super) trait Follower: Send + Sync {
+    /// Something was written to the range, or may have been. The request has not returned yet.
+    fn written(&self, range: ByteRange);
+}
+
+/// A layer that was opened anew in its open file.
+pub(super) struct Reopened {
+    pub(super) former: Arc<Image>,
+    pub(super) now: Arc<Image>,
+}
+
+/// Layers below a leaf that have become one.
+pub(super) struct Joined<'a> {
+    /// The topmost of those that go.
+    pub(super) first: &'a Arc<Image>,
+    /// How many layers become one.
+    pub(super) count: usize,
+    /// The one layer.
+    pub(super) layer: &'a Layer,
 }
 
 impl fmt::Debug for LayeredDevice {
@@ -84,18 +104,18 @@ impl LayeredDevice {
         }
     }
 
-    /// The same disk, whose writes `merging` is told of.
-    pub(crate) fn followed_by(&self, merging: Option<Arc<Merging>>) -> Self {
+    /// The same disk, whose writes `follower` is told of.
+    pub(super) fn followed_by(&self, follower: Option<Arc<dyn Follower>>) -> Self {
         let leaf = Arc::clone(self.leaf_image());
         Self {
-            merging,
+            follower,
             ..Self::of(leaf, self.layers[1..].to_vec(), self.unclean.clone())
         }
     }
 
-    /// The disk of the image below the leaf, opened anew for writing, in place of that and the leaf.
-    pub(crate) fn with_parent_as_leaf(&self, parent: Arc<Image>) -> Self {
-        Self::of(parent, self.layers[2..].to_vec(), Vec::new())
+    /// The disk of the layer so far below the leaf, opened anew for writing, in place of that and all above it.
+    pub(crate) fn with_layer_as_leaf(&self, depth: usize, image: Arc<Image>) -> Self {
+        Self::of(image, self.layers[depth + 1..].to_vec(), Vec::new())
     }
 
     /// The same disk, which has taken the place of the leaf `former`, and whose first flush `commit`s.
@@ -106,9 +126,23 @@ impl LayeredDevice {
         }
     }
 
-    /// The same disk with its leaf opened anew.
-    pub(crate) fn with_leaf(&self, leaf: Image) -> Self {
-        Self::of(Arc::new(leaf), self.layers[1..].to_vec(), self.unclean.clone())
+    /// The same disk with those of its layers opened anew that are among these.
+    pub(super) fn reopened(&self, reopened: &[Reopened]) -> Self {
+        let now = |image: &Arc<Image>| {
+            let found = reopened.iter().find(|layer| Arc::ptr_eq(&layer.former, image));
+            found.map(|layer| Arc::clone(&layer.now))
+        };
+        let layers = self.layers[1..].iter().map(|layer| match layer {
+            Layer::Vhd(image) => Layer::Vhd(now(image).unwrap_or_else(|| Arc::clone(image))),
+            Layer::Raw(_) => layer.clone(),
+        });
+        let leaf = self.leaf_image();
+        let unclean = self.unclean.iter().filter(|image| now(image).is_none()).cloned();
+        Self::of(
+            now(leaf).unwrap_or_else(|| Arc::clone(leaf)),
+            layers.collect(),
+            unclean.collect(),
+        )
     }
 
     /// The same disk with one layer in place of several; `None` if it does not have those.
@@ -145,13 +179,13 @@ impl LayeredDevice {
 
     /// Whether somebody is told of what is written.
     pub(super) fn is_followed(&self) -> bool {
-        self.merging.is_some()
+        self.follower.is_some()
     }
 
     /// Something in the range was written to, or may have been: for the device that a request has used, before it returns.
     pub(super) fn written(&self, range: ByteRange) {
-        if let Some(merging) = &self.merging {
-            merging.written(range);
+        if let Some(follower) = &self.follower {
+            follower.written(range);
         }
     }
 
@@ -189,7 +223,7 @@ impl LayeredDevice {
             layers,
             parents,
             unclean,
-            merging: None,
+            follower: None,
             owed: None,
             info,
             size,

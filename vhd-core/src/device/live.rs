@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -94,6 +95,12 @@ impl LiveDevice {
     #[must_use]
     pub fn present(&self) -> Arc<LayeredDevice> {
         self.present.get()
+    }
+
+    /// What the file of the leaf is called at this moment; `None` where nobody can tell.
+    #[must_use]
+    pub fn leaf_path(&self) -> Option<PathBuf> {
+        self.present().layers()[0].path().ok()
     }
 
     /// Prepares a switch to `child`, an empty child of the present leaf that is open for writing. All that takes time is

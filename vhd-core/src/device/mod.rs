@@ -7,6 +7,7 @@ mod layer;
 mod layered;
 mod live;
 mod merging;
+mod owed;
 mod places;
 mod raw;
 mod rework;
@@ -17,9 +18,11 @@ mod views;
 pub use layer::Layer;
 pub use layered::LayeredDevice;
 pub use live::{LiveDevice, NotSwitched, Successor};
-pub use merging::{Commit, LeafMerge, LeafMerged};
+pub use merging::{LeafCopied, LeafMerge, LeafMergeEnd, LeafMerged};
+pub use owed::Commit;
 pub(crate) use places::{Held, held};
 pub use raw::RawDevice;
+pub(crate) use rework::Reworked;
 pub use vhd_block::{
     BlockDevice, ByteRange, Capabilities, Coalescer, DeviceError, DeviceInfo, Disk, DiskStats, Extent, ExtentKind,
     ExtentVisitor, LOGICAL_BLOCK, MAXIMUM_TRANSFER, PHYSICAL_BLOCK, ReadSpan, ReadTarget, SpanFile, WriteSource,

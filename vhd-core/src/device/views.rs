@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use vhd_block::Users;
 
+use super::layered::{Joined, Reopened};
 use super::live::hold;
 use super::{Layer, LayeredDevice, LiveDevice};
 use crate::image::Image;
@@ -67,16 +68,6 @@ impl LayerMark {
     fn move_to(&self, image: &Arc<Image>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(image);
     }
-}
-
-/// Layers below a leaf that have become one.
-pub(super) struct Joined<'a> {
-    /// The topmost of those that go.
-    pub(super) first: &'a Arc<Image>,
-    /// How many layers become one.
-    pub(super) count: usize,
-    /// The one layer.
-    pub(super) layer: &'a Layer,
 }
 
 impl LiveDevice {
@@ -150,7 +141,20 @@ impl LiveDevice {
             .for_each(|mark| mark.move_to(image));
     }
 
-    fn views(&self) -> Vec<Arc<Self>> {
+    /// What marked a layer marks it as it was opened anew.
+    pub(super) fn move_marks_to(&self, reopened: &[Reopened]) {
+        for mark in alive(&self.companions.marks) {
+            let marked = mark.image();
+            let layer = reopened
+                .iter()
+                .find(|layer| marked.as_ptr() == Arc::as_ptr(&layer.former));
+            if let Some(layer) = layer {
+                mark.move_to(&layer.now);
+            }
+        }
+    }
+
+    pub(super) fn views(&self) -> Vec<Arc<Self>> {
         alive(&self.companions.views)
     }
 }

@@ -36,6 +36,9 @@ pub trait Progress: Sync {
 
     /// `bytes` more are done.
     fn advance(&self, bytes: u64);
+
+    /// A step is done, and what it changed is durable: for tests that look at what a crash would leave there.
+    fn step(&self, _step: &str) {}
 }
 
 /// Progress that no one looks at.

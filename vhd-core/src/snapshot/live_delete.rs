@@ -16,15 +16,13 @@ use super::error::SnapshotError;
 use super::manifest::{ImageFile, KIND, Manifest, Pending};
 use super::tree::SnapshotTree;
 use crate::device::{
-    BlockDevice as _, Commit, DeviceError, LayeredDevice, LeafMerge, LeafMerged, LiveDevice, PATIENCE, soon,
-    wait_until_closed,
+    BlockDevice as _, Commit, DeviceError, LayeredDevice, LeafMergeEnd, LiveDevice, PATIENCE, soon, wait_until_closed,
 };
-use crate::image::{Image, OpenMode};
 use crate::job::require_no_job;
-use crate::ops::merge::{MergeError, announce_leaf, close_leaf, is_unfinished};
+use crate::ops::merge::{LeafTarget, MergeError, announce_leaf, close_leaf, is_unfinished, not_committed};
 use crate::ops::verify::record_path;
 use crate::record::Checked as _;
-use crate::storage::{Access, FileIdentity, HostFile, StorageError, remove_file};
+use crate::storage::{FileIdentity, remove_file};
 
 impl SnapshotTree<'_> {
     /// [`settle`](Self::settle) for a disk in use; the tree was opened by [`open_in_use`](Self::open_in_use). The leaf is
@@ -84,7 +82,7 @@ impl SnapshotTree<'_> {
         present.settle().map_err(|source| self.device_error(into, source))?;
         self.check_leaf(&present, child, into)?;
         self.wait_for_readers(device, into)?;
-        let below = open_below(self.path(into), &present)?;
+        let below = LeafTarget::open(&self.path(into), &present, 1)?;
         let former: Vec<_> = (0..2)
             .filter_map(|depth| present.shared_image(depth))
             .map(Arc::downgrade)
@@ -102,7 +100,7 @@ impl SnapshotTree<'_> {
                 Ok(())
             }
             Err(error) => {
-                close_below(below);
+                below.close();
                 Err(error)
             }
         }
@@ -113,24 +111,20 @@ impl SnapshotTree<'_> {
         device: &LiveDevice,
         child: &ImageFile,
         into: &ImageFile,
-        below: &Arc<Image>,
+        below: &LeafTarget,
     ) -> Result<(), SnapshotError> {
         self.announce_merge(child, into)?;
-        let work = LeafMerge {
-            begin: &|bytes| self.work.progress.begin(bytes),
-            advance: &|bytes| self.work.progress.advance(bytes),
-            cancel: self.work.cancel,
-        };
-        let merged = device.merge_leaf(below, &work, self.commit_of(child, into)?);
-        match merged.map_err(|source| self.device_error(into, source))? {
-            LeafMerged::Done(_) => {
+        let (progress, cancel) = (self.work.progress, self.work.cancel);
+        let merged = below.merge(device, progress, cancel, self.commit_of(child, into)?);
+        match merged.map_err(|source| self.device_error(into, source))?.end {
+            LeafMergeEnd::Switched(_) => {
                 self.work.steps.done("switched");
                 Ok(())
             }
-            LeafMerged::Cancelled => Err(SnapshotError::Interrupted {
+            LeafMergeEnd::Cancelled => Err(SnapshotError::Interrupted {
                 child: self.path(child),
             }),
-            LeafMerged::Overtaken => Err(self.stale("the disk has gone on in another file".to_owned())),
+            LeafMergeEnd::Overtaken => Err(self.stale("the disk has gone on in another file".to_owned())),
         }
     }
 
@@ -162,8 +156,8 @@ impl SnapshotTree<'_> {
         Ok(Box::new(move || {
             let _kept = &lock;
             // INV-55: a record that is there says that the leaf counts; so it goes before the manifest says otherwise.
-            close_leaf(&record).map_err(failed)?;
-            KIND.write(&manifest, &next).map_err(failed)
+            close_leaf(&record).map_err(not_committed)?;
+            KIND.write(&manifest, &next).map_err(not_committed)
         }))
     }
 
@@ -242,39 +236,4 @@ fn record_merge(child: (&Path, &ImageFile), into: (&Path, &ImageFile)) -> Result
         remove_file(&record_path(path))?;
     }
     Ok(announce_leaf((child.0, child.1.id), (into.0, into.1.id))?)
-}
-
-/// Opens the image below the leaf for writing, beside the one that the disk reads.
-fn open_below(path: PathBuf, present: &LayeredDevice) -> Result<Arc<Image>, SnapshotError> {
-    let reader = present.layers().get(1).and_then(|layer| layer.file().host_file());
-    let Some(reader) = reader else {
-        let wanted = Access::ReadWrite;
-        return Err(StorageError::Locked {
-            path,
-            wanted,
-            holder: None,
-        }
-        .into());
-    };
-    let file = HostFile::open_beside(&path, reader)?;
-    let image = Image::open(Arc::new(file), &OpenMode::read_write());
-    image
-        .map(Arc::new)
-        .map_err(|source| SnapshotError::Image { path, source })
-}
-
-/// The disk goes on as it was; what was copied is kept. The image is closed by whoever drops it last: until then its
-/// lock keeps it from being opened again.
-fn close_below(image: Arc<Image>) {
-    if let Some(Err(error)) = Arc::into_inner(image).map(Image::close) {
-        tracing::warn!(%error, "a file that a leaf was being merged into could not be closed");
-    }
-}
-
-fn failed(error: impl std::error::Error + Send + Sync + 'static) -> DeviceError {
-    DeviceError::Io {
-        operation: "record the merge of the leaf",
-        offset: 0,
-        source: std::io::Error::other(error),
-    }
 }

@@ -3,7 +3,8 @@
 use std::sync::atomic::AtomicUsize;
 
 use super::*;
-use vhd_core::device::{Layer, LeafMerge, LeafMerged};
+use vhd_core::device::{Layer, LeafMerge, LeafMergeEnd};
+use vhd_core::ops::merge::{CopyMode, LayerCopy, MergeOptions};
 
 pub(super) fn files_in(dir: &Path) -> Vec<String> {
     let names = std::fs::read_dir(dir).unwrap();
@@ -45,21 +46,7 @@ fn inv_56_the_leaf_goes_into_the_file_below_it_under_writers() {
     let dir = temp_dir();
     let disk = new_disk(dir.path(), "vm.vhd");
     let device = live(&disk);
-    let written: Vec<AtomicU64> = (0..THREADS).map(|_| AtomicU64::new(0)).collect();
-    let over = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let _stop = StopOnDrop(&over);
-        for (thread, written) in written.iter().enumerate() {
-            let (device, over) = (&device, &over);
-            scope.spawn(move || {
-                write_numbers(device, thread, written, over, |sector, number| {
-                    // What was written is read, whoever has it by now.
-                    let mut bytes = [0; SECTOR];
-                    device.read_at(&mut bytes, u64_from(sector * SECTOR)).unwrap();
-                    assert_eq!(number_at(&bytes, 0), number);
-                });
-            });
-        }
+    beside_writers(&device, THREADS, || {
         for cycle in 0..cycles {
             let created = take(&disk, &device, "backup");
             let frozen = bytes_of(&*created.frozen);
@@ -78,13 +65,6 @@ fn inv_56_the_leaf_goes_into_the_file_below_it_under_writers() {
         }
     });
     let last = bytes_of(&device);
-    for (thread, written) in written.iter().enumerate() {
-        let newest = written.load(Ordering::SeqCst);
-        for number in newest.saturating_sub(u64_from(SECTORS) - 1).max(1)..=newest {
-            let sector = thread * SECTORS + usize_from(number) % SECTORS;
-            assert_eq!(number_at(&last, sector), number, "thread {thread}");
-        }
-    }
     device.close().unwrap();
     assert_reads(&disk, &last);
     let opened = open(&disk, false);
@@ -272,10 +252,12 @@ fn what_can_not_be_merged_now_waits_and_nothing_changes() {
     assert_reads(&disk, &now);
 }
 
-/// Two files that lose power together: the leaf, and the base that it is merged into.
+/// Two files that lose power together: the leaf, and the base that it is merged into. In some rounds there is a layer
+/// between, which goes too, and which nobody writes to.
 #[derive(Clone)]
 struct Merge {
     base: CrashFile,
+    between: Option<CrashFile>,
     leaf: CrashFile,
     model: Arc<Mutex<CrashModel>>,
     /// It is known that the base is the disk.
@@ -285,9 +267,11 @@ struct Merge {
 }
 
 impl Merge {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, with_layer_between: bool) -> Self {
         Self {
             base: CrashFile::from_bytes(&Forge::dynamic(CRASH_SIZE, CRASH_BLOCK).build()),
+            between: with_layer_between
+                .then(|| CrashFile::from_bytes(&Forge::differencing(CRASH_SIZE, CRASH_BLOCK).build())),
             leaf: CrashFile::from_bytes(&Forge::differencing(CRASH_SIZE, CRASH_BLOCK).build()),
             model: Arc::new(Mutex::new(CrashModel::new(CRASH_SIZE))),
             committed: Arc::default(),
@@ -298,6 +282,15 @@ impl Merge {
 
     fn model(&self) -> MutexGuard<'_, CrashModel> {
         self.model.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn layers(&self) -> usize {
+        1 + usize::from(self.between.is_some())
+    }
+
+    /// The layers below the leaf.
+    fn below(&self, base: &CrashFile) -> Vec<Layer> {
+        below(self.between.as_ref(), base)
     }
 
     fn look(&self) {
@@ -316,7 +309,9 @@ impl Merge {
         for base in self.base.crash_states(&limits) {
             for leaf in &leaves {
                 self.states.fetch_add(1, Ordering::Relaxed);
-                check_merge(&base.file(), &leaf.file(), committed, &model);
+                let files = (&base.file(), self.between.as_ref(), &leaf.file());
+                let alone = self.states.load(Ordering::Relaxed) % 2 == 1;
+                check_merge(files, committed, alone, &model);
             }
         }
     }
@@ -333,8 +328,21 @@ fn image(file: &CrashFile, mode: &OpenMode) -> Image {
     Image::open(Arc::new(file.clone()), mode).unwrap()
 }
 
-/// What the disk reads: until the end is known, the leaf; and what the next command makes of it, which copies anew.
-fn check_merge(base: &CrashFile, leaf: &CrashFile, committed: bool, model: &CrashModel) {
+fn below(between: Option<&CrashFile>, base: &CrashFile) -> Vec<Layer> {
+    let files = between.into_iter().chain([base]);
+    files
+        .map(|file| Layer::Vhd(Arc::new(image(file, &OpenMode::read_only()))))
+        .collect()
+}
+
+/// What the disk reads: until the end is known, the leaf; and what the next command makes of it, which copies anew: for a
+/// disk in use, or for files that nobody uses.
+fn check_merge(
+    (base, between, leaf): (&CrashFile, Option<&CrashFile>, &CrashFile),
+    committed: bool,
+    alone: bool,
+    model: &CrashModel,
+) {
     let checked = |device: &LayeredDevice, what: &str| {
         let checked = model.check(&read_all(device));
         checked.unwrap_or_else(|violation| panic!("{what}: {violation}"));
@@ -343,24 +351,62 @@ fn check_merge(base: &CrashFile, leaf: &CrashFile, committed: bool, model: &Cras
         let disk = LayeredDevice::new(image(base, &OpenMode::read_write()), Vec::new());
         return checked(&disk, "the base alone");
     }
-    let below = Layer::Vhd(Arc::new(image(base, &OpenMode::read_only())));
-    let disk = LayeredDevice::new(image(leaf, &OpenMode::read_only()), vec![below]);
+    let disk = LayeredDevice::new(image(leaf, &OpenMode::read_only()), below(between, base));
     checked(&disk, "the leaf over the base");
     let now = read_all(&disk);
-    let below = Layer::Vhd(Arc::new(image(base, &OpenMode::read_only())));
-    let disk = LayeredDevice::new(image(leaf, &OpenMode::read_write()), vec![below]);
-    let disk = LiveDevice::new(Arc::new(disk));
-    let target = Arc::new(image(base, &OpenMode::read_write()));
-    disk.merge_leaf(&target, &quiet(), Box::new(|| Ok(()))).unwrap();
-    disk.flush().unwrap();
-    drop(target);
-    disk.close().unwrap();
+    drop(disk);
+    let sources = [Some(leaf), between];
+    match alone {
+        true => merge_alone(&sources, base),
+        false => merge_in_use(&sources, base),
+    }
     let merged = LayeredDevice::new(image(base, &OpenMode::read_only()), Vec::new());
     assert_same(&read_all(&merged), &now, "what the next command makes of it");
 }
 
+fn merge_in_use(sources: &[Option<&CrashFile>; 2], base: &CrashFile) {
+    let leaf = image(sources[0].unwrap(), &OpenMode::read_write());
+    let disk = LayeredDevice::new(leaf, below(sources[1], base));
+    let disk = LiveDevice::new(Arc::new(disk));
+    let target = Arc::new(image(base, &OpenMode::read_write()));
+    let work = LeafMerge {
+        layers: sources.iter().flatten().count(),
+        ..quiet()
+    };
+    disk.merge_leaf(&target, &work, Box::new(|| Ok(()))).unwrap();
+    disk.flush().unwrap();
+    drop(target);
+    disk.close().unwrap();
+}
+
+fn merge_alone(sources: &[Option<&CrashFile>; 2], base: &CrashFile) {
+    let target = Arc::new(LayeredDevice::new(image(base, &OpenMode::read_write()), Vec::new()));
+    let disk = Disk::new(Arc::clone(&target) as _);
+    let sources = sources.iter().flatten();
+    let sources: Vec<Layer> = sources
+        .map(|file| Layer::Vhd(Arc::new(image(file, &OpenMode::read_only()))))
+        .collect();
+    let copy = LayerCopy {
+        paths: &vec!["layer".into(); sources.len()],
+        sources: &sources,
+        target: &disk,
+        target_path: "base".as_ref(),
+        mode: CopyMode::Compare,
+        options: &MergeOptions {
+            cancel: &GO_ON,
+            threads: 1,
+            batch_bytes: MergeOptions::DEFAULT_BATCH,
+        },
+        progress: &(),
+    };
+    copy.run(0, &mut |_| Ok(())).unwrap();
+    drop(disk);
+    Arc::into_inner(target).unwrap().close().unwrap();
+}
+
 fn quiet() -> LeafMerge<'static> {
     LeafMerge {
+        layers: 1,
         begin: &|_| (),
         advance: &|_| (),
         cancel: &GO_ON,
@@ -372,23 +418,29 @@ fn quiet() -> LeafMerge<'static> {
 fn inv_54_56_power_fails_while_a_leaf_is_merged() {
     let mut states = 0;
     for round in 0..rounds(6) {
-        let merge = Merge::new(mix(0x3E46E, round));
+        let merge = Merge::new(mix(0x3E46E, round), round % 2 == 1);
         let geometry = Geometry::new(CRASH_SIZE, CRASH_BLOCK.into());
         let script = Workload::new(mix(0x3E46F, round), geometry).filter(|op| *op != Op::Reopen);
         let script = Mutex::new(script);
         let next = || script.lock().unwrap().next().unwrap();
-        // What the base holds is durable.
-        let base = LayeredDevice::new(image(&merge.base, &OpenMode::read_write()), Vec::new());
-        for _ in 0..4 {
-            let op = next();
-            let begun = op.begin(&mut merge.model());
-            op.run(&base).unwrap();
-            op.end(&mut merge.model(), begun);
+        // What is below the leaf is durable.
+        let lower = [
+            Some((&merge.base, vec![])),
+            merge.between.as_ref().map(|file| (file, below(None, &merge.base))),
+        ];
+        for (file, below) in lower.into_iter().flatten() {
+            let device = LayeredDevice::new(image(file, &OpenMode::read_write()), below);
+            for _ in 0..4 {
+                let op = next();
+                let begun = op.begin(&mut merge.model());
+                op.run(&device).unwrap();
+                op.end(&mut merge.model(), begun);
+            }
+            device.close().unwrap();
+            merge.model().flushed();
         }
-        base.close().unwrap();
-        merge.model().flushed();
-        let below = Layer::Vhd(Arc::new(image(&merge.base, &OpenMode::read_only())));
-        let device = LayeredDevice::new(image(&merge.leaf, &OpenMode::read_write()), vec![below]);
+        let leaf = image(&merge.leaf, &OpenMode::read_write());
+        let device = LayeredDevice::new(leaf, merge.below(&merge.base));
         let device = LiveDevice::new(Arc::new(device));
         for file in [&merge.base, &merge.leaf] {
             let looking = merge.clone();
@@ -398,6 +450,7 @@ fn inv_54_56_power_fails_while_a_leaf_is_merged() {
         let target = Arc::new(image(&merge.base, &OpenMode::read_write()));
         let advance = |_| merge.apply(&device, next());
         let work = LeafMerge {
+            layers: merge.layers(),
             advance: &advance,
             ..quiet()
         };
@@ -409,7 +462,7 @@ fn inv_54_56_power_fails_while_a_leaf_is_merged() {
             Ok(())
         };
         let merged = device.merge_leaf(&target, &work, Box::new(commit)).unwrap();
-        assert!(matches!(merged, LeafMerged::Done(_)));
+        assert!(matches!(merged.end, LeafMergeEnd::Switched(_)));
         assert!(!merge.committed.load(Ordering::SeqCst), "nothing waits for that");
         merge.look();
         (0..usize_from(round % 4)).for_each(|_| merge.apply(&device, next()));
@@ -429,27 +482,61 @@ fn inv_54_56_power_fails_while_a_leaf_is_merged() {
     ));
 }
 
-/// Each operation on either file fails in turn, while the leaf is merged and written to: nothing that was flushed is lost,
-/// no flush succeeds after one that failed for good, and the next command can merge what is left.
+/// Each operation on any file fails in turn, while the leaf, and a layer below it, are merged and written to: nothing that
+/// was flushed is lost, no flush succeeds after one that failed for good, and the next command can merge what is left.
 #[test]
 fn inv_54_each_operation_on_either_file_fails() {
+    for with_layer_between in [false, true] {
+        each_operation_on_a_file_fails(with_layer_between);
+    }
+}
+
+/// A layer that holds something of its own, durably; the model knows.
+fn layer_between(base: &[u8], model: &mut CrashModel) -> Vec<u8> {
+    let (base, between) = (
+        CrashFile::from_bytes(base),
+        Forge::differencing(CRASH_SIZE, CRASH_BLOCK).build(),
+    );
+    let between = CrashFile::from_bytes(&between);
+    let device = LayeredDevice::new(image(&between, &OpenMode::read_write()), below(None, &base));
+    for (offset, fill) in [(0, 21), (14 << 10, 22)] {
+        let op = Op::Write {
+            offset,
+            len: 1536,
+            fill,
+        };
+        let begun = op.begin(model);
+        op.run(&device).unwrap();
+        op.end(model, begun);
+    }
+    device.close().unwrap();
+    model.flushed();
+    let mut bytes = vec![0; usize_from(between.len().unwrap())];
+    between.read_exact_at(&mut bytes, 0).unwrap();
+    bytes
+}
+
+fn each_operation_on_a_file_fails(with_layer_between: bool) {
     let committed_at_all = AtomicU64::new(0);
     let struck = each_operation_fails(Fault::nth, |control, _| {
         let faulty = |bytes: Vec<u8>| Arc::new(FaultFile::new(MemoryFile::from_bytes(bytes)));
-        let base = faulty(Forge::dynamic(CRASH_SIZE, CRASH_BLOCK).build());
+        let mut user = User::new();
+        let dynamic = Forge::dynamic(CRASH_SIZE, CRASH_BLOCK).build();
+        let between = with_layer_between.then(|| faulty(layer_between(&dynamic, &mut user.model)));
+        let base = faulty(dynamic);
         let leaf = faulty(Forge::differencing(CRASH_SIZE, CRASH_BLOCK).build());
         let open = |file: &Arc<FaultFile<MemoryFile>>, mode: &OpenMode| {
             let faulty = FaultFile::with_control(Shared(Arc::clone(file)), control);
             Image::open(Arc::new(faulty), mode)
         };
-        let user = Mutex::new(User::new());
+        let user = Mutex::new(user);
         let committed = Arc::new(AtomicBool::new(false));
-        let opened = (
-            open(&base, &OpenMode::read_only()),
-            open(&leaf, &OpenMode::read_write()),
-        );
-        if let (Ok(below), Ok(image)) = opened {
-            let device = LayeredDevice::new(image, vec![Layer::Vhd(Arc::new(below))]);
+        let lower = between.iter().chain([&base]);
+        let lower = lower.map(|file| open(file, &OpenMode::read_only()).map(|image| Layer::Vhd(Arc::new(image))));
+        let lower: Result<Vec<Layer>, _> = lower.collect();
+        if let (Ok(below), Ok(image)) = (lower, open(&leaf, &OpenMode::read_write())) {
+            let layers = below.len();
+            let device = LayeredDevice::new(image, below);
             let device = LiveDevice::new(Arc::new(device));
             let run = |ops: &[Op]| {
                 let mut user = user.lock().unwrap();
@@ -465,6 +552,7 @@ fn inv_54_each_operation_on_either_file_fails() {
                 let target = Arc::new(target);
                 let advance = |_| run(&[write(512, 4), write(12 << 10, 8)]);
                 let work = LeafMerge {
+                    layers,
                     advance: &advance,
                     ..quiet()
                 };
@@ -487,9 +575,11 @@ fn inv_54_each_operation_on_either_file_fails() {
         };
         let committed = committed.load(Ordering::SeqCst);
         committed_at_all.fetch_add(u64::from(committed), Ordering::SeqCst);
-        check_merge(&plain(&base), &plain(&leaf), committed, &user.lock().unwrap().model);
+        let between = between.as_ref().map(plain);
+        let files = (&plain(&base), between.as_ref(), &plain(&leaf));
+        check_merge(files, committed, with_layer_between, &user.lock().unwrap().model);
     });
-    announce(&format!("operations on two files that failed during a merge: {struck}"));
+    announce(&format!("operations on files that failed during a merge: {struck}"));
     assert!(struck > 40 && committed_at_all.into_inner() > 5);
 }
 

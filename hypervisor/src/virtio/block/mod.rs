@@ -3,7 +3,7 @@
 //! ```text
 //!   request.rs   descriptor chain -> Request, or what is wrong with it; touches no disk
 //!   execute.rs   Request -> calls of a Disk, and the status
-//!   serve.rs     a queue worked off: parse, execute, answer
+//!   serve.rs     a chain answered: parse, execute, status
 //!   config.rs    features and configuration space
 //!   device.rs    the device with its thread
 //! ```
@@ -16,4 +16,4 @@ mod serve;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use device::Block;
+pub(crate) use device::{Block, VIRTIO_ID_BLOCK};

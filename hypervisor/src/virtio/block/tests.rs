@@ -11,10 +11,11 @@ use vm_memory::{Bytes as _, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::execute::Executor;
-use super::serve::{Served, Unusable};
+use super::serve::Requests;
 use crate::mem::{GuestMemory, allocate};
 use crate::ram::Ram;
 use crate::virtio::Interrupt;
+use crate::virtio::queue::{Served, Unusable};
 
 const MEMORY: u64 = 1 << 20;
 const DISK: usize = 1 << 20;
@@ -57,7 +58,7 @@ fn put(memory: &GuestMemory, table: u64, number: u16, it: Descriptor) {
 struct Rig {
     memory: GuestMemory,
     served: Served,
-    executor: Executor,
+    requests: Requests,
     ram: Arc<Ram>,
     sent: u16,
 }
@@ -86,7 +87,10 @@ impl Rig {
         Self {
             memory,
             served,
-            executor: Executor::new(disk, *b"name-of-the-disk-123", read_only),
+            requests: Requests {
+                executor: Executor::new(disk, *b"name-of-the-disk-123", read_only),
+                write_through: Arc::default(),
+            },
             ram,
             sent: 0,
         }
@@ -101,7 +105,8 @@ impl Rig {
     }
 
     fn serve(&mut self, write_through: bool) -> Result<(), Unusable> {
-        while self.served.serve(&mut self.executor, write_through)? {}
+        self.requests.write_through.store(write_through, Ordering::Relaxed);
+        while self.served.serve(&mut self.requests)? {}
         Ok(())
     }
 

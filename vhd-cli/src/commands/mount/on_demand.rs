@@ -81,6 +81,11 @@ impl OpenDisks {
         let _ = self.live.set(Arc::downgrade(live));
     }
 
+    /// What the disk that is mounted for writing writes to at this moment.
+    pub(super) fn leaf_path(&self) -> Option<PathBuf> {
+        self.live.get()?.upgrade()?.leaf_path()
+    }
+
     /// Closes what nobody is reading at this moment.
     pub(super) fn close_unused(&self) {
         self.close_unused_for(Duration::ZERO);

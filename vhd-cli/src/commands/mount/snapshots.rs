@@ -28,7 +28,7 @@ pub(super) struct Snapshots {
 
 /// What all snapshots have in common.
 struct Shared {
-    /// The base of the disk. Whichever of its files is mounted, all snapshots are shown.
+    /// The base of the disk as it was opened. Whichever of its files is mounted, all snapshots are shown.
     image: PathBuf,
     disks: Arc<OpenDisks>,
     args: MountArgs,
@@ -52,8 +52,17 @@ impl Snapshots {
 
     /// The snapshots that there are now.
     fn listed(&self) -> Result<Vec<SnapshotFile>, NodeError> {
-        let found = snapshot::snapshots_beside(&self.shared.image);
+        let found = snapshot::snapshots_beside(&self.shared.image());
         found.map_err(|error| NodeError::Unreadable(with_causes(&error)))
+    }
+}
+
+impl Shared {
+    /// The base of the disk: a merge of what is written to may have made another file of it.
+    fn image(&self) -> PathBuf {
+        let leaf = self.disks.leaf_path();
+        let base = leaf.and_then(|leaf| snapshot::base_of(&leaf).ok());
+        base.unwrap_or_else(|| self.image.clone())
     }
 }
 
@@ -108,13 +117,8 @@ impl Snapshot {
         if let Some(shown) = &*shown {
             return Ok(Arc::clone(shown));
         }
-        let Shared {
-            image,
-            disks,
-            args,
-            time,
-        } = &*self.shared;
-        let disk = OnDemand::new(image.clone(), &self.found, disks)?;
+        let Shared { disks, args, time, .. } = &*self.shared;
+        let disk = OnDemand::new(self.shared.image(), &self.found, disks)?;
         let content = shown::disk(&Disk::new(disk), args, false, *time).map_err(|failure| {
             NodeError::Unreadable(format!("{}: {}", self.found.path.display(), failure.message()))
         })?;

@@ -174,7 +174,7 @@ impl Served {
             served.insert(export_name, live::ServedSnapshot::new(&snapshot.name, snapshot.id));
         }
         // The last: a snapshot is added to exports that are there.
-        let shown = live::Exports::new(snapshot::base_of(&source.path)?, name, exports, served);
+        let shown = live::Exports::new(name, exports, served);
         let in_use = InUse::listen(&source.path, device, shown)?;
         self.disks.push((source.name.clone(), Open::Live(in_use)));
         Ok(())

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use vhd_core::device::{ByteRange, DeviceError, Disk, LayerMark, LiveDevice};
 use vhd_core::format::UniqueId;
-use vhd_core::snapshot::{CreatedInUse, Manifest};
+use vhd_core::snapshot::{self, CreatedInUse, Manifest};
 use vhd_nbd::server::{ChangeVisitor, ChangedAboveLayer, ChangedRanges, Export, ExportSet};
 
 use super::exports::file_name;
@@ -102,8 +102,6 @@ impl ServedSnapshot {
 
 /// The exports of a disk and its snapshots.
 pub(super) struct Exports {
-    /// The base of the disk.
-    base: PathBuf,
     export: String,
     exports: ExportSet,
     /// The exports that are snapshots of this disk: a name that was deleted may be given again.
@@ -111,14 +109,8 @@ pub(super) struct Exports {
 }
 
 impl Exports {
-    pub(super) fn new(
-        base: PathBuf,
-        export: &str,
-        exports: &ExportSet,
-        snapshots: HashMap<String, ServedSnapshot>,
-    ) -> Self {
+    pub(super) fn new(export: &str, exports: &ExportSet, snapshots: HashMap<String, ServedSnapshot>) -> Self {
         Self {
-            base,
             export: export.to_owned(),
             exports: exports.clone(),
             snapshots: Mutex::new(snapshots),
@@ -138,7 +130,11 @@ impl Frontend for Exports {
                 .replace(&self.export, |export| export.and_changes(name, Box::new(changes)));
         }
         let label = match self.export.as_str() {
-            "" => file_name(self.base.file_stem().map_or(&self.base, Path::new)),
+            "" => {
+                let active = &taken.created.active;
+                let base = snapshot::base_of(active).unwrap_or_else(|_| active.clone());
+                file_name(base.file_stem().map_or(&base, Path::new))
+            }
             label => label.to_owned(),
         };
         let export = format!("{label}@{name}");

@@ -3,7 +3,7 @@
 mod remote;
 
 use std::fmt;
-use std::path::{self, PathBuf};
+use std::path::{self, Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use clap::Args;
@@ -42,8 +42,8 @@ based on one another have one size: --tree resizes all that the image is based o
 those, as far as their directories show. Either all images get the new size or none. After a crash the same command \
 goes on. With --fix-gpt the backup of a GUID partition table is moved to the new end of the disk; then partitions can \
 be enlarged by the guest's own tools. With an NBD URI the server is asked to resize the disk, which stays in use. A disk \
-that `vhd nbd`, `vhd mount --rw` or `vhd vm run` has in use is made larger by that program, if it has no parent and no \
-snapshots; everything else waits until that has ended.";
+that `vhd nbd`, `vhd mount --rw` or `vhd vm run` has in use is made larger by that program, with --tree together with its \
+snapshots; a smaller size and --fix-gpt wait until that has ended.";
 
 /// Arguments of `vhd resize`.
 #[derive(Args, Debug)]
@@ -198,9 +198,18 @@ fn changed(size: NewSize, present: u64, name: &str) -> Result<u64, Failure> {
     size.of(present).map_err(|reason| Failure::usage(reason).about(name))
 }
 
+/// A file of the disk that a program has in use, if there is one that the image belongs to; of its tree, if all of that is
+/// resized.
+fn user_of(args: &ResizeArgs, image: &Path) -> Option<PathBuf> {
+    control::user_of(image).or_else(|| {
+        let opened = args.tree.then(|| OpenOptions::new().open(image).ok()).flatten()?;
+        control::user_of(opened.paths().last()?)
+    })
+}
+
 /// Has the program do it that has the disk in use, if there is one.
 fn asked_for(args: &ResizeArgs, source: &Source, size: u64) -> Result<Option<ResizeJson>, Failure> {
-    let Some(disk) = (!args.offline).then(|| control::user_of(&source.path)).flatten() else {
+    let Some(disk) = (!args.offline).then(|| user_of(args, &source.path)).flatten() else {
         return Ok(None);
     };
     let image = path::absolute(&source.path).map_err(|error| Failure::io("find", &source.path, &error))?;

@@ -74,6 +74,9 @@ pub(crate) struct RunArgs {
     /// Memory of the guest, from 16M
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_bytes)]
     memory: u64,
+    /// Give the guest random numbers of the host (virtio-rng); a machine of type vhd-1
+    #[arg(long)]
+    rng: bool,
     /// Whether the machine's threads are confined to what they need: on; log lets them go on and is told in the kernel's
     /// log; off
     #[arg(long, value_enum, value_name = "MODE", default_value = "on")]
@@ -169,6 +172,7 @@ fn begin(args: &RunArgs, attended: &Attended) -> Result<Machine, Failure> {
         command_line: started.command_line,
         append: args.append.clone(),
         disks,
+        rng: args.rng,
         console: Box::new(attended.console.clone()),
         sandbox: args.sandbox.into(),
     };
@@ -203,7 +207,9 @@ pub(super) fn failed(kernel: &str, error: Error) -> Failure {
         Error::CommandLine { .. } | Error::CommandLineCharacter => Kind::KernelCommandLine,
         Error::Crashed { .. } => Kind::GuestCrashed,
         Error::Disk(error) => return Failure::library(error.kind(), error),
-        Error::NoPowerButton | Error::NoHotPlug | Error::NoDisk { .. } | Error::Disks { .. } => Kind::MachineCannot,
+        Error::NoPowerButton | Error::NoHotPlug | Error::NoRng | Error::NoDisk { .. } | Error::Disks { .. } => {
+            Kind::MachineCannot
+        }
         _ => Kind::Machine,
     };
     Failure::new(kind, with_causes(&error))

@@ -42,15 +42,16 @@ pub enum MergeError {
         /// The image.
         path: PathBuf,
     },
-    /// The image is what a program writes to.
+    /// A disk can't go on in what is no VHD.
     #[error(
-        "{} is written to: it can be merged when the program that uses it has ended; a deleted snapshot directly below it is \
-         merged with it by `vhd snapshot delete`",
-        path.display()
+        "{} is written to, and {} is a raw disk, in which it can't go on: end the program that uses it first",
+        child.display(), target.display()
     )]
     InUse {
         /// The image.
-        path: PathBuf,
+        child: PathBuf,
+        /// What is below it.
+        target: PathBuf,
     },
     /// The image has no parent that it could be merged into.
     #[error("{} is based on no other image: there is nothing to merge it into", path.display())]
@@ -104,6 +105,17 @@ pub enum MergeError {
         Dependants(dependants)
     )]
     HasChildren {
+        /// Each with the layer that is its parent.
+        dependants: Vec<Dependant>,
+    },
+    /// Other images would read what the users of the disk write from then on.
+    #[error(
+        "other images depend on what would be written to: {}; end the program that uses {} first",
+        Dependants(dependants), child.display()
+    )]
+    ChildrenInUse {
+        /// The image that is merged, and is written to.
+        child: PathBuf,
         /// Each with the layer that is its parent.
         dependants: Vec<Dependant>,
     },
@@ -221,7 +233,7 @@ impl MergeError {
             Self::NotRemovable { .. } => ErrorKind::InvalidArgument,
             Self::SizeMismatch { .. } => ErrorKind::SizeMismatch,
             Self::Dependants(error) => error.kind(),
-            Self::HasChildren { .. } => ErrorKind::HasChildren,
+            Self::HasChildren { .. } | Self::ChildrenInUse { .. } => ErrorKind::HasChildren,
             Self::Unfinished { .. } => ErrorKind::JobPending,
             Self::Changed { .. } => ErrorKind::Changed,
             Self::Device { source, .. } => source.kind().into(),

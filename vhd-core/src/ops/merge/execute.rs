@@ -8,6 +8,7 @@ use super::finish::Finish;
 use super::holder::Holder;
 use super::journal::{Journal, Phase, Source};
 use super::plan::{Range, hold_target, open_target};
+use super::switch::merge_leaf;
 use super::{MergeError, MergeOptions, MergePlan, MergeReport, dependants};
 use crate::chain::OpenedDisk;
 use crate::device::{Layer, LiveDevice};
@@ -23,12 +24,12 @@ pub fn merge(plan: &MergePlan, options: &MergeOptions<'_>, progress: &dyn Progre
     merge_for(plan, options, progress, &Holder::Alone)
 }
 
-/// The same for layers below the leaf of a disk in use, which go on being read: by it, and by all who read it in its open
-/// files. If the leaf is based on what goes, requests are held for a moment while it is pointed to the target.
+/// The same for layers of a disk in use, by a plan of [`plan_in_use`](super::plan_in_use). Those below its leaf go on being
+/// read, by it and by all who read it in its open files; if the leaf is based on what goes, requests are held for a moment
+/// while it is pointed to the target. If the leaf itself is merged, the disk goes on in the target.
 ///
 /// # Errors
-/// Those of [`merge`]; `InUse` for the leaf itself. `Storage` when another program reads a layer, or somebody in this process
-/// reads one by itself.
+/// Those of [`merge`]. `Storage` when another program reads a layer, or somebody in this process reads one by itself.
 pub fn merge_in_use(
     plan: &MergePlan,
     options: &MergeOptions<'_>,
@@ -36,13 +37,13 @@ pub fn merge_in_use(
     device: &LiveDevice,
 ) -> Result<MergeReport, MergeError> {
     let holder = Holder::InUse(device);
-    if holder.leaf_at(plan.child()).is_some() {
-        return Err(MergeError::InUse {
-            path: plan.child().to_owned(),
-        });
+    if !plan.complete {
+        holder.require_unread(plan.layers[1..].iter().map(|layer| &*layer.path))?;
     }
-    holder.require_unread(plan.layers[1..].iter().map(|layer| &*layer.path))?;
-    merge_for(plan, options, progress, &holder)
+    match device.writes_to(plan.child()) {
+        true => merge_leaf(plan, options, progress, device),
+        false => merge_for(plan, options, progress, &holder),
+    }
 }
 
 /// The same for whoever has the files.
@@ -58,7 +59,7 @@ pub(crate) fn merge_for(
         ..MergeReport::default()
     };
     sweep(JobKind::Merge, &Journal::path(plan.child()))?;
-    if plan.child_gone {
+    if plan.complete {
         let Some(journal) = Journal::read(plan.child())? else {
             // It was done, but for what has been swept up now.
             return Ok(report);
@@ -205,6 +206,8 @@ impl<'a> Run<'a> {
             // INV-22: the target of a child that was pointed to it does not change any more.
             Phase::Finishing if self.some_child_points_to_target() => (0, CopyMode::Verify),
             Phase::Finishing => (0, CopyMode::Compare),
+            // INV-77: what the layers hold is not the disk any more.
+            Phase::Switched => return Err(recorded.unfinished()),
         };
         Ok(())
     }
@@ -253,7 +256,7 @@ impl<'a> Run<'a> {
     }
 }
 
-fn new_journal(plan: &MergePlan) -> Journal {
+pub(super) fn new_journal(plan: &MergePlan) -> Journal {
     let source = |known: &super::Known| Source {
         known: known.clone(),
         fingerprint: None,

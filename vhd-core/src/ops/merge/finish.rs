@@ -46,10 +46,12 @@ impl<'a> Finish<'a> {
     }
 
     pub(super) fn run(mut self, report: &mut MergeReport) -> Result<(), MergeError> {
-        match self.plan.child_gone {
-            // All children were pointed before it went (INV-21). INV-38: nothing proves the rest but their markers.
+        match self.plan.complete {
+            // All children were pointed before (INV-21), or there were none. INV-38: nothing proves the rest but their
+            // markers.
             true => {
-                let named = self.journal.paths().skip(1).chain(&self.journal.carried);
+                let layers = self.journal.paths().skip(usize::from(self.plan.child_gone));
+                let named = layers.chain(&self.journal.carried);
                 self.journal.prove(named)?;
             }
             false => {

@@ -69,6 +69,9 @@ pub(super) enum Phase {
     Copying(u64),
     /// Everything is in the target, durably; the children are pointed to it, and then the layers go.
     Finishing,
+    /// The layers were merged while the first of them was in use, and the disk has gone on in the target: what they hold is
+    /// not the disk any more, and is not looked at. They go.
+    Switched,
 }
 
 /// By what a file that was written is told.
@@ -182,7 +185,8 @@ impl Journal {
     }
 
     /// The job that shows the merge on all its images. A guest may use the child, what is based on it, and the carried
-    /// children; nobody changes the layers between and the target.
+    /// children; nobody changes the layers between and the target. INV-77: when the disk has gone on in the target, nobody
+    /// uses the child either.
     pub(super) fn job(&self) -> Job {
         let middle = self.layers.iter().skip(1).map(|layer| &layer.known.path);
         let held = middle.chain([&self.target.path]).map(|path| JobImage::held(path));
@@ -191,7 +195,10 @@ impl Journal {
             .iter()
             .chain(&self.carried)
             .map(|path| JobImage::in_use(path));
-        let child = [JobImage::in_use(self.child())];
+        let child = [match self.phase {
+            Phase::Switched => JobImage::held(self.child()),
+            _ => JobImage::in_use(self.child()),
+        }];
         Job::new(
             JobKind::Merge,
             &Self::path(self.child()),
@@ -233,12 +240,20 @@ impl Journal {
         Ok(())
     }
 
-    /// All is in the target and the child is gone, or another image has its name by now.
-    pub(super) fn child_is_gone(&self) -> bool {
+    /// The child's file is there; not if another image has its name by now.
+    pub(super) fn child_is_there(&self) -> bool {
         let file = HostFile::open(self.child(), Access::ReadOnly, Sharing::Unlocked);
         let footers = file.ok().and_then(|file| Footers::read(&file).ok());
-        let is_there = footers.is_some_and(|found| found.footer.unique_id == self.layers[0].known.id);
-        self.phase == Phase::Finishing && !is_there
+        footers.is_some_and(|found| found.footer.unique_id == self.layers[0].known.id)
+    }
+
+    /// All is in the target, and nothing depends on the layers any more: this record alone says what is left to be done.
+    pub(super) fn is_complete(&self) -> bool {
+        match self.phase {
+            Phase::Switched => true,
+            Phase::Finishing => !self.child_is_there(),
+            Phase::Carrying | Phase::Copying(_) => false,
+        }
     }
 
     /// What is merged.

@@ -10,6 +10,7 @@
 //!   journal.rs     how far it is: the record beside the child
 //!   execute.rs     carry, copy, flush, record, ... ; then finish.rs: point children, remove files, remove the record
 //!   holder.rs      who has the files: the merge alone, or a disk in use
+//!   switch.rs      the leaf of a disk in use is merged; leaf.rs: what snapshots do in the same way
 //!   new_image.rs   the same into a new image, which changes nothing
 //! ```
 //!
@@ -31,6 +32,7 @@ mod known;
 mod leaf;
 mod new_image;
 mod plan;
+mod switch;
 mod zero_run;
 
 use std::path::{Path, PathBuf};
@@ -40,10 +42,10 @@ pub use error::{Dependant, MergeError};
 pub(crate) use execute::merge_for;
 pub use execute::{merge, merge_in_use};
 pub(crate) use holder::Holder;
-pub(crate) use leaf::{announce_leaf, close_leaf};
+pub(crate) use leaf::{LeafTarget, announce_leaf, close_leaf, not_committed};
 pub use new_image::{NewImagePlan, merge_to_new, plan_to_new};
-pub use plan::plan;
 pub(crate) use plan::{Owner, plan_for};
+pub use plan::{plan, plan_in_use};
 
 use crate::chain::OpenOptions;
 use journal::Phase;
@@ -99,7 +101,9 @@ pub struct MergePlan {
     warnings: Vec<String>,
     /// How far an unfinished merge is that this goes on with.
     resumed: Option<Phase>,
-    /// The child is gone: what is left is told by the record alone.
+    /// All is in the target: what is left is told by the record alone.
+    complete: bool,
+    /// The child is gone.
     child_gone: bool,
 }
 
@@ -185,7 +189,7 @@ impl MergePlan {
         self.resumed.map(|phase| match phase {
             Phase::Carrying => 0,
             Phase::Copying(done) => done,
-            Phase::Finishing => self.summary.disk_bytes,
+            Phase::Finishing | Phase::Switched => self.summary.disk_bytes,
         })
     }
 

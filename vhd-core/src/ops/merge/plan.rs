@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use super::copy::WINDOW;
 use super::dependants::{self, Dependants, Recorded};
+use super::error::Dependant;
 use super::holder::Holder;
 use super::journal::{Journal, Phase};
 use super::known::Known;
 use super::{CarriedChild, MergeError, MergePlan, MergeRequest, MergeSummary, carry};
 use crate::chain::{ImageFormat, OpenOptions, OpenedDisk, link_to_disk};
-use crate::device::{ByteRange, DeviceError, Layer, held};
+use crate::device::{BlockDevice as _, ByteRange, DeviceError, Layer, LiveDevice, held};
 use crate::format::UniqueId;
 use crate::job::require_only;
 use crate::storage::{self, FileIdentity, StorageError};
@@ -38,17 +39,95 @@ pub(crate) enum Owner {
 pub(crate) fn plan_for(request: &MergeRequest, owner: Owner) -> Result<MergePlan, MergeError> {
     let child = full_name(&request.child)?;
     let journal = Journal::read(&child)?;
-    if let Some(recorded) = journal.as_ref().filter(|recorded| recorded.child_is_gone()) {
-        return plan_of_record(request, recorded);
+    let size_of_target = |recorded: &Journal| {
+        let opened = open_target(&request.open, &recorded.target)?;
+        Ok::<_, MergeError>(opened.disk().size())
+    };
+    if let Some(recorded) = journal.as_ref().filter(|recorded| recorded.is_complete()) {
+        return plan_of_record(request, recorded, size_of_target(recorded)?);
     }
     if journal.is_none() && matches!(child.try_exists(), Ok(false)) {
         return match Journal::read_done(&child)? {
-            Some(done) => plan_of_record(request, &done),
+            Some(done) => plan_of_record(request, &done, size_of_target(&done)?),
             None => Err(MergeError::Gone { path: child }),
         };
     }
     let opened = request.open.clone().write(false).open(&child)?;
-    let range = Range::of(&opened, request)?;
+    plan_of_chain(request, owner, journal, &opened)
+}
+
+/// Plans a merge of layers of a disk that this process has in use.
+///
+/// # Errors
+/// Those of [`plan`]; `InUse`, `ChildrenInUse` for what can't be done to the leaf while the disk is in use.
+pub fn plan_in_use(request: &MergeRequest, device: &LiveDevice) -> Result<MergePlan, MergeError> {
+    let child = full_name(&request.child)?;
+    if device.writes_to(&child) {
+        return plan_of_leaf(request, &child, device);
+    }
+    match Journal::read(&child)? {
+        // The disk has gone on in the target, and that is, or is to be made, known.
+        Some(recorded) if device.writes_to(&recorded.target.path) => {
+            device.flush().map_err(|source| MergeError::Device {
+                path: recorded.target.path.clone(),
+                source,
+            })?;
+            match Journal::read(&child)? {
+                Some(switched) if switched.phase == Phase::Switched => {
+                    plan_of_record(request, &switched, device.size_bytes())
+                }
+                Some(other) => Err(other.unfinished()),
+                None => Err(MergeError::Gone { path: child }),
+            }
+        }
+        _ => plan(request),
+    }
+}
+
+/// The same for the leaf, and layers below it. INV-78: what its users write from then on shows through all that is based on
+/// the target or on what goes, so nothing may be, and nothing can be carried along.
+fn plan_of_leaf(request: &MergeRequest, child: &Path, device: &LiveDevice) -> Result<MergePlan, MergeError> {
+    let present = device.present();
+    let paths = present.layers().iter().map(Layer::path).collect::<Result<_, _>>();
+    let paths = paths.map_err(|source| StorageError::at(child, "find the files of", source))?;
+    let opened = OpenedDisk::of_present(present, paths);
+    let alone = MergeRequest {
+        carry: false,
+        ..request.clone()
+    };
+    let in_use = |dependants| MergeError::ChildrenInUse {
+        child: child.to_owned(),
+        dependants,
+    };
+    let planned = plan_of_chain(&alone, Owner::Caller, Journal::read(child)?, &opened);
+    let planned = planned.map_err(|error| match error {
+        MergeError::HasChildren { dependants } => in_use(dependants),
+        error => error,
+    })?;
+    if planned.target_known().id.is_nil() {
+        return Err(MergeError::InUse {
+            child: child.to_owned(),
+            target: planned.target().to_owned(),
+        });
+    }
+    if !planned.children.is_empty() {
+        let dependants = planned.children.iter().map(|path| Dependant {
+            path: path.clone(),
+            parent: child.to_owned(),
+        });
+        return Err(in_use(dependants.collect()));
+    }
+    Ok(planned)
+}
+
+/// The same for a chain that is open.
+fn plan_of_chain(
+    request: &MergeRequest,
+    owner: Owner,
+    journal: Option<Journal>,
+    opened: &OpenedDisk,
+) -> Result<MergePlan, MergeError> {
+    let range = Range::of(opened, request)?;
     range.check_sizes()?;
     range.check_removable()?;
     if let Some(journal) = &journal {
@@ -72,16 +151,16 @@ pub(crate) fn plan_for(request: &MergeRequest, owner: Owner) -> Result<MergePlan
             dependants: found.others,
         });
     }
-    let record = Journal::path(&child);
+    let record = Journal::path(&range.layers[0].path);
     require_only(Some(&record), range.layers.iter().map(|layer| &*layer.path))?;
     require_only(Some(&record), found.paths())?;
     check_links(request, range.target(), &found)?;
     let carried = found.others.into_iter().filter(|_| request.carry);
-    let carried = carried.map(|child| carry::survey(request, child, &range.layers[0].path, &opened));
+    let carried = carried.map(|child| carry::survey(request, child, &range.layers[0].path, opened));
     let carried = carried.collect::<Result<_, _>>()?;
     let start = match journal.as_ref().map(|journal| journal.phase) {
         Some(Phase::Copying(done)) => done,
-        Some(Phase::Finishing) => range.disk_bytes(),
+        Some(Phase::Finishing | Phase::Switched) => range.disk_bytes(),
         Some(Phase::Carrying) | None => 0,
     };
     let mut warnings: Vec<String> = opened.warnings().iter().map(ToString::to_string).collect();
@@ -93,13 +172,14 @@ pub(crate) fn plan_for(request: &MergeRequest, owner: Owner) -> Result<MergePlan
         summary: range.survey(start)?,
         warnings,
         resumed: journal.map(|journal| journal.phase),
+        complete: false,
         child_gone: false,
         layers: range.layers,
     })
 }
 
-/// What is left of a merge whose child is gone.
-fn plan_of_record(request: &MergeRequest, journal: &Journal) -> Result<MergePlan, MergeError> {
+/// What is left of a merge that has everything in its target, a disk of so many bytes.
+fn plan_of_record(request: &MergeRequest, journal: &Journal, disk_bytes: u64) -> Result<MergePlan, MergeError> {
     let same = match &request.into {
         None => journal.layers.len() == 1,
         Some(into) => is_same_file(into, &journal.target.path),
@@ -107,8 +187,6 @@ fn plan_of_record(request: &MergeRequest, journal: &Journal) -> Result<MergePlan
     if !same {
         return Err(journal.unfinished());
     }
-    let opened = open_target(&request.open, &journal.target)?;
-    let disk_bytes = opened.disk().size();
     // Each has what it needs: it is only told of.
     let carried = journal.carried.iter().map(|path| CarriedChild {
         path: path.clone(),
@@ -128,8 +206,9 @@ fn plan_of_record(request: &MergeRequest, journal: &Journal) -> Result<MergePlan
             ..MergeSummary::default()
         },
         warnings: Vec::new(),
-        resumed: Some(Phase::Finishing),
-        child_gone: true,
+        resumed: Some(journal.phase),
+        complete: true,
+        child_gone: !journal.child_is_there(),
     })
 }
 

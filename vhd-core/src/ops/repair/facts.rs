@@ -1,10 +1,6 @@
 //! What the caller knows of an image: it wins over footers that may be those of other images.
 
-use super::RepairError;
-use super::draft::Draft;
-use super::footer;
 use crate::format::{DiskType, Footer};
-use crate::image::{FooterSource, Footers};
 
 /// What the caller knows of the image, for the case that the file does not tell it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,32 +19,5 @@ impl Facts {
         let is_fixed = footer.disk_type == DiskType::Fixed;
         let fits = |size| footer.current_size == size || is_fixed && at == size;
         self.disk_type.is_none_or(|known| kind(known) == kind(footer.disk_type)) && self.size.is_none_or(fits)
-    }
-
-    /// Whether the footer that the image is opened by is not its own by what is known.
-    ///
-    /// # Errors
-    /// [`RepairError::FactsContradict`] if it certainly is.
-    pub(super) fn contradict(&self, draft: &Draft) -> Result<bool, RepairError> {
-        let footers = match Footers::read(&*draft.overlay) {
-            Ok(footers) => footers,
-            Err(error) => return RepairError::of_host(error).map_or(Ok(false), Err),
-        };
-        let at = footer::place(footers.source);
-        if self.allow(&footers.footer, at) {
-            return Ok(false);
-        }
-        let is_own = match footers.footer.disk_type {
-            DiskType::Fixed => footers.footer.current_size == at,
-            _ if footers.source == FooterSource::Copy => footer::leads(draft, &footers.footer)?,
-            _ => footers.agree(),
-        };
-        match is_own {
-            true => Err(RepairError::FactsContradict {
-                disk_type: footers.footer.disk_type,
-                size: footers.footer.current_size,
-            }),
-            false => Ok(true),
-        }
     }
 }

@@ -47,6 +47,33 @@ pub(super) fn find(draft: &mut Draft, facts: &Facts) -> Result<Basis, RepairErro
     rebuilt(draft, facts)
 }
 
+/// Whether the footer that the image is opened by is not its own by what is known.
+///
+/// # Errors
+/// [`RepairError::FactsContradict`] if it certainly is.
+pub(super) fn contradicts(draft: &Draft, facts: &Facts) -> Result<bool, RepairError> {
+    let footers = match Footers::read(&*draft.overlay) {
+        Ok(footers) => footers,
+        Err(error) => return RepairError::of_host(error).map_or(Ok(false), Err),
+    };
+    let at = place(footers.source);
+    if facts.allow(&footers.footer, at) {
+        return Ok(false);
+    }
+    let is_own = match footers.footer.disk_type {
+        DiskType::Fixed => footers.footer.current_size == at,
+        _ if footers.source == FooterSource::Copy => leads(draft, &footers.footer)?,
+        _ => footers.agree(),
+    };
+    match is_own {
+        true => Err(RepairError::FactsContradict {
+            disk_type: footers.footer.disk_type,
+            size: footers.footer.current_size,
+        }),
+        false => Ok(true),
+    }
+}
+
 /// Whether a disk can be reached through this footer, whatever its blocks are like.
 pub(super) fn leads(draft: &Draft, footer: &Footer) -> Result<bool, RepairError> {
     let file_len = draft.len()?;

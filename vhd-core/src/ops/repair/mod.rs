@@ -72,7 +72,7 @@ impl RepairPlan {
     pub fn new(file: Arc<dyn StorageFile>, facts: &Facts) -> Result<Self, RepairError> {
         let before = checked(&*file)?;
         let mut draft = Draft::new(file)?;
-        if facts.contradict(&draft)? || before.worst().is_some_and(|worst| worst > Severity::Leak) {
+        if footer::contradicts(&draft, facts)? || before.worst().is_some_and(|worst| worst > Severity::Leak) {
             repair(&mut draft, facts)?;
         } else if before.leaked_bytes > 0 {
             list_orphans(&mut draft, facts)?;

@@ -146,7 +146,7 @@ impl Family {
     }
 
     /// Refuses if others than the members rely on one of them.
-    fn refuse_newcomers(&self) -> Result<(), ResizeError> {
+    pub(super) fn refuse_newcomers(&self) -> Result<(), ResizeError> {
         let members = || self.members.iter();
         let search = members().fold(Search::new(), |search, member| {
             search.image(&member.path, member.footer().unique_id)
@@ -161,7 +161,7 @@ impl Member {
         Arc::clone(&self.storage)
     }
 
-    fn open(kin: Kin, access: Access, size: u64) -> Result<Self, ResizeError> {
+    pub(super) fn open(kin: Kin, access: Access, size: u64) -> Result<Self, ResizeError> {
         let file = Arc::new(HostFile::open(&kin.path, access, Sharing::Exclusive)?);
         // INV-34: it was looked at without its lock, or let go since.
         if kin.file.is_some() && file.identity().ok() != kin.file {
@@ -171,7 +171,12 @@ impl Member {
         Self::of_file(kin, file, storage, size)
     }
 
-    fn of_file(kin: Kin, file: Arc<HostFile>, storage: Arc<dyn StorageFile>, size: u64) -> Result<Self, ResizeError> {
+    pub(super) fn of_file(
+        kin: Kin,
+        file: Arc<HostFile>,
+        storage: Arc<dyn StorageFile>,
+        size: u64,
+    ) -> Result<Self, ResizeError> {
         let footers = Footers::read(&*file).map_err(|error| ResizeError::from(error).about(&kin.path))?;
         Ok(Self {
             modified: file.modified().ok(),
@@ -189,6 +194,15 @@ impl Member {
     }
 }
 
+/// A chain, the leaf first, in the order of a family.
+pub(super) fn in_line(mut kin: Vec<Kin>) -> Vec<Kin> {
+    kin.reverse();
+    for (index, kin) in kin.iter_mut().enumerate() {
+        kin.parent = index.checked_sub(1);
+    }
+    kin
+}
+
 /// The files of a chain or of its whole tree, parents before their children, and the place of the image among them. They are
 /// looked at and let go.
 fn find_kin(request: &Request<'_>, opened: OpenedDisk) -> Result<(Vec<Kin>, usize), ResizeError> {
@@ -203,12 +217,8 @@ fn find_kin(request: &Request<'_>, opened: OpenedDisk) -> Result<(Vec<Kin>, usiz
         file: opened.identity_at_depth(depth),
         id: layer.layer.unique_id(),
     });
-    let mut kin: Vec<Kin> = layers.collect();
+    let mut kin = in_line(layers.collect());
     drop(opened);
-    kin.reverse();
-    for (index, kin) in kin.iter_mut().enumerate() {
-        kin.parent = index.checked_sub(1);
-    }
     let image = kin.len() - 1;
     if request.tree {
         add_descendants(&mut kin, request.options.ignores_children())?;
@@ -217,7 +227,7 @@ fn find_kin(request: &Request<'_>, opened: OpenedDisk) -> Result<(Vec<Kin>, usiz
 }
 
 /// Adds everything that is based on the files. Each that is added may have children of its own, and a directory of its own.
-fn add_descendants(kin: &mut Vec<Kin>, ignore_unknown: bool) -> Result<(), ResizeError> {
+pub(super) fn add_descendants(kin: &mut Vec<Kin>, ignore_unknown: bool) -> Result<(), ResizeError> {
     loop {
         let mut search = Search::new();
         for kin in &*kin {

@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Request, Resize, ResizeError, ResizePlan, ResizeReport};
+use super::{Request, Resize, ResizeError, ResizePlan, ResizeReport, tree_in_use};
 use crate::device::{BlockDevice as _, LiveDevice};
 use crate::ops::Progress;
-use crate::storage::{FileIdentity, HostFile, StorageError, StorageFile};
+use crate::storage::{HostFile, StorageError, StorageFile};
 
 /// Says what [`resize_in_use`] would do. Nothing is changed.
 ///
@@ -14,12 +14,16 @@ use crate::storage::{FileIdentity, HostFile, StorageError, StorageFile};
 /// Those of [`resize_in_use`].
 pub fn plan_in_use(request: &Request<'_>, device: &LiveDevice) -> Result<ResizePlan, ResizeError> {
     check(request, device)?;
+    if request.tree {
+        return tree_in_use::plan(request, device);
+    }
     let file = Arc::clone(device.present().leaf().file());
     Ok(prepare(request, file)?.plan)
 }
 
-/// Makes a disk larger that this process has in use: one image without parents and children, whose file is the request's.
-/// Requests to it are held meanwhile, and none fails.
+/// Makes a disk larger that this process has in use: one image without parents and children, whose file is the request's, or
+/// with `tree` all images of its tree, of which the request names one. Requests to it, and to who reads its layers, are held
+/// meanwhile, and none fails.
 ///
 /// # Errors
 /// [`ResizeError`]; `InUse` for what can't be done while the disk is in use. It has the size that it had then.
@@ -37,6 +41,9 @@ pub fn resize_in_use(
             gpt_moved: false,
         });
     }
+    if request.tree {
+        return tree_in_use::resize(request, device, progress);
+    }
     let mut report = None;
     device.rework_leaf(Box::new(|file| -> Result<(), ResizeError> {
         report = Some(prepare(request, file)?.run(progress)?);
@@ -47,21 +54,20 @@ pub fn resize_in_use(
 
 fn check(request: &Request<'_>, device: &LiveDevice) -> Result<(), ResizeError> {
     let present = device.present();
-    let leaf = present.leaf().file().host_file().and_then(|file| file.metadata().ok());
-    let leaf = leaf.map(|metadata| FileIdentity::of(&metadata));
-    if leaf.is_none() || FileIdentity::of_path(request.image).ok() != leaf {
-        return Err(refused(
-            request.image,
-            "be resized: it is not the file that is written to",
-        ));
-    }
     if request.size < present.size_bytes() {
         return Err(refused(request.image, "become smaller"));
     }
-    if request.tree || present.layers().len() > 1 {
+    if present.layers().len() > 1 && !request.tree {
+        let count = present.layers().len();
+        return Err(ResizeError::NeedsTree {
+            path: request.image.to_owned(),
+            reason: format!("it is one of {count} images of a disk that is in use"),
+        });
+    }
+    if !request.tree && !device.writes_to(request.image) {
         return Err(refused(
             request.image,
-            "be resized together with the images that it is based on",
+            "be resized: it is not the file that is written to",
         ));
     }
     if request.fix_gpt {

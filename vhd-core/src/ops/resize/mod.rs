@@ -9,7 +9,7 @@
 //!   work.rs      all images in their order, and back again if one fails
 //!   gpt.rs       the backup of the partition table follows the end of the disk
 //!   online.rs    a disk in use: the gate before its device; subject.rs what is behind it, raw.rs a raw file
-//!   in_use.rs    a disk whose snapshots come and go while it is in use
+//!   in_use.rs    a disk whose snapshots come and go while it is in use; tree_in_use.rs with all images of its tree
 //! ```
 //!
 //! docs/resize.md has the order of the writes and its reasons (INV-26 to INV-28), and what holds for a disk in use (INV-31,
@@ -29,6 +29,7 @@ mod proof;
 mod raw;
 mod sparse;
 mod subject;
+mod tree_in_use;
 mod work;
 
 use std::path::{Path, PathBuf};
@@ -106,16 +107,10 @@ impl Resize {
         })
     }
 
-    /// The same for one image without parents that its user holds open and locked. It is changed through `storage`, and
-    /// nothing else may use it until that is done.
-    fn prepare_held(
-        request: &Request<'_>,
-        file: &Arc<HostFile>,
-        storage: Arc<dyn StorageFile>,
-    ) -> Result<Self, ResizeError> {
+    /// The same for files that their user holds open and locked, below a record that is not there yet.
+    fn prepare_family(request: &Request<'_>, family: Family) -> Result<Self, ResizeError> {
         check_size(request.size)?;
-        let record = journal::place_for(request.image)?;
-        let family = Family::of_one(request.image, file, storage, request.size)?;
+        let record = journal::place_for(&family.members[0].path)?;
         let plan = plan::plan(request, &family, false)?;
         journal::require_no_other(&family, &record, &plan)?;
         Ok(Self {
@@ -124,6 +119,18 @@ impl Resize {
             record,
             fix_gpt: request.fix_gpt,
         })
+    }
+
+    /// The same for one image without parents that its user holds open and locked. It is changed through `storage`, and
+    /// nothing else may use it until that is done.
+    fn prepare_held(
+        request: &Request<'_>,
+        file: &Arc<HostFile>,
+        storage: Arc<dyn StorageFile>,
+    ) -> Result<Self, ResizeError> {
+        journal::place_for(request.image)?;
+        let family = Family::of_one(request.image, file, storage, request.size)?;
+        Self::prepare_family(request, family)
     }
 
     /// What is going to be done.

@@ -1,0 +1,150 @@
+//! Chains in real guest memory: what drivers send, and what no driver may send.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use virtio_queue::QueueT as _;
+use vm_memory::GuestAddress;
+use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
+use super::*;
+use crate::mem::allocate;
+use crate::virtio::queue::Served;
+
+const MEMORY: u64 = 1 << 20;
+const ENTRIES: u16 = 8;
+const TABLE: u64 = 0x1000;
+const AVAIL: u64 = 0x2000;
+const USED: u64 = 0x3000;
+const DATA: u64 = 0x1_0000;
+
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+
+/// "Random" numbers that can be told from anything else.
+struct Sevens;
+
+impl Read for Sevens {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        buffer.fill(7);
+        Ok(buffer.len())
+    }
+}
+
+/// A source that is at its end.
+struct Dry;
+
+impl Read for Dry {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Ok(0)
+    }
+}
+
+type Descriptor = (u64, u32, u16, u16);
+
+fn served(memory: &GuestMemory, descriptors: &[Descriptor], heads: &[u16]) -> Served {
+    let mut queue = Queue::new(ENTRIES).unwrap();
+    queue.set_desc_table_address(Some(TABLE as u32), None);
+    queue.set_avail_ring_address(Some(AVAIL as u32), None);
+    queue.set_used_ring_address(Some(USED as u32), None);
+    queue.set_ready(true);
+    for (at, (address, len, flags, next)) in (TABLE..).step_by(16).zip(descriptors) {
+        memory.write_obj(*address, GuestAddress(at)).unwrap();
+        memory.write_obj(*len, GuestAddress(at + 8)).unwrap();
+        memory.write_obj(*flags, GuestAddress(at + 12)).unwrap();
+        memory.write_obj(*next, GuestAddress(at + 14)).unwrap();
+    }
+    for (at, head) in (AVAIL + 4..).step_by(2).zip(heads) {
+        memory.write_obj(*head, GuestAddress(at)).unwrap();
+    }
+    let sent = u16::try_from(heads.len()).unwrap();
+    memory.write_obj(sent, GuestAddress(AVAIL + 2)).unwrap();
+    Served {
+        memory: memory.clone(),
+        queue,
+        interrupt: Arc::new(Interrupt::new(EventFd::new(EFD_NONBLOCK).unwrap())),
+    }
+}
+
+fn filled(memory: &GuestMemory, request: u64) -> u32 {
+    memory.read_obj(GuestAddress(USED + 4 + request * 8 + 4)).unwrap()
+}
+
+fn bytes(memory: &GuestMemory) -> Vec<u8> {
+    let mut bytes = vec![0; MEMORY as usize];
+    memory.read_slice(&mut bytes, GuestAddress(0)).unwrap();
+    bytes
+}
+
+#[test]
+fn buffers_are_filled_as_far_as_they_may() {
+    let memory = allocate(MEMORY).unwrap();
+    let descriptors = [
+        // Two buffers, of which the first can only be read, and one.
+        (DATA, 100, NEXT, 1),
+        (DATA + 0x1000, 50, WRITE, 0),
+        (DATA + 0x2000, 5000, WRITE, 0),
+        // More than a request gets.
+        (0x2_0000, 1 << 19, WRITE, 0),
+        // Outside memory, half outside, and nothing.
+        (MEMORY, 16, WRITE, 0),
+        (MEMORY - 8, 16, NEXT | WRITE, 2),
+        (u64::MAX - 3, 8, WRITE, 0),
+        (DATA, 0, WRITE, 0),
+    ];
+    let mut served = served(&memory, &descriptors, &[0, 2, 3, 4, 5, 6, 7]);
+    assert!(!served.serve(&mut Source(Sevens)).unwrap());
+    let answered: u16 = memory.read_obj(GuestAddress(USED + 2)).unwrap();
+    assert_eq!(answered, 7);
+    let all: Vec<u32> = (0..7).map(|request| filled(&memory, request)).collect();
+    assert_eq!(all, [50, 5000, 64 << 10, 0, 0, 0, 0]);
+    let bytes = bytes(&memory);
+    let sevens = |range: std::ops::Range<usize>| bytes[range].iter().all(|byte| *byte == 7);
+    let data = DATA as usize;
+    assert!(sevens(data + 0x1000..data + 0x1000 + 50) && sevens(data + 0x2000..data + 0x2000 + 5000));
+    assert!(bytes[data..data + 100].iter().all(|byte| *byte == 0));
+    assert_eq!((bytes[0x2_0000 + 0xffff], bytes[0x2_0000 + 0x1_0000]), (7, 0));
+}
+
+#[test]
+fn a_source_that_fails_fills_nothing() {
+    let memory = allocate(MEMORY).unwrap();
+    let mut served = served(&memory, &[(DATA, 64, WRITE, 0)], &[0]);
+    assert!(!served.serve(&mut Source(Dry)).unwrap());
+    assert_eq!(filled(&memory, 0), 0);
+}
+
+fn descriptor() -> impl Strategy<Value = Descriptor> {
+    let address = prop_oneof![8 => 0x4000..MEMORY, 1 => any::<u64>()];
+    let len = prop_oneof![8 => 0_u32..10_000, 1 => any::<u32>()];
+    (address, len, 0_u16..8, 0..ENTRIES + 2)
+}
+
+proptest! {
+    /// Whatever is in the table: nothing outside buffers that may be filled changes, and each request is answered or the device
+    /// waits for its reset.
+    #[test]
+    fn any_chains(descriptors in vec(descriptor(), 8), heads in vec(0..ENTRIES + 1, 1..8)) {
+        let memory = allocate(MEMORY).unwrap();
+        let mut served = served(&memory, &descriptors, &heads);
+        let before = bytes(&memory);
+        let stopped = loop {
+            match served.serve(&mut Source(Sevens)) {
+                Ok(true) => {}
+                Ok(false) => break false,
+                Err(_) => break true,
+            }
+        };
+        let answered: u16 = memory.read_obj(GuestAddress(USED + 2)).unwrap();
+        prop_assert!(stopped || usize::from(answered) == heads.len());
+        let ring = USED as usize..USED as usize + 6 + 8 * usize::from(ENTRIES);
+        let is_table = descriptors.iter().any(|it| it.2 & 4 != 0);
+        let after = bytes(&memory);
+        for (at, (now, then)) in after.iter().zip(&before).enumerate() {
+            let is_given = || descriptors.iter().any(|it| {
+                it.2 & WRITE != 0 && (it.0..it.0.saturating_add(it.1.into())).contains(&(at as u64))
+            });
+            // A table of descriptors in what was filled leads anywhere: then only the value shows who it was.
+            prop_assert!(now == then || ring.contains(&at) || is_given() || is_table && *now == 7, "byte {at:#x}");
+        }
+    }
+}
