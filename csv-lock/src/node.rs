@@ -110,11 +110,15 @@ impl<C: Clock, N: Net, V: VolumeIo, E: Engine> Node<C, N, V, E> {
 
     /// Campaigns once, and leads the volume if it is elected.
     fn try_to_lead(&self, steer: &dyn Steer) -> Result<Option<Ended>, CsvError> {
-        let campaign = self.engine.campaign(self.format.volume);
-        let led = match campaign {
+        let led = match self.engine.campaign(self.format.volume) {
             Ok(None) => return Ok(None),
             Ok(Some(term)) => self.lead(term, steer),
-            Err(error) => Err(error),
+            Err(error) => {
+                // It has cost nothing: as soon as the engine answers again, there shall be a coordinator.
+                tracing::warn!(node = %self.node, %error, "could not campaign");
+                steer.failed(&error);
+                return Ok(None);
+            }
         };
         match &led {
             Ok(ended) => {
