@@ -354,7 +354,9 @@ fn inv_91_coordinators_that_are_all_elected_and_stopped_at_random_do_no_harm() {
     );
     for (places, known) in places.iter().zip(&mut known) {
         known.extend(places.try_iter());
-        gather(places, known, 5);
+        // One that has a place for every block has nothing more to ask for.
+        let left = TABLE.entries as usize - known.len();
+        gather(places, known, left.min(5));
     }
     drop((nodes, clients));
     println!("{rounds} stops, {} and {} answers", known[0].len(), known[1].len());
