@@ -1,6 +1,7 @@
 //! The disks that the measurements run on, each beside the raw file it is compared with.
 #![forbid(unsafe_code)]
 
+mod arguments;
 pub mod running;
 
 use std::fs::File;
@@ -8,6 +9,8 @@ use std::io::Read;
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+
+pub use arguments::Arguments;
 
 use anyhow::Result;
 use vhd_core::chain::{OpenOptions, OpenedDisk, create_child};

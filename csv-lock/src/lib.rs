@@ -55,7 +55,7 @@ pub use journal::{Op, Outcome, Record, RequestId, Table};
 pub use message::{Answer, Ask, MAX_BLOCKS, MAX_MESSAGE, Reply, Request, decode, encode, payload_len};
 pub use net::{Listener, Net, UnixCaller, UnixInbox, UnixNet};
 pub use node::{Ended, Node, Steer};
-pub use registry::{Event, KnownVolume, Member, OpenSession, Registry, Wish};
+pub use registry::{Event, KnownVolume, Member, OpenSession, Registry};
 pub use state::{Disk, Sealed, State};
 pub use takeover::{newest_epoch, take_over};
 pub use volume::{HostVolume, VolumeFile, VolumeFormat, VolumeIo, check_disk_path, incoming, init_volume, read_format};

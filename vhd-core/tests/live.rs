@@ -18,7 +18,7 @@ mod support;
 
 use std::io::IoSlice;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -303,6 +303,27 @@ struct Copying<'a> {
     before_copy: Box<dyn Fn(&str) + Sync + 'a>,
 }
 
+impl<'a> Copying<'a> {
+    fn new(from: &'a Path, to: &Path, before_copy: impl Fn(&str) + Sync + 'a) -> Self {
+        Self {
+            from,
+            to: to.to_owned(),
+            copies: Mutex::default(),
+            before_copy: Box::new(before_copy),
+        }
+    }
+}
+
+/// At each step a write of its own that is flushed, and one over what has been copied; counted.
+fn writes_between<'a>(device: &'a LiveDevice, written: &'a AtomicUsize) -> impl Fn(&str) + Sync + 'a {
+    |_| {
+        let at = written.fetch_add(1, Ordering::SeqCst);
+        write_number(device, 100 + at, 9);
+        write_number(device, 7, 10 + u64_from(at));
+        device.flush().unwrap();
+    }
+}
+
 impl Steps for Copying<'_> {
     fn done(&self, step: &str) {
         (self.before_copy)(step);
@@ -342,12 +363,7 @@ fn inv_53_killed_at_any_step_the_snapshot_is_taken_or_not() {
                 device.flush().unwrap();
             }
         };
-        let steps = Copying {
-            from: dir.path(),
-            to: copies.path().to_owned(),
-            copies: Mutex::default(),
-            before_copy: Box::new(before_copy),
-        };
+        let steps = Copying::new(dir.path(), copies.path(), before_copy);
         let mut tree = SnapshotTree::open_in_use(&disk, &device, work(&steps)).unwrap();
         tree.create_in_use("new").unwrap();
         drop(tree);

@@ -28,13 +28,6 @@ pub struct Member {
     pub condition: String,
 }
 
-/// A planned move of the coordinator.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wish {
-    /// The node that shall coordinate.
-    pub node: NodeId,
-}
-
 impl Registry {
     /// A node takes part from now on. False if it did already.
     ///
@@ -112,16 +105,11 @@ impl Registry {
     ///
     /// # Errors
     /// `Engine`.
-    pub fn wished(&self, volume: VolumeId) -> Result<Option<Wish>, CsvError> {
+    pub fn wished(&self, volume: VolumeId) -> Result<Option<NodeId>, CsvError> {
         let sql = "SELECT node FROM wish WHERE volume = ?1 AND until_ms > ?2";
-        let read = |row: &rusqlite::Row<'_>| {
-            Ok(Wish {
-                node: NodeId(row.get(0)?),
-            })
-        };
         let values = params![volume.to_string(), now_ms()];
         self.connection()
-            .query_row(sql, values, read)
+            .query_row(sql, values, |row| row.get(0).map(NodeId))
             .optional()
             .map_err(failed)
     }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, ErrorCode};
 
 pub use events::Event;
-pub use members::{Member, Wish};
+pub use members::Member;
 pub use sessions::OpenSession;
 pub(crate) use terms::LastTerm;
 pub use volumes::KnownVolume;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use virtio_queue::Queue;
 
 use super::Interrupt;
+use super::queue_thread::QueueThread;
 use crate::mem::GuestMemory;
 use crate::state::StateError;
 
@@ -28,21 +29,32 @@ pub(crate) trait VirtioDevice: Send {
     /// The driver is ready: serve its queue from now on. `features` are those of both sides.
     fn activate(&mut self, features: u64, memory: GuestMemory, queue: Queue, interrupt: Arc<Interrupt>);
 
+    /// The thread that serves its queue.
+    fn thread(&self) -> &QueueThread;
+
     /// Stop serving. On return the device does not touch guest memory.
-    fn reset(&mut self);
+    fn reset(&mut self) {
+        self.thread().reset();
+    }
 
     /// Serve nothing for now. On return the device does not touch guest memory, and nothing that it was asked for is on its
     /// way.
-    fn pause(&mut self);
+    fn pause(&mut self) {
+        self.thread().pause();
+    }
 
     /// Go on after [`pause`](Self::pause), with what came meanwhile.
-    fn resume(&mut self);
+    fn resume(&mut self) {
+        self.thread().resume();
+    }
 
     /// What is behind the device may have another size now: its configuration says so from here on. Whether it has changed.
     fn refresh_config(&mut self) -> bool;
 
     /// The queue that is served; `None` if none is. The device is paused.
-    fn served(&self) -> Option<Queue>;
+    fn served(&self) -> Option<Queue> {
+        self.thread().queue()
+    }
 
     /// What its driver has chosen in the configuration.
     fn save(&self) -> bool;
@@ -57,5 +69,7 @@ pub(crate) trait VirtioDevice: Send {
     fn offer(&mut self, features: u64) -> Result<(), StateError>;
 
     /// What the driver rings to say that there is work.
-    fn doorbell(&self) -> &vmm_sys_util::eventfd::EventFd;
+    fn doorbell(&self) -> &vmm_sys_util::eventfd::EventFd {
+        self.thread().doorbell()
+    }
 }

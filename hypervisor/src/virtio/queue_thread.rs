@@ -15,7 +15,7 @@ use crate::mem::GuestMemory;
 use crate::sandbox::{Sandbox, Task};
 
 /// A thread that serves a queue whenever its bell rings. It ends when this is dropped.
-pub(super) struct QueueThread {
+pub(crate) struct QueueThread {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }

@@ -57,6 +57,21 @@ pub(crate) fn chain(lab: &Lab) {
     }
 }
 
+/// The report of a command without these fields, and without the directory in the others: what is the same in two places.
+pub(crate) fn report_without(lab: &Lab, args: &[&str], left_out: &[&str]) -> Value {
+    let mut report = lab.json(args, 0);
+    let fields = report.as_object_mut().unwrap();
+    for field in left_out {
+        fields.remove(*field);
+    }
+    for (_, field) in fields {
+        let text = serde_json::to_string(&*field).unwrap();
+        let text = text.replace(&lab.path("").display().to_string(), "");
+        *field = serde_json::from_str(&text).unwrap();
+    }
+    report
+}
+
 /// A command that runs beside the test.
 pub(crate) fn spawn(lab: &Lab, args: &[&str]) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vhd"));
@@ -81,19 +96,8 @@ fn layers_below_a_served_leaf_are_merged() {
         &["merge", "low.vhd"],
     ];
     for step in steps {
-        let [mut here, mut there] = [&served, &alone].map(|lab| {
-            let mut report = lab.json(step, 0);
-            for (_, field) in report.as_object_mut().unwrap() {
-                let text = serde_json::to_string(&*field).unwrap();
-                let text = text.replace(&lab.path("").display().to_string(), "");
-                *field = serde_json::from_str(&text).unwrap();
-            }
-            report
-        });
         // The leaf that is written to may grow by less than a copy of it.
-        for report in [&mut here, &mut there] {
-            report.as_object_mut().unwrap().remove("estimated_seconds");
-        }
+        let [here, there] = [&served, &alone].map(|lab| report_without(lab, step, &["estimated_seconds"]));
         assert_eq!(here, there, "{step:?}");
         assert_eq!(hash(&served, &uri(&served, "")), before, "{step:?}");
         write(&device, 9 * MIB, &[9; 512]);

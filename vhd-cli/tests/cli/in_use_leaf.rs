@@ -13,7 +13,7 @@ use vhd_core::ErrorKind;
 use vhd_core::chain::OpenOptions;
 
 use crate::announce;
-use crate::in_use::{chain, connect, hash, read, spawn, uri, wait_for_news, write};
+use crate::in_use::{chain, connect, hash, read, report_without, spawn, uri, wait_for_news, write};
 use crate::kills::kill_rounds;
 use crate::mounted::{Mounted, fuse};
 use crate::nbd::Serving;
@@ -23,17 +23,8 @@ use crate::support::{Lab, MIB, stderr};
 
 /// Without what is not the same in two places, and what a disk in use copies more than once.
 fn comparable(lab: &Lab, args: &[&str]) -> Value {
-    let mut report = lab.json(args, 0);
-    let fields = report.as_object_mut().unwrap();
-    for field in ["estimated_seconds", "read_bytes", "copied_bytes", "new_bytes"] {
-        fields.remove(field);
-    }
-    for (_, field) in fields {
-        let text = serde_json::to_string(&*field).unwrap();
-        let text = text.replace(&lab.path("").display().to_string(), "");
-        *field = serde_json::from_str(&text).unwrap();
-    }
-    report
+    let left_out = ["estimated_seconds", "read_bytes", "copied_bytes", "new_bytes"];
+    report_without(lab, args, &left_out)
 }
 
 /// The files of the disk, its records and markers.

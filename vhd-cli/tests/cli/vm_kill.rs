@@ -4,7 +4,6 @@
 //! `VHD_KILL_ROUNDS=200 cargo test --release -p vhd-cli --test cli vm_kill -- --nocapture`
 
 use std::io::Read as _;
-use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -18,6 +17,7 @@ use crate::kills::kill_rounds;
 use crate::payload::{Payload, has_kvm};
 use crate::support::{Lab, MIB, beside_the_test, stderr};
 use crate::vm::{chain, kernel};
+use crate::vm_live::counted;
 
 /// Acknowledgements that are waited for at least, in each round.
 const ACKNOWLEDGED: usize = 5;
@@ -65,30 +65,6 @@ fn counting(lab: &Lab, disk: &str, first: u32) -> Child {
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
     command.spawn().unwrap()
-}
-
-/// How far the numbers go that an image holds. The one behind may have been under way; none comes after that.
-fn counted(image: &Path) -> u32 {
-    let opened = OpenOptions::new().open(image).unwrap();
-    let holds = |number: u32| {
-        let mut found = [0; 4];
-        opened.disk().read_at(&mut found, u64::from(number) * 4096).unwrap();
-        let found = u32::from_le_bytes(found);
-        assert!(
-            found == number || found == 0,
-            "{}: {found} at {number}",
-            image.display()
-        );
-        found == number
-    };
-    let count = (1..NUMBERS).take_while(|number| holds(*number)).count();
-    let count = u32::try_from(count).unwrap();
-    assert!(
-        (count + 1..count + 100).all(|number| !holds(number)),
-        "{}: a gap",
-        image.display()
-    );
-    count
 }
 
 /// Takes snapshots until the machine is gone; those that were said to be taken.

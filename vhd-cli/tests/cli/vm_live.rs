@@ -40,7 +40,7 @@ fn counting(lab: &Lab, label: &str, disk: &str) -> Running {
 }
 
 /// How far the numbers go that an image holds; behind the next one that was under way there are none.
-fn counted(image: &Path) -> u32 {
+pub(crate) fn counted(image: &Path) -> u32 {
     let opened = OpenOptions::new().open(image).unwrap();
     let holds = |number: u32| {
         let mut found = [0; 4];
@@ -57,7 +57,7 @@ fn counted(image: &Path) -> u32 {
     let count = u32::try_from(count).unwrap();
     assert!(
         (count + 1..count + 100).all(|number| !holds(number)),
-        "{}",
+        "{}: a gap",
         image.display()
     );
     count

@@ -187,8 +187,7 @@ impl OpenedDisk {
 
     /// Which file is at a depth, by the descriptor that it is read through; `None` for a file that is not on this host.
     pub(crate) fn identity_at_depth(&self, depth: u32) -> Option<FileIdentity> {
-        let file = self.file_at_depth(depth)?.host_file()?;
-        Some(FileIdentity::of(&file.metadata().ok()?))
+        FileIdentity::of_open(self.file_at_depth(depth)?)
     }
 
     /// Refuses if the leaf is another file than the one that was looked at before under its name (INV-34).

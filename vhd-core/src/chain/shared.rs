@@ -19,23 +19,18 @@ impl SharedImages {
     /// The image that is open in this very file.
     pub(super) fn get(&self, file: &dyn StorageFile) -> Option<Arc<Image>> {
         let images = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        images.get(&identity(file)?)?.upgrade()
+        images.get(&FileIdentity::of_open(file)?)?.upgrade()
     }
 
     /// Lets others use an image that is open for reading.
     pub(super) fn add(&self, image: &Arc<Image>) {
-        let Some(identity) = identity(&**image.file()) else {
+        let Some(identity) = FileIdentity::of_open(&**image.file()) else {
             return;
         };
         let mut images = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         images.retain(|_, image| image.strong_count() > 0);
         images.insert(identity, Arc::downgrade(image));
     }
-}
-
-/// Which file of this host it is, by its descriptor. A number is not given to another file while one is open.
-fn identity(file: &dyn StorageFile) -> Option<FileIdentity> {
-    Some(FileIdentity::of(&file.host_file()?.metadata().ok()?))
 }
 
 impl fmt::Debug for SharedImages {

@@ -16,8 +16,11 @@ use crate::storage::{StorageFile, WatchedFile};
 /// off. Whatever becomes of it, the file holds the leaf afterwards.
 pub(super) type Rework<'a, E> = dyn FnOnce(Arc<dyn StorageFile>) -> Result<(), E> + 'a;
 
-/// The same for the files of a whole chain; the leaf's is given.
-pub(crate) type ReworkChain<'a, E> = dyn FnOnce(Arc<dyn StorageFile>) -> Reworked<E> + 'a;
+/// The same for the files of a whole chain, which its caller has.
+pub(crate) type ReworkChain<'a, E> = dyn FnOnce() -> Reworked<E> + 'a;
+
+/// What is done to files, of which the leaf's is given.
+type Change<'a, E> = dyn FnOnce(Arc<dyn StorageFile>) -> Reworked<E> + 'a;
 
 /// What became of files that were changed.
 pub(crate) struct Reworked<E> {
@@ -70,10 +73,10 @@ impl LiveDevice {
     /// # Errors
     /// Those of flushing, of the change, and of opening the layers again.
     pub(crate) fn rework_chain<E: From<DeviceError>>(&self, rework: Box<ReworkChain<'_, E>>) -> Result<(), E> {
-        self.rework(Scope::Chain, rework)
+        self.rework(Scope::Chain, Box::new(|_| rework()))
     }
 
-    fn rework<E: From<DeviceError>>(&self, scope: Scope, rework: Box<ReworkChain<'_, E>>) -> Result<(), E> {
+    fn rework<E: From<DeviceError>>(&self, scope: Scope, rework: Box<Change<'_, E>>) -> Result<(), E> {
         // So that little is left to be done while requests wait.
         self.flush()?;
         let views = match scope {

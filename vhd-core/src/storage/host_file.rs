@@ -69,6 +69,12 @@ impl FileIdentity {
         Ok(Self::of(&path.metadata()?))
     }
 
+    /// Which file of this host an open one is, by its descriptor; `None` if it is none, or the system can't tell. No other file
+    /// is given the number while one is open.
+    pub(crate) fn of_open(file: &dyn StorageFile) -> Option<Self> {
+        Some(Self::of(&file.host_file()?.metadata().ok()?))
+    }
+
     pub(crate) fn of(metadata: &Metadata) -> Self {
         Self {
             device: metadata.dev(),

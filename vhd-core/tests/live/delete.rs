@@ -119,21 +119,9 @@ fn inv_55_killed_at_any_step_the_next_command_finishes() {
         drop(take(&disk, &device, "gone"));
         write_number(&device, 7, 3);
         device.flush().unwrap();
-        // Each step has a write of its own that is flushed, and one over what the merge has copied.
         let written = AtomicUsize::new(0);
-        let before_copy = |_: &str| {
-            let at = written.fetch_add(1, Ordering::SeqCst);
-            write_number(&device, 100 + at, 9);
-            write_number(&device, 7, 10 + u64_from(at));
-            device.flush().unwrap();
-        };
         let found = {
-            let steps = Copying {
-                from: dir.path(),
-                to: copies.path().to_owned(),
-                copies: Mutex::default(),
-                before_copy: Box::new(before_copy),
-            };
+            let steps = Copying::new(dir.path(), copies.path(), writes_between(&device, &written));
             let settled = delete_with(&disk, &device, "gone", work(&steps)).unwrap();
             assert!(settled.waiting.is_empty(), "{settled:?}");
             steps.copies.into_inner().unwrap()

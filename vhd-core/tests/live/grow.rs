@@ -164,12 +164,7 @@ fn inv_28_killed_while_a_tree_in_use_grows_the_same_command_finishes() {
     let now = bytes_of(&device);
     let size = 16 * MIB;
     let found = {
-        let watching = Watching(Copying {
-            from: dir.path(),
-            to: copies.path().to_owned(),
-            copies: Mutex::default(),
-            before_copy: Box::new(|_| ()),
-        });
+        let watching = Watching(Copying::new(dir.path(), copies.path(), |_| ()));
         assert_eq!(tree(&disk, size).grow(&device, &watching).unwrap(), 3);
         watching.0.copies.into_inner().unwrap()
     };

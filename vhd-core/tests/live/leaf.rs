@@ -100,21 +100,9 @@ fn inv_77_killed_at_any_step_the_same_command_finishes() {
         let target = if whole_range { base } else { high };
         let device = live(&leaf);
         let written = std::sync::atomic::AtomicUsize::new(0);
-        // Each step has a write of its own that is flushed, and one over what has been copied.
-        let before_copy = |_: &str| {
-            let at = written.fetch_add(1, Ordering::SeqCst);
-            write_number(&device, 100 + at, 9);
-            write_number(&device, 7, 10 + u64_from(at));
-            device.flush().unwrap();
-        };
         let found = {
             let watching = Watching {
-                steps: Copying {
-                    from: dir.path(),
-                    to: copies.path().to_owned(),
-                    copies: Mutex::default(),
-                    before_copy: Box::new(before_copy),
-                },
+                steps: Copying::new(dir.path(), copies.path(), writes_between(&device, &written)),
             };
             merge_live(&request(&leaf, Some(&target)), &device, &watching).unwrap();
             watching.steps.copies.into_inner().unwrap()

@@ -126,20 +126,9 @@ fn inv_73_killed_at_any_step_the_next_command_finishes() {
         write_number(&device, 7, 3);
         device.flush().unwrap();
         let written = std::sync::atomic::AtomicUsize::new(0);
-        let before_copy = |_: &str| {
-            let at = written.fetch_add(1, Ordering::SeqCst);
-            write_number(&device, 100 + at, 9);
-            write_number(&device, 7, 10 + u64_from(at));
-            device.flush().unwrap();
-        };
         let found = {
             let watching = Watching {
-                steps: Copying {
-                    from: dir.path(),
-                    to: copies.path().to_owned(),
-                    copies: Mutex::default(),
-                    before_copy: Box::new(before_copy),
-                },
+                steps: Copying::new(dir.path(), copies.path(), writes_between(&device, &written)),
             };
             let all = Work {
                 steps: &watching.steps,

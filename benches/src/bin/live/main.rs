@@ -16,24 +16,16 @@ mod programs;
 mod qmp;
 mod writers;
 
-use std::path::PathBuf;
-
-use anyhow::{Context as _, Result, ensure};
+use anyhow::Result;
+use vhd_benches::Arguments;
 
 fn main() -> Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let number = |index: usize, default: u64| {
-        let text = arguments.get(index);
-        text.map_or(Ok(default), |text| text.parse()).context("a number")
-    };
-    let place = PathBuf::from(arguments.first().map_or(".", String::as_str)).canonicalize()?;
-    let (rounds, mib) = (number(1, 20)?, number(2, 64)?);
-    let vhd = std::env::current_exe()?.with_file_name("vhd");
-    ensure!(vhd.exists(), "there is no {}: build vhd-cli", vhd.display());
-    let dir = tempfile::tempdir_in(place)?;
+    let arguments = Arguments::of_this_program()?;
+    let (rounds, mib) = (arguments.number(1, 20)?, arguments.number(2, 64)?);
+    let dir = tempfile::tempdir_in(&arguments.place)?;
     load("before")?;
-    pauses::print(dir.path(), &vhd, rounds)?;
-    merges::print(dir.path(), &vhd, rounds, mib << 20)?;
+    pauses::print(dir.path(), &arguments.vhd, rounds)?;
+    merges::print(dir.path(), &arguments.vhd, rounds, mib << 20)?;
     load("after")
 }
 

@@ -16,10 +16,10 @@ mod images;
 mod peers;
 mod report;
 
-use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use vhd_benches::Arguments;
 
 use crate::fio::Work;
 use crate::images::Images;
@@ -27,21 +27,14 @@ use crate::peers::Program;
 use crate::report::Report;
 
 fn main() -> Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let number = |index: usize, default: u64| {
-        let text = arguments.get(index);
-        text.map_or(Ok(default), |text| text.parse()).context("a number")
-    };
-    let place = PathBuf::from(arguments.first().map_or(".", String::as_str)).canonicalize()?;
-    let (rounds, milliseconds) = (number(1, 3)?, number(2, 500)?);
-    let vhd = std::env::current_exe()?.with_file_name("vhd");
-    ensure!(vhd.exists(), "there is no {}: build vhd-cli", vhd.display());
+    let arguments = Arguments::of_this_program()?;
+    let (rounds, milliseconds) = (arguments.number(1, 3)?, arguments.number(2, 500)?);
     ensure!(Command::new("fio").arg("--version").output().is_ok(), "there is no fio");
-    let dir = tempfile::tempdir_in(place)?;
-    let images = Images::new(dir.path(), &vhd)?;
+    let dir = tempfile::tempdir_in(&arguments.place)?;
+    let images = Images::new(dir.path(), &arguments.vhd)?;
     let mut report = Report::default();
     for writes in [false, true] {
-        let programs = Program::all(&images, &vhd, writes)?;
+        let programs = Program::all(&images, &arguments.vhd, writes)?;
         for work in Work::all(writes) {
             for round in 0..=rounds {
                 for program in &programs {

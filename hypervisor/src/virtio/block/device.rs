@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use vhd_block::Disk;
 use vhd_block::units::usize_from;
 use virtio_queue::Queue;
-use vmm_sys_util::eventfd::EventFd;
 
 use super::config::{self, Config, QUEUE_SIZE, WRITEBACK};
 use super::execute::{DiskId, Executor};
@@ -89,27 +88,19 @@ impl VirtioDevice for Block {
         self.thread.activate(memory, queue, interrupt);
     }
 
+    fn thread(&self) -> &QueueThread {
+        &self.thread
+    }
+
     fn reset(&mut self) {
         self.negotiated = 0;
         self.thread.reset();
-    }
-
-    fn pause(&mut self) {
-        self.thread.pause();
-    }
-
-    fn resume(&mut self) {
-        self.thread.resume();
     }
 
     fn refresh_config(&mut self) -> bool {
         let mut config = config::config(&self.disk);
         config[WRITEBACK] = self.config[WRITEBACK];
         std::mem::replace(&mut self.config, config) != config
-    }
-
-    fn served(&self) -> Option<Queue> {
-        self.thread.queue()
     }
 
     fn save(&self) -> bool {
@@ -126,10 +117,6 @@ impl VirtioDevice for Block {
     fn offer(&mut self, features: u64) -> Result<(), StateError> {
         self.offered = offer_again(self.offered, features)?;
         Ok(())
-    }
-
-    fn doorbell(&self) -> &EventFd {
-        self.thread.doorbell()
     }
 }
 

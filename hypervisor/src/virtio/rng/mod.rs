@@ -12,7 +12,6 @@ use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::Queue;
 use vm_memory::Bytes as _;
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::mem::GuestMemory;
 use crate::sandbox::Sandbox;
@@ -107,24 +106,12 @@ impl VirtioDevice for Rng {
         self.thread.activate(memory, queue, interrupt);
     }
 
-    fn reset(&mut self) {
-        self.thread.reset();
-    }
-
-    fn pause(&mut self) {
-        self.thread.pause();
-    }
-
-    fn resume(&mut self) {
-        self.thread.resume();
+    fn thread(&self) -> &QueueThread {
+        &self.thread
     }
 
     fn refresh_config(&mut self) -> bool {
         false
-    }
-
-    fn served(&self) -> Option<Queue> {
-        self.thread.queue()
     }
 
     fn save(&self) -> bool {
@@ -139,10 +126,6 @@ impl VirtioDevice for Rng {
     fn offer(&mut self, features: u64) -> Result<(), StateError> {
         self.offered = offer_again(self.offered, features)?;
         Ok(())
-    }
-
-    fn doorbell(&self) -> &EventFd {
-        self.thread.doorbell()
     }
 }
 

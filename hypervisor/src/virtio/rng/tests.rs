@@ -4,7 +4,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use virtio_queue::QueueT as _;
 use vm_memory::GuestAddress;
-use vmm_sys_util::eventfd::EFD_NONBLOCK;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
 use crate::mem::allocate;

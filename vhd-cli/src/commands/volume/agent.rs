@@ -236,8 +236,7 @@ impl Steering {
 
     /// Looks whether somebody wishes a move.
     fn look(&self, registry: &Registry) -> Result<(), Failure> {
-        let wish = registry.wished(self.volume.id)?;
-        let other = wish.as_ref().is_some_and(|wish| wish.node != self.node);
+        let other = registry.wished(self.volume.id)?.is_some_and(|node| node != self.node);
         self.yields.store(other, Ordering::Release);
         Ok(())
     }

@@ -123,11 +123,7 @@ impl LiveDevice {
 /// The layer of a disk that is the file at `path`.
 fn depth_of(present: &LayeredDevice, path: &Path) -> Option<usize> {
     let wanted = FileIdentity::of_path(path).ok()?;
-    let is_it = |layer: &Layer| {
-        let file = layer.file().host_file();
-        file.and_then(|file| file.metadata().ok())
-            .is_some_and(|metadata| FileIdentity::of(&metadata) == wanted)
-    };
+    let is_it = |layer: &Layer| FileIdentity::of_open(layer.file()) == Some(wanted);
     present.layers().iter().position(is_it)
 }
 

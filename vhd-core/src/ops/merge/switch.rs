@@ -167,9 +167,7 @@ impl Switching<'_> {
     /// The files of the layers go, the leaf first: what is left of the range can be read while it is there.
     fn remove(&mut self, sources: &[Layer]) -> Result<(), MergeError> {
         for (known, layer) in self.plan.sources().iter().zip(sources) {
-            let file = layer.file().host_file().and_then(|file| file.metadata().ok());
-            let is_it = file.map(|file| FileIdentity::of(&file)) == FileIdentity::of_path(&known.path).ok();
-            if !is_it {
+            if FileIdentity::of_open(layer.file()) != FileIdentity::of_path(&known.path).ok() {
                 return Err(MergeError::Changed {
                     path: known.path.clone(),
                     what: "another file has come in the place of the one that was merged".to_owned(),

@@ -17,11 +17,8 @@ const CHUNK: u64 = 1 << 20;
 
 /// The files that a chain is read from.
 pub(super) fn files_below(device: &LayeredDevice) -> Files {
-    let identity = |file: &dyn crate::storage::StorageFile| {
-        let metadata = file.host_file()?.metadata().ok()?;
-        Some(FileIdentity::of(&metadata))
-    };
-    device.layers().iter().map(|layer| identity(layer.file())).collect()
+    let layers = device.layers().iter();
+    layers.map(|layer| FileIdentity::of_open(layer.file())).collect()
 }
 
 /// Hands the ranges out, ascending, each once.

@@ -29,7 +29,7 @@ pub(super) fn resize(
     // What is unfinished or in use is refused before anybody has to wait.
     let Tree { family, watched } = Tree::open(request, device, Access::ReadWrite)?;
     let mut report = None;
-    device.rework_chain(Box::new(|_| {
+    device.rework_chain(Box::new(|| {
         let resized = Resize::prepare_family(request, family).and_then(|resize| resize.run(progress));
         let stuck = matches!(resized, Err(ResizeError::Stuck { .. }));
         Reworked {
@@ -82,7 +82,7 @@ fn kin_of(image: &Path, present: &LayeredDevice) -> Result<Vec<Kin>, ResizeError
             .map_err(|source| StorageError::at(image, "find the files of", source))?;
         match layer.image() {
             Some(image) => Ok(Kin {
-                file: identity(layer),
+                file: FileIdentity::of_open(layer.file()),
                 id: image.unique_id(),
                 path,
                 parent: None,
@@ -93,17 +93,13 @@ fn kin_of(image: &Path, present: &LayeredDevice) -> Result<Vec<Kin>, ResizeError
     kin.collect()
 }
 
-fn identity(layer: &Layer) -> Option<FileIdentity> {
-    let metadata = layer.file().host_file()?.metadata().ok()?;
-    Some(FileIdentity::of(&metadata))
-}
-
 /// Opens a file of the tree: the leaf's once more by the same open file, whose locks stay as they are; another one that the
 /// disk reads beside that; and any other alone.
 fn open(kin: Kin, present: &LayeredDevice, access: Access, size: u64) -> Result<Member, ResizeError> {
+    let is_file = |layer: &Layer, file| FileIdentity::of_open(layer.file()) == Some(file);
     let depth = kin
         .file
-        .and_then(|file| present.layers().iter().position(|layer| identity(layer) == Some(file)));
+        .and_then(|file| present.layers().iter().position(|layer| is_file(layer, file)));
     let reader = depth.and_then(|depth| present.layers()[depth].file().host_file());
     let at = |source| StorageError::at(&kin.path, "use", source);
     let file = match (depth, reader) {
