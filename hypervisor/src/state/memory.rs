@@ -106,7 +106,7 @@ fn require_order(saved: &Memory, size: u64) -> Result<(), StateError> {
         return Err(StateError::damaged("memory", "has pieces of another size"));
     }
     let in_order = saved.pieces.is_sorted_by(|one, next| one.number < next.number);
-    let last = saved.pieces.last().map_or(0, |piece| start_of(piece));
+    let last = saved.pieces.last().map_or(0, start_of);
     if !in_order || last >= size {
         return Err(StateError::damaged(
             "memory",

@@ -101,7 +101,7 @@ fn a_tree_that_another_command_works_on_is_in_use() {
     let jobs: [&[&str]; 6] = [
         &["create", "vm.vhd", "--name", "three"],
         &["apply", "vm.vhd", "one", "--discard-current"],
-        &["revert", "vm.vhd", "--discard-current"],
+        &["revert", "vm.vhd"],
         &["rename", "vm.vhd", "one", "first"],
         &["delete", "vm.vhd", "one"],
         &["rescan", "vm.vhd"],

@@ -22,9 +22,10 @@ fn main() -> anyhow::Result<()> {
     let arguments = vhd_benches::Arguments::of_this_program()?;
     let rounds = arguments.number(1, 7)?;
     let dir = tempfile::tempdir_in(&arguments.place)?;
-    requests::print(dir.path(), rounds)?;
     process::save(dir.path(), &arguments.vhd, rounds)?;
-    process::boot(dir.path(), &arguments.vhd, rounds)
+    process::boot(dir.path(), &arguments.vhd, rounds)?;
+    println!();
+    requests::print(dir.path(), rounds)
 }
 
 #[cfg(not(target_arch = "x86_64"))]

@@ -181,7 +181,7 @@ pub(crate) fn save(dir: &Path, vhd: &Path, rounds: u64) -> Result<()> {
     println!("\n| a machine of {MIB} MiB, all of it written | median | min | max |\n|---|---|---|---|");
     for (name, values) in [
         ("memory of the process beyond the guest's, MiB", beyond),
-        ("- of that its own, MiB", private),
+        ("- of that no pages of programs and libraries, MiB", private),
         ("vhd vm save, s", saving),
         ("reading the file, s", reading),
         ("vhd vm restore to the first sign of the guest, s", restoring),
@@ -201,7 +201,7 @@ fn read_whole(file: &PathBuf) -> Result<f64> {
     Ok(began.elapsed().as_secs_f64())
 }
 
-/// MiB of a process that are not the guest's memory: all that is there, and what it shares with nobody.
+/// MiB of a process that are not the guest's memory: all that is there, and what is no page of a file.
 fn memory(process: u32) -> Result<(f64, f64)> {
     let text = fs::read_to_string(format!("/proc/{process}/smaps"))?;
     let (mut is_guest, mut all, mut own) = (false, 0, 0);
@@ -215,7 +215,7 @@ fn memory(process: u32) -> Result<(f64, f64)> {
         match name {
             _ if is_guest => {}
             "Rss:" => all += kib(),
-            "Private_Clean:" | "Private_Dirty:" => own += kib(),
+            "Anonymous:" => own += kib(),
             _ => {}
         }
     }
