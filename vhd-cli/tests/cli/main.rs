@@ -6,6 +6,7 @@ mod chains;
 mod check;
 mod compact;
 mod convert;
+mod convert_onto;
 mod create;
 mod delta;
 mod dependants;
