@@ -256,7 +256,7 @@ fn chains_of_other_formats_and_raw_bases_are_converted_too() {
     }
     let lab = Lab::new();
     fs::write(lab.path("base.raw"), vec![7; 2 * MIB as usize]).unwrap();
-    lab.run(&["create", "over.avhd", "--parent", "raw:base.raw"], 0);
+    lab.run(&["create", "over.avhd", "--parent", "base.raw", "--from", "raw"], 0);
     lab.run(
         &["convert", "over.avhd", "a.qcow2", "--chain", "--parent", "raw:base.raw"],
         0,

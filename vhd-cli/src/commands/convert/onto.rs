@@ -4,12 +4,14 @@
 use std::fs::{File, OpenOptions as FileOptions};
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::Path;
+use std::sync::Arc;
 
 use rustix::fs::OFlags;
 use vhd_core::ErrorKind;
 use vhd_core::chain::{ImageFormat, OpenOptions, OpenedDisk};
+use vhd_core::device::RawDevice;
 use vhd_core::ops;
-use vhd_core::storage::StorageError;
+use vhd_core::storage::{Access, HostFile, Sharing, StorageError};
 use vhd_nbd::client::{ClientOptions, NbdDevice, NbdUri};
 
 use super::{ConvertJson, Job, TargetArg, explain};
@@ -68,16 +70,13 @@ pub(super) fn convert(job: &Job<'_>) -> Result<ConvertJson, Failure> {
 /// The disk that is written to.
 struct Target {
     disk: OpenedDisk,
-    /// Nobody mounts a block device as long as it is held.
-    _claim: Option<File>,
+    /// Of a block device.
+    _lock: Option<HostFile>,
 }
 
 impl Target {
     fn open(given: &Path, source: &OpenedDisk) -> Result<Self, Failure> {
-        let options = OpenOptions::new()
-            .format(Some(ImageFormat::Raw))
-            .write(true)
-            .ignore_children(true);
+        let options = OpenOptions::new().format(Some(ImageFormat::Raw)).write(true);
         if is_uri(given) {
             let name = path_text(given);
             let uri: NbdUri = name
@@ -89,22 +88,31 @@ impl Target {
             };
             return Ok(Self {
                 disk: options.open_device(NbdDevice::open(&uri, client)?, given)?,
-                _claim: None,
+                _lock: None,
             });
         }
         destination::refuse_source(source, rustix::fs::stat(given), &given.display().to_string())?;
-        let claim = claim(given)?;
+        // The locks of those who know them, beside the claim that the kernel knows.
+        let lock = HostFile::open(given, Access::ReadWrite, Sharing::Exclusive)?;
+        let failed = |error| Failure::io("open", given, &error);
+        let file = HostFile::from_file(claim(given)?).map_err(failed)?;
+        let device = RawDevice::new(Arc::new(file), true).map_err(failed)?;
         Ok(Self {
-            disk: options.open(given)?,
-            _claim: Some(claim),
+            disk: OpenedDisk::from_device(Arc::new(device), given),
+            _lock: Some(lock),
         })
     }
 }
 
-/// Takes a block device for this process alone, among those that ask: mounts and device mappers do.
+/// Takes a block device for this process alone, among those that ask: mounts and device mappers do. Space is discarded through
+/// this handle only: the kernel refuses that to all others meanwhile.
 fn claim(device: &Path) -> Result<File, Failure> {
     let exclusive = i32::try_from(OFlags::EXCL.bits()).unwrap_or_default();
-    let opened = FileOptions::new().read(true).custom_flags(exclusive).open(device);
+    let opened = FileOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(exclusive)
+        .open(device);
     opened.map_err(|error| match error.kind() {
         std::io::ErrorKind::ResourceBusy => {
             let message = format!("{} is mounted, or a part of another device", device.display());

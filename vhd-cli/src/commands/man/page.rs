@@ -13,7 +13,9 @@ const OTHERS: &str = "qemu-img(1), nbdinfo(1), mount(8), fstab(5)";
 
 /// The manual page of a command.
 pub(super) fn page(command: &Command) -> Vec<u8> {
-    let man = Man::new(command.clone()).manual("vhd");
+    let man = Man::new(command.clone())
+        .source(concat!("vhd ", env!("CARGO_PKG_VERSION")))
+        .manual("vhd");
     let mut page = Vec::new();
     let rendered = man
         .render_title(&mut page)
