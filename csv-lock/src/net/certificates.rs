@@ -47,7 +47,7 @@ impl CertificateFiles {
         let verifier = self.verifier(&loaded)?;
         let (own, between) = loaded.chain.split_first().expect("at least one");
         let verified = verifier.verify_client_cert(own, between, UnixTime::now());
-        verified.map_err(|error| judge(&error, &whose).unwrap_or_else(|| unusable(&self.cert, &error)))?;
+        verified.map_err(|error| judge(&error, &whose, None).unwrap_or_else(|| unusable(&self.cert, &error)))?;
         if let Some(node) = node.filter(|node| !names(own, node)) {
             let node = node.clone();
             return Err(CsvError::CertificateName { whose, node });
@@ -136,23 +136,24 @@ pub(super) fn names(certificate: &CertificateDer<'_>, node: &NodeId) -> bool {
     ParsedCertificate::try_from(certificate).is_ok_and(|parsed| verify_server_name(&parsed, &name).is_ok())
 }
 
-/// What a failure of TLS says about somebody's certificate, if it is about one.
-pub(super) fn judge(error: &rustls::Error, whose: &str) -> Option<CsvError> {
+/// What a failure of TLS says about the certificate of `whose`, which should be that of `node`, if it is about one.
+pub(super) fn judge(error: &rustls::Error, whose: &str, node: Option<&NodeId>) -> Option<CsvError> {
     let whose = whose.to_owned();
     match error {
         rustls::Error::InvalidCertificate(reason) => {
             let text = error.to_string();
-            Some(match reason {
-                CertificateError::Expired
-                | CertificateError::ExpiredContext { .. }
-                | CertificateError::NotValidYet
-                | CertificateError::NotValidYetContext { .. }
-                | CertificateError::Revoked => CsvError::CertificateStale { whose, reason: text },
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                    CsvError::CertificateForeign {
-                        whose,
-                        reason: format!("it names another node ({text})"),
-                    }
+            Some(match (reason, node) {
+                (
+                    CertificateError::Expired
+                    | CertificateError::ExpiredContext { .. }
+                    | CertificateError::NotValidYet
+                    | CertificateError::NotValidYetContext { .. }
+                    | CertificateError::Revoked,
+                    _,
+                ) => CsvError::CertificateStale { whose, reason: text },
+                (CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }, Some(node)) => {
+                    let node = node.clone();
+                    CsvError::CertificateName { whose, node }
                 }
                 _ => CsvError::CertificateForeign { whose, reason: text },
             })

@@ -10,7 +10,11 @@ use rustix::process::Signal;
 use crate::support::{Machine, Process, wait};
 
 /// What a command says that needs an etcd where none is.
-const NO_ETCD: &str = if cfg!(feature = "etcd") { "VHD-E0911" } else { "VHD-E0938" };
+const NO_ETCD: &str = if cfg!(feature = "etcd") {
+    "VHD-E0911"
+} else {
+    "VHD-E0938"
+};
 
 #[test]
 fn a_volume_is_made_once_and_known_by_one_name() {

@@ -5,3 +5,4 @@ mod agents;
 mod disks;
 mod faults;
 mod support;
+mod writer;

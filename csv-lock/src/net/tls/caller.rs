@@ -91,6 +91,12 @@ fn exchange(mut stream: Stream, message: &[u8], limit: Duration) -> io::Result<(
 /// A failure that is about a certificate is told as that.
 fn explain(error: io::Error, node: &NodeId) -> io::Error {
     let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
-    let judged = cause.and_then(|cause| judge(cause, &format!("the certificate of node {node}")));
+    let judged = cause.and_then(|cause| {
+        judge(
+            cause,
+            &format!("the certificate at the address of node {node}"),
+            Some(node),
+        )
+    });
     judged.map_or(error, io::Error::other)
 }
