@@ -85,6 +85,8 @@ pub(crate) enum Kind {
     MachineSnapshotBroken,
     /// A file says nothing of processors, or nothing that can be.
     CpuDescription,
+    /// The process of a machine is confined to other files.
+    OutsideSandbox,
     /// A cluster volume or its coordinator said so, with this code.
     Cluster(&'static str),
     /// This machine has no certificate for other machines.
@@ -264,6 +266,7 @@ const TABLE: &[Code] = &[
     own(Kind::DiskNotReleased,          "VHD-E0819", "disk-not-released", Exit::Failed),
     own(Kind::MachineSnapshotBroken,    "VHD-E0820", "machine-snapshot-broken", Exit::Refused),
     own(Kind::CpuDescription,           "VHD-E0821", "cpu-description",   Exit::Corrupt),
+    own(Kind::OutsideSandbox,           "VHD-E0822", "outside-sandbox",   Exit::Refused),
 
     own(Kind::Cluster("VHD-E0901"),      "VHD-E0901", "journal-damaged", Exit::Corrupt),
     own(Kind::Cluster("VHD-E0902"),      "VHD-E0902", "journal-unknown", Exit::Refused),

@@ -57,6 +57,7 @@ mod vm;
 #[cfg(target_arch = "x86_64")]
 mod vm_boot;
 #[cfg(target_arch = "x86_64")]
+mod vm_confined;
 mod vm_control;
 #[cfg(target_arch = "x86_64")]
 mod vm_cpu;

@@ -76,8 +76,10 @@ pub(super) fn init(args: &InitArgs) -> Result<Exit, Failure> {
         return Err(CsvError::NameTaken { name }.into());
     }
     let access = args.engine.access(machine.registry().access()?)?;
-    let cluster = machine.registry().cluster(ClusterId(Uuid::new_v4()))?;
+    // Before that works the machine belongs to none.
+    let cluster = machine.registry().known_cluster()?.unwrap_or(ClusterId(Uuid::new_v4()));
     try_engine(&engine, &access, cluster)?;
+    let cluster = machine.registry().cluster(cluster)?;
     let format = VolumeFormat::new(VolumeId(Uuid::new_v4()), cluster, &name).with_engine(&engine.to_string());
     init_volume(&HostVolume::new(&dir), &format).map_err(|error| explain(error, &dir))?;
     know(&machine, &access, volume(&format, dir, &engine))?;
@@ -104,7 +106,7 @@ pub(super) fn add(args: &AddArgs) -> Result<Exit, Failure> {
     })?;
     debug_assert_eq!(name.as_str(), format.name);
     let machine = Machine::open()?;
-    let cluster = machine.registry().cluster(format.cluster)?;
+    let cluster = machine.registry().known_cluster()?.unwrap_or(format.cluster);
     if cluster != format.cluster {
         let refusal = Refusal::ForeignCluster {
             expected: cluster,
@@ -119,6 +121,7 @@ pub(super) fn add(args: &AddArgs) -> Result<Exit, Failure> {
     let engine = args.engine.engine.clone().unwrap_or(said);
     let access = args.engine.access(machine.registry().access()?)?;
     try_engine(&engine, &access, cluster)?;
+    machine.registry().cluster(cluster)?;
     know(&machine, &access, volume(&format, dir, &engine))?;
     report(ADD, "Added", &format, &engine, &args.dir, args.report)
 }
