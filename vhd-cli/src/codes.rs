@@ -23,6 +23,8 @@ pub(crate) enum Kind {
     Input,
     /// A step of the tour went wrong.
     Tour,
+    /// A detached signature could not be made.
+    Signature,
     /// A server can't listen.
     Listen,
     /// The server that has a disk in use does not answer as it should.
@@ -198,6 +200,7 @@ const TABLE: &[Code] = &[
     own(Kind::Control,                  "VHD-E0325", "control",           Exit::Failed),
     library(ErrorKind::InUse,           "VHD-E0326", Exit::Locked),
     library(ErrorKind::Descriptor,      "VHD-E0329", Exit::Refused),
+    own(Kind::Signature,                "VHD-E0330", "signature",         Exit::Failed),
 
     library(ErrorKind::OutOfRange,      "VHD-E0401", Exit::Failed),
     library(ErrorKind::Misaligned,      "VHD-E0402", Exit::Failed),
