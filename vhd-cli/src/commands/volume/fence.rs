@@ -1,6 +1,7 @@
 //! `vhd volume fence`: a node writes no more, with proof, and its disks are free.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::time::Duration;
 
@@ -106,14 +107,17 @@ fn free(machine: &Machine, volume: &KnownVolume, node: &NodeId, freed: &mut Vec<
         let Some(writer) = state.writer.filter(|writer| writer.node == *node) else {
             continue;
         };
-        if !proofs.contains_key(&writer.id) {
-            let known = machine.registry().session(writer.id)?;
-            let proof = prove(node, known.as_ref().map(|known| &known.process))?;
-            session.fenced(&writer, &proof, ANSWER)?;
-            machine.registry().end_session(writer.id)?;
-            proofs.insert(writer.id, proof);
-        }
-        let proof = proofs[&writer.id].clone();
+        let proof = match proofs.entry(writer.id) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                let known = machine.registry().session(writer.id)?;
+                let proof = prove(node, known.as_ref().map(|known| &known.process))?;
+                session.fenced(&writer, &proof, ANSWER)?;
+                machine.registry().end_session(writer.id)?;
+                new.insert(proof)
+            }
+        };
+        let proof = proof.clone();
         freed.push(Freed {
             volume: volume.name.clone(),
             disk,
