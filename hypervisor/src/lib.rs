@@ -18,7 +18,7 @@
 //!      |         virtio/block/  virtio-blk on a Disk     virtio/rng/  random numbers
 //!      |            |
 //!      |         virtio/queue_thread.rs, queue.rs  a thread that works off the queue of a device
-//!      +-- sandbox.rs  what its threads may ask of the kernel
+//!      +-- sandbox.rs  what its threads may ask of the kernel     reach.rs  which paths they may open
 //!      +-- state/    the machine as data: saved to a file, restored from it
 //!      +-- mem.rs    guest memory: one sealed memory file
 //!      +-- kvm.rs    the machine as KVM has it
@@ -50,6 +50,7 @@ mod pci;
 #[cfg(any(test, feature = "fuzzing"))]
 #[path = "../tests/common/ram.rs"]
 mod ram;
+mod reach;
 mod running;
 mod sandbox;
 mod slots;
@@ -62,6 +63,7 @@ pub use handle::MachineHandle;
 pub use machine::{End, Machine, MachineConfig, MachineDisk};
 pub use machine_type::MachineType;
 pub use mem::{MAX_MEMORY, MEMORY_UNIT, MIN_MEMORY};
+pub use reach::{Access, Confined, Reach};
 pub use sandbox::Sandbox;
 pub use state::{Saved, StateError, StateFile};
 

@@ -1,13 +1,14 @@
 //! Threads of a machine that do what they may not end their process: this test runs itself again for each try.
 #![cfg(target_arch = "x86_64")]
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, IoSlice, IoSliceMut, Seek as _, Write};
 use std::net::TcpStream;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::path::Path;
 use std::process::{Command, Output};
 
-use hypervisor::{CpuModel, End, MIN_MEMORY, Machine, MachineConfig, MachineDisk, MachineType, Sandbox};
+use hypervisor::{Access, CpuModel, End, MIN_MEMORY, Machine, MachineConfig, MachineDisk, MachineType, Reach, Sandbox};
 use vhd_block::{BlockDevice, ByteRange, DeviceError, DeviceInfo, Disk, ExtentVisitor, ZeroOptions};
 
 #[allow(dead_code, reason = "these tests use a part of it")]
@@ -32,6 +33,11 @@ fn deed() {
         "open" => drop(File::open("/etc/passwd")),
         // On success it does not return.
         "exec" => drop(Command::new("/bin/true").exec()),
+        "open outside" => {
+            let opened = File::open("/etc/passwd");
+            let refused = opened.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
+            println!("{}", if refused { "refused" } else { "opened" });
+        }
         "connect" => drop(TcpStream::connect("127.0.0.1:9")),
         "ptrace" => {
             // SAFETY: there is no process 0 to attach to: where it is allowed, it fails and changes nothing.
@@ -104,6 +110,10 @@ impl BlockDevice for DoingDisk {
 }
 
 fn machine(guest: &Payload, console: Box<dyn Write + Send>, disk: Disk, sandbox: Sandbox) -> Machine {
+    Machine::new(config(guest, console, disk, sandbox)).unwrap()
+}
+
+fn config(guest: &Payload, console: Box<dyn Write + Send>, disk: Disk, sandbox: Sandbox) -> MachineConfig {
     let mut kernel = tempfile::tempfile().unwrap();
     kernel.write_all(&guest.elf()).unwrap();
     kernel.rewind().unwrap();
@@ -113,7 +123,7 @@ fn machine(guest: &Payload, console: Box<dyn Write + Send>, disk: Disk, sandbox:
         name: "test".into(),
         sandbox,
     };
-    Machine::new(MachineConfig {
+    MachineConfig {
         machine_type: MachineType::Mmio,
         cpus: 1,
         cpu: CpuModel::Host,
@@ -126,8 +136,44 @@ fn machine(guest: &Payload, console: Box<dyn Write + Send>, disk: Disk, sandbox:
         disks: vec![disk],
         console,
         sandbox,
-    })
-    .unwrap()
+    }
+}
+
+/// What a machine with its disks in a directory reaches.
+fn reach(inside: &Path) -> Reach {
+    let mut reach = Reach::default();
+    reach.allow(inside, Access::Change);
+    reach.allow("/dev/kvm", Access::Use);
+    reach.allow(std::env::temp_dir(), Access::Read);
+    reach
+}
+
+/// Files come and go beside the disks, and nowhere else; no descriptor is lost that was there.
+fn keeps_to_its_directory(inside: &Path) {
+    let (one, other) = (inside.join("one"), inside.join("other"));
+    fs::write(&one, "1").unwrap();
+    fs::rename(&one, &other).unwrap();
+    fs::create_dir(&one).unwrap();
+    fs::rename(&other, one.join("deep")).unwrap();
+    let outside = std::env::temp_dir().join(format!("vhd-outside-{}", std::process::id()));
+    let refused = [
+        fs::write(&outside, "1"),
+        fs::create_dir(&outside),
+        fs::rename(one.join("deep"), &outside),
+        fs::hard_link(one.join("deep"), &outside),
+        std::os::unix::net::UnixListener::bind(&outside).map(drop),
+        std::os::unix::fs::symlink("/etc", &outside),
+        fs::read_dir("/etc").map(drop),
+        std::net::TcpListener::bind("127.0.0.1:0").map(drop),
+    ];
+    for (number, refused) in refused.into_iter().enumerate() {
+        let error = refused.expect_err(&format!("deed {number} is refused"));
+        // A rename or link to where less is allowed is said to be one to another device.
+        let kinds = [io::ErrorKind::PermissionDenied, io::ErrorKind::CrossesDevices];
+        assert!(kinds.contains(&error.kind()), "deed {number}: {error}");
+    }
+    fs::remove_file(one.join("deep")).unwrap();
+    fs::remove_dir(&one).unwrap();
 }
 
 /// The process that is told to do it; does nothing in an ordinary run of the tests.
@@ -152,6 +198,16 @@ fn told() {
             let disk = Disk::new(std::sync::Arc::new(DoingDisk(ram)) as _);
             let machine = machine(&guest, Box::new(io::sink()), disk, sandbox);
             assert_eq!(machine.run().unwrap(), End::PowerOff);
+        }
+        // As the process of a machine does it: seccomp leaves files to this thread.
+        "confined disk" => {
+            let inside = tempfile::tempdir().unwrap();
+            let guest = Payload::new().start_disk(0).request(0, READ, 0, 512).power_off();
+            let disk = Disk::new(std::sync::Arc::new(DoingDisk(ram)) as _);
+            let config = config(&guest, Box::new(io::sink()), disk, Sandbox::Off);
+            println!("{}", sandbox.confine_files(&reach(inside.path())).unwrap());
+            assert_eq!(Machine::new(config).unwrap().run().unwrap(), End::PowerOff);
+            keeps_to_its_directory(inside.path());
         }
         "other" => {
             sandbox.confine_process().unwrap();
@@ -195,6 +251,30 @@ fn whoever_breaks_the_rules_dies() {
         }
         let nothing = tell(thread, "nothing", "on");
         assert!(nothing.status.success(), "{thread}: {nothing:?}");
+    }
+}
+
+#[test]
+fn a_disk_keeps_to_the_files_of_its_machine() {
+    if !has_kvm("the files of a confined machine") {
+        return;
+    }
+    let told = tell("confined disk", "open outside", "on");
+    let said = String::from_utf8_lossy(&told.stdout).into_owned();
+    if said.contains("no landlock") {
+        assert!(std::env::var_os("CI").is_none(), "CI needs a kernel with landlock");
+        let not_tested = "NOT TESTED: machines that keep to their files, as this kernel has no landlock";
+        return writeln!(io::stderr(), "{not_tested}").unwrap();
+    }
+    assert!(told.status.success(), "{told:?}");
+    assert!(said.contains("refused") && said.contains("it was done"), "{told:?}");
+    for rules in ["off", "log"] {
+        let free = tell("disk", "open outside", rules);
+        assert!(String::from_utf8_lossy(&free.stdout).contains("opened"), "{free:?}");
+    }
+    // What it may not do at all ends it all the same.
+    for deed in ["exec", "ptrace"] {
+        assert_eq!(tell("other", deed, "on").status.signal(), Some(libc::SIGSYS), "{deed}");
     }
 }
 

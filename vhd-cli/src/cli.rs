@@ -8,9 +8,9 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 #[cfg(target_arch = "x86_64")]
 use crate::commands::vm;
 use crate::commands::{
-    azure, cat, check, compact, compare, completions, convert, cp, create, diff, export_delta, hash, import_delta,
-    info, ls, man, map, measure, merge, mount, nbd, new_id, repair, reparent, resize, snapshot, tour, tree, verify,
-    volume,
+    azure, cat, check, compact, compare, completions, convert, cp, create, diff, doctor, export_delta, hash,
+    import_delta, info, ls, man, map, measure, merge, mount, nbd, new_id, repair, reparent, report, resize, snapshot,
+    tour, tree, verify, volume,
 };
 use crate::{exit, habits};
 
@@ -103,6 +103,10 @@ pub(crate) enum Command {
     ImportDelta(import_delta::ImportDeltaArgs),
     /// Show the images below a directory: which is whose child, and what is broken
     Tree(tree::TreeArgs),
+    /// Check all images below a directory, and print the commands that put right what is wrong
+    Doctor(doctor::DoctorArgs),
+    /// Write what `doctor` finds, allocation maps and digests as one HTML file
+    Report(report::HtmlArgs),
     /// Take, list, apply and delete snapshots of a disk
     Snapshot(snapshot::SnapshotArgs),
     /// List a directory inside a disk, without mounting it

@@ -23,6 +23,8 @@ pub(crate) enum Kind {
     Input,
     /// A step of the tour went wrong.
     Tour,
+    /// A detached signature could not be made.
+    Signature,
     /// A server can't listen.
     Listen,
     /// The server that has a disk in use does not answer as it should.
@@ -85,8 +87,12 @@ pub(crate) enum Kind {
     MachineSnapshotBroken,
     /// A file says nothing of processors, or nothing that can be.
     CpuDescription,
+    /// The process of a machine is confined to other files.
+    OutsideSandbox,
     /// A cluster volume or its coordinator said so, with this code.
     Cluster(&'static str),
+    /// This machine has no certificate for other machines.
+    NoCertificate,
     /// No volume of this name is known on this machine.
     NoSuchVolume,
     /// No agent of a node runs on this machine.
@@ -194,6 +200,7 @@ const TABLE: &[Code] = &[
     own(Kind::Control,                  "VHD-E0325", "control",           Exit::Failed),
     library(ErrorKind::InUse,           "VHD-E0326", Exit::Locked),
     library(ErrorKind::Descriptor,      "VHD-E0329", Exit::Refused),
+    own(Kind::Signature,                "VHD-E0330", "signature",         Exit::Failed),
 
     library(ErrorKind::OutOfRange,      "VHD-E0401", Exit::Failed),
     library(ErrorKind::Misaligned,      "VHD-E0402", Exit::Failed),
@@ -262,6 +269,7 @@ const TABLE: &[Code] = &[
     own(Kind::DiskNotReleased,          "VHD-E0819", "disk-not-released", Exit::Failed),
     own(Kind::MachineSnapshotBroken,    "VHD-E0820", "machine-snapshot-broken", Exit::Refused),
     own(Kind::CpuDescription,           "VHD-E0821", "cpu-description",   Exit::Corrupt),
+    own(Kind::OutsideSandbox,           "VHD-E0822", "outside-sandbox",   Exit::Refused),
 
     own(Kind::Cluster("VHD-E0901"),      "VHD-E0901", "journal-damaged", Exit::Corrupt),
     own(Kind::Cluster("VHD-E0902"),      "VHD-E0902", "journal-unknown", Exit::Refused),
@@ -301,6 +309,13 @@ const TABLE: &[Code] = &[
     library(ErrorKind::OnVolume,        "VHD-E0936", Exit::Refused),
     own(Kind::VolumeCannot,              "VHD-E0937", "volume-cannot", Exit::Refused),
     own(Kind::VolumeEngine,              "VHD-E0938", "volume-engine-missing", Exit::Refused),
+    own(Kind::Cluster("VHD-E0939"),      "VHD-E0939", "certificate-file", Exit::Refused),
+    own(Kind::Cluster("VHD-E0940"),      "VHD-E0940", "certificate-stale", Exit::Refused),
+    own(Kind::Cluster("VHD-E0941"),      "VHD-E0941", "certificate-foreign", Exit::Refused),
+    own(Kind::Cluster("VHD-E0942"),      "VHD-E0942", "certificate-name", Exit::Refused),
+    own(Kind::Cluster("VHD-E0943"),      "VHD-E0943", "foreign-node", Exit::Refused),
+    own(Kind::Cluster("VHD-E0944"),      "VHD-E0944", "coordinator-unreachable", Exit::Failed),
+    own(Kind::NoCertificate,             "VHD-E0945", "no-certificate", Exit::Refused),
 ];
 
 /// What a kind that is newer than the table gets: the table's test fails then.

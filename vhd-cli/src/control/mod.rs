@@ -2,11 +2,14 @@
 //!
 //! ```text
 //!   message.rs   what is said                                line.rs     each a line of JSON
+//!   descriptors.rs open files that are passed
 //!   place.rs     where the socket of a disk is
 //!   server.rs    Control: listens while the disk is in use   client.rs   asks, if somebody listens
 //! ```
 
 mod client;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod descriptors;
 pub(crate) mod line;
 mod message;
 pub(crate) mod place;

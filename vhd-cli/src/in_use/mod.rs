@@ -64,7 +64,22 @@ impl InUse {
         device: Arc<LiveDevice>,
         frontend: impl Frontend + 'static,
     ) -> Result<Self, Failure> {
-        let keeper = Keeper::new(snapshot::base_of(file)?, &device, frontend);
+        let mut quiet = Self::quiet(device);
+        quiet.begin(file, frontend)?;
+        Ok(quiet)
+    }
+
+    /// The disk, for which nobody listens yet.
+    fn quiet(device: Arc<LiveDevice>) -> Self {
+        Self {
+            disk: Disk::new(Arc::clone(&device) as _),
+            device,
+            control: None,
+        }
+    }
+
+    fn begin(&mut self, file: &Path, frontend: impl Frontend + 'static) -> Result<(), Failure> {
+        let keeper = Keeper::new(snapshot::base_of(file)?, &self.device, frontend);
         let control = Control::listen(file, keeper);
         if let Err(error) = &control {
             output::warning(format_args!(
@@ -72,11 +87,8 @@ impl InUse {
                 file.display()
             ));
         }
-        Ok(Self {
-            disk: Disk::new(Arc::clone(&device) as _),
-            device,
-            control: control.ok(),
-        })
+        self.control = control.ok();
+        Ok(())
     }
 
     /// Nothing is begun for commands any more, and what is being done comes to a safe end.
@@ -113,6 +125,27 @@ impl Opened {
         match can_be_live(&opened) {
             true => InUse::listen(path, device_of(opened), frontend).map(Self::Live),
             false => Ok(Self::Plain(opened)),
+        }
+    }
+
+    /// The same without the socket, and so without a thread: [`listen`](Self::listen) makes it.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn quiet(opened: OpenedDisk) -> Self {
+        match can_be_live(&opened) {
+            true => Self::Live(InUse::quiet(device_of(opened))),
+            false => Self::Plain(opened),
+        }
+    }
+
+    /// Listens for commands, unless it does.
+    ///
+    /// # Errors
+    /// Those of [`InUse::listen`].
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn listen(&mut self, path: &Path, frontend: impl Frontend + 'static) -> Result<(), Failure> {
+        match self {
+            Self::Live(disk) if disk.control.is_none() => disk.begin(path, frontend),
+            _ => Ok(()),
         }
     }
 

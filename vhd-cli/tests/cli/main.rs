@@ -10,6 +10,7 @@ mod create;
 mod delta;
 mod dependants;
 mod diff;
+mod doctor;
 mod failures;
 mod file_systems;
 mod foreign;
@@ -42,6 +43,7 @@ mod pages;
 mod qcow2;
 mod repair;
 mod reparent;
+mod report;
 mod reports;
 mod resize;
 mod snapshot;
@@ -57,6 +59,7 @@ mod vm;
 #[cfg(target_arch = "x86_64")]
 mod vm_boot;
 #[cfg(target_arch = "x86_64")]
+mod vm_confined;
 mod vm_control;
 #[cfg(target_arch = "x86_64")]
 mod vm_cpu;

@@ -256,7 +256,7 @@ fn which_disks_of_a_machine_take_jobs() {
         lab.dynamic(image, 16 * MIB);
     }
     kernel(&lab, "guest", &Payload::on_pci().print("up").spin());
-    let disks = ["--disk", "read.vhd,ro", "--disk", "thrown.vhd,snapshot"];
+    let disks = ["--disk", "read.vhd,ro", "--disk", "thrown.vhd,snapshot", "--allow", "."];
     let run = [&disks[..], &["--kernel", "guest", "--machine", "vhd-1"]].concat();
     let running = Running::start(&lab, "which", &run);
     lab.run(&["vm", "disk", "add", &running.name, "added.vhd,id=added"], 0);

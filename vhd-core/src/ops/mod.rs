@@ -26,7 +26,7 @@ pub use compare::{Comparison, compare};
 pub use convert::{ConvertOptions, ConvertReport, Target, convert};
 pub use diff::{DiffMode, Difference, diff};
 pub use error::OpsError;
-pub use hash::sha256;
+pub use hash::{sha256, sha256_of_file};
 pub use ordered::{StreamFormat, stream};
 
 /// Told how far an operation is. The unit is bytes of the virtual disk, holes included.

@@ -4,16 +4,17 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use hypervisor::{End, Error, Machine, Sandbox, StateFile};
+use hypervisor::{End, Error, Machine, Reach, Sandbox, StateFile};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::console::{HINT, RawTerminal, pass_input};
 use super::disks::OpenDisks;
 use super::guest::Guest;
+use super::reach::{self, Confinement};
 use super::record::{Record, SavedDisk};
-use super::run::failed;
-use super::snapshot::{Desk, Kept, Store, recover_before_start};
+use super::run::{SandboxArgs, failed};
+use super::snapshot::{Desk, Kept, Store, hold_directory, leave_directory, recover_before_start};
 use super::worker::{Claim, Console, Event, Events, Facts, MachineName, Saving, Server, Worker, take_name};
 use crate::codes::Kind;
 use crate::exit::Exit;
@@ -33,9 +34,12 @@ pub(super) struct Attended {
     pub(super) console: Console,
     pub(super) events: Arc<Events>,
     pub(super) sandbox: Sandbox,
+    /// Where it may open files besides.
+    allowed: Reach,
     facts: Arc<Mutex<Option<Facts>>>,
     saving: Arc<Saving>,
     desk: Arc<Desk>,
+    pub(super) confinement: Confinement,
 }
 
 /// How others reach the machine, whichever guest it has.
@@ -47,7 +51,11 @@ struct Front {
 impl Attended {
     /// Takes the name. A machine that was given none runs without it too, and nobody finds it. What an interrupted command left
     /// of its snapshots is brought to an end.
-    pub(super) fn new(name: Option<&MachineName>, events: Option<&Path>, sandbox: Sandbox) -> Result<Self, Failure> {
+    pub(super) fn new(
+        name: Option<&MachineName>,
+        events: Option<&Path>,
+        sandbox: &SandboxArgs,
+    ) -> Result<Self, Failure> {
         let claim = match name {
             Some(name) => Some(take_name(name.clone())?),
             None => take_name(MachineName::of_this_process())
@@ -67,11 +75,13 @@ impl Attended {
             name,
             claim,
             disks: Arc::default(),
-            sandbox,
+            sandbox: sandbox.mode(),
+            allowed: sandbox.reach()?,
             console: Console::default(),
             facts: Arc::default(),
             saving: Arc::default(),
             desk: Arc::default(),
+            confinement: Confinement::default(),
         })
     }
 
@@ -82,6 +92,22 @@ impl Attended {
     /// Says what the machine is, once that is known.
     pub(super) fn describe(&self, facts: Facts) {
         *self.facts.lock().unwrap_or_else(PoisonError::into_inner) = Some(facts);
+    }
+
+    /// The disks are open, and no thread is there yet but this one. From here on the process opens by their paths only what is the
+    /// machine's; all threads are started under that.
+    pub(super) fn confine(&self) -> Result<(), Failure> {
+        let reach = || {
+            let claim = self.claim.as_ref();
+            let lasting = claim.map(|claim| hold_directory(claim.name())).transpose()?;
+            let place = claim.map(Claim::place);
+            let mut reach = self.allowed.clone();
+            self.disks.reach(&mut reach)?;
+            reach::allow_machine(&mut reach, &self.name, place, lasting.flatten());
+            Ok(reach)
+        };
+        self.confinement.begin(self.sandbox, reach)?;
+        self.disks.listen()
     }
 
     /// Makes the machine and runs it to its end, and from each snapshot that it goes back to.
@@ -105,6 +131,9 @@ impl Attended {
             Err(failure) => Event::failed(failure),
         });
         drop(front);
+        if let Some(claim) = &self.claim {
+            leave_directory(claim.name());
+        }
         // The name is free again once the disks are.
         drop(self.claim);
         exit(ended?)
@@ -162,7 +191,7 @@ impl Attended {
 
     /// Puts the disks back to a snapshot, and makes the machine that goes on from there.
     fn go_back(&self, snapshot: &str) -> Result<Machine, Failure> {
-        let mut store = Store::open(&self.name, Arc::default())?;
+        let mut store = Store::of_running(&self.name, Arc::default())?;
         let kept = store.look_at(snapshot, &[])?;
         self.go_on_from(&mut store, kept)
     }
@@ -185,6 +214,7 @@ impl Attended {
         trust: &dyn Fn(&SavedDisk) -> bool,
     ) -> Result<Machine, Failure> {
         let disks = self.disks.reopen(&record.disks, &saved.slots(), trust)?;
+        self.confine()?;
         self.describe(Facts {
             name: self.name.clone(),
             kernel: record.kernel.clone(),

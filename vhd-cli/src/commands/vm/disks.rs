@@ -1,19 +1,23 @@
 //! The disks of a machine.
 
+use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use hypervisor::{MAX_DISKS, MachineDisk, MachineHandle, Sandbox};
+use hypervisor::{MAX_DISKS, MachineDisk, MachineHandle, Reach, Sandbox};
 use vhd_block::Disk;
 
 use super::disk_spec::DiskSpec;
 use super::guest::Guest;
 use super::open_disk::{How, OpenDisk, Opened, open, serial};
+use super::passed::Passed;
+use super::reach;
 use super::record::SavedDisk;
 use super::run::RunArgs;
 use super::snapshot::LivePart;
 use super::worker::DiskInfo;
 use crate::codes::Kind;
 use crate::failure::Failure;
+use crate::in_use;
 use crate::input::{ChainArgs, Source, require_file};
 
 /// The disks of the command line, in the guest's order.
@@ -32,6 +36,9 @@ pub(super) fn check(args: &RunArgs) -> Result<(), Failure> {
         .iter()
         .try_for_each(|spec| require_file(&spec.typed().path, "used"))
 }
+
+/// Opens the files of a disk where that is allowed.
+pub(super) type Elsewhere<'a> = &'a dyn Fn() -> Result<(Passed, Vec<OwnedFd>), Failure>;
 
 /// Disks that are open while a machine runs.
 #[derive(Default)]
@@ -82,46 +89,105 @@ impl OpenDisks {
     fn open_one(&self, spec: DiskSpec, how: &How) -> Result<MachineDisk, Failure> {
         let source = Source::or_remote(&spec.typed().path, None)?;
         let read_only = spec.read_only || source.is_snapshot && !spec.snapshot;
-        let opened = open(how, &spec, &source, read_only, &self.guest)?;
-        let disk = opened.disk();
-        let name = spec.id.clone().unwrap_or_else(|| serial(disk.info().identity));
-        let spec = spec.absolute()?;
-        self.disks().push(OpenDisk {
+        let opened = open(how, &spec, &source, read_only)?;
+        let id = spec.id.clone().unwrap_or_else(|| serial(opened.disk().info().identity));
+        Ok(self.keep(OpenDisk {
             image: source.name,
-            id: name.clone(),
+            file: source.path,
+            id,
             read_only,
             slot: 0,
-            spec,
+            spec: spec.absolute()?,
             ignore_children: how.ignore_children,
             opened,
-        });
-        Ok(MachineDisk {
+            passed: None,
+        }))
+    }
+
+    /// A disk whose files a command has opened and passed.
+    fn receive(&self, spec: DiskSpec, passed: Passed, files: Vec<OwnedFd>) -> Result<MachineDisk, Failure> {
+        let opened = Opened::Disk(in_use::Opened::Plain(passed.receive(files)?));
+        let id = spec.id.clone().unwrap_or_else(|| serial(opened.disk().info().identity));
+        Ok(self.keep(OpenDisk {
+            image: spec.image.clone(),
+            file: spec.path(),
+            id,
+            read_only: passed.read_only,
+            slot: 0,
+            spec,
+            ignore_children: false,
+            opened,
+            passed: Some(passed.files),
+        }))
+    }
+
+    fn keep(&self, open: OpenDisk) -> MachineDisk {
+        let (disk, read_only, name) = (open.opened.disk(), open.read_only, open.id.clone());
+        self.disks().push(open);
+        MachineDisk {
             disk,
             read_only,
             name,
             // An engine that has its image by a path opens a file beside it for space that it sets aside, and a connection
             // to a server may have to be made again: they are under the rules for all threads alone.
             sandbox: Sandbox::Off,
-        })
+        }
     }
 
-    /// Opens another disk for a machine that runs; returns by which id it is known.
-    pub(super) fn add(&self, spec: DiskSpec) -> Result<(String, MachineDisk), Failure> {
+    /// Opens another disk for a machine that runs; returns by which id it is known. With `elsewhere`, what cannot be opened here,
+    /// or is not even to be tried here, is opened by a command, whose failure is told then.
+    pub(super) fn add(
+        &self,
+        spec: DiskSpec,
+        is_tried: bool,
+        elsewhere: Option<Elsewhere<'_>>,
+    ) -> Result<(String, MachineDisk), Failure> {
         let how = How {
             chain: ChainArgs::with_parents(std::iter::empty()),
             ignore_children: false,
         };
-        let of_machine = self.open_one(spec, &how)?;
+        let passed = |elsewhere: Elsewhere<'_>| {
+            let (passed, files) = elsewhere()?;
+            self.receive(spec.clone(), passed, files)
+        };
+        let of_machine = match elsewhere {
+            None => self.open_one(spec, &how)?,
+            Some(elsewhere) if !is_tried => passed(elsewhere)?,
+            Some(elsewhere) => {
+                let here = self.open_one(spec.clone(), &how);
+                here.or_else(|_| passed(elsewhere))?
+            }
+        };
         let id = of_machine.name.clone();
         let mut disks = self.disks();
         if disks.iter().filter(|disk| disk.id == id).count() == 1 {
-            return Ok((id, of_machine));
+            drop(disks);
+            let listens = self.listen();
+            return match listens {
+                Ok(()) => Ok((id, of_machine)),
+                Err(failure) => self.close_one(&id).and(Err(failure)),
+            };
         }
         let added = disks.pop();
         drop(disks);
         added.map_or(Ok(()), |disk| disk.opened.close())?;
         let message = format!("the machine has a disk {id} already; `,id=NAME` gives this one another serial number");
         Err(Failure::new(Kind::MachineCannot, message))
+    }
+
+    /// Commands can work on them from here on: their threads are started.
+    pub(super) fn listen(&self) -> Result<(), Failure> {
+        self.disks()
+            .iter_mut()
+            .try_for_each(|disk| disk.opened.listen(&disk.file, &self.guest))
+    }
+
+    /// What the process of the machine opens of them, and beside them, while it runs.
+    pub(super) fn reach(&self, reach: &mut Reach) -> Result<(), Failure> {
+        for disk in &*self.disks() {
+            reach::allow_disk(reach, &disk.file, &disk.paths()?, disk.read_only || disk.spec.snapshot);
+        }
+        Ok(())
     }
 
     /// Says in which slot a disk is that was added.

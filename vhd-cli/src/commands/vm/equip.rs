@@ -97,7 +97,7 @@ pub(super) fn run(args: &DiskArgs) -> Result<Exit, Failure> {
 fn add(args: &AddArgs) -> Result<Exit, Failure> {
     require_file(&args.disk.path(), "used")?;
     let disk = args.disk.absolute()?;
-    Client::find(&args.named.name)?.ask(Job::DiskAdd { disk })?;
+    Client::find(&args.named.name)?.add_disk(disk)?;
     Ok(Exit::Ok)
 }
 

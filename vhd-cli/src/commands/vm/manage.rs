@@ -109,6 +109,7 @@ impl fmt::Display for Info {
         writeln!(f, "kernel:   {}", machine.kernel)?;
         writeln!(f, "cpus:     {}", machine.cpus)?;
         writeln!(f, "memory:   {}", human::bytes(machine.memory))?;
+        writeln!(f, "files:    {}", machine.files)?;
         machine.disks.iter().try_for_each(|disk| {
             let read_only = if disk.read_only { ", read-only" } else { "" };
             writeln!(

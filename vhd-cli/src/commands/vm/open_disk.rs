@@ -28,6 +28,8 @@ use crate::throw_away;
 pub(super) struct OpenDisk {
     /// As messages name it.
     pub(super) image: String,
+    /// The file that it was opened by.
+    pub(super) file: PathBuf,
     /// What the guest sees as its serial number.
     pub(super) id: String,
     pub(super) read_only: bool,
@@ -37,6 +39,8 @@ pub(super) struct OpenDisk {
     pub(super) spec: DiskSpec,
     pub(super) ignore_children: bool,
     pub(super) opened: Opened,
+    /// Where its files are that a command has passed; nothing for those that were opened here.
+    pub(super) passed: Option<Vec<PathBuf>>,
 }
 
 /// What is open, whether or not clients of the machine can change its size.
@@ -67,6 +71,14 @@ impl Opened {
         match self {
             Self::Disk(opened) => opened.identity(),
             Self::Resizable(_, disk, _) => disk.info().identity,
+        }
+    }
+
+    /// Listens for commands, unless it does, if it is a disk that they can work on.
+    pub(super) fn listen(&mut self, file: &Path, guest: &Guest) -> Result<(), Failure> {
+        match self {
+            Self::Disk(opened) => opened.listen(file, guest.clone()),
+            Self::Resizable(..) => Ok(()),
         }
     }
 
@@ -131,6 +143,9 @@ impl OpenDisk {
     pub(super) fn require_keepable(&self) -> Result<(), Failure> {
         let reason = match &self.opened {
             _ if self.spec.snapshot => "what the guest writes is in a temporary layer that ends with the machine",
+            _ if self.passed.is_some() => {
+                "it was added to a machine whose process is confined to other directories (`vhd vm run --allow DIR`)"
+            }
             Opened::Resizable(..) => "a disk with `,resizable` has no snapshots",
             Opened::Disk(opened) if opened.live().is_some() => return Ok(()),
             Opened::Disk(_) if !self.read_only => "no state of a raw disk or a disk on a server can be kept",
@@ -142,7 +157,10 @@ impl OpenDisk {
     }
 
     /// The files on this host that it consists of at this moment, the leaf's first.
-    fn paths(&self) -> Result<Vec<PathBuf>, Failure> {
+    pub(super) fn paths(&self) -> Result<Vec<PathBuf>, Failure> {
+        if let Some(passed) = &self.passed {
+            return Ok(passed.clone());
+        }
         let paths = self.opened.paths();
         paths.map_err(|error| Failure::io("find the files of", Path::new(&self.image), &error))
     }
@@ -154,32 +172,41 @@ pub(super) struct How {
     pub(super) ignore_children: bool,
 }
 
-pub(super) fn open(
-    how: &How,
-    spec: &DiskSpec,
-    source: &Source,
-    read_only: bool,
-    guest: &Guest,
-) -> Result<Opened, Failure> {
-    let plain = |opened| Opened::Disk(in_use::Opened::Plain(opened));
-    let input = SourceArgs {
-        from: spec.typed().format,
-        chain: how.chain.clone(),
-    };
+impl How {
+    fn input(&self, spec: &DiskSpec) -> SourceArgs {
+        SourceArgs {
+            from: spec.typed().format,
+            chain: self.chain.clone(),
+        }
+    }
+}
+
+pub(super) fn open(how: &How, spec: &DiskSpec, source: &Source, read_only: bool) -> Result<Opened, Failure> {
+    if spec.resizable && source.remote().is_none() {
+        let options = how.input(spec).options(source).write(!read_only);
+        return open_resizable(source, &options.ignore_children(how.ignore_children));
+    }
+    let opened = open_whole(how, spec, source, read_only)?;
+    Ok(Opened::Disk(match source.remote().is_some() || spec.snapshot {
+        true => in_use::Opened::Plain(opened),
+        false => in_use::Opened::quiet(opened),
+    }))
+}
+
+/// The same for a disk that keeps its size, before anybody shares it.
+pub(super) fn open_whole(how: &How, spec: &DiskSpec, source: &Source, read_only: bool) -> Result<OpenedDisk, Failure> {
+    let input = how.input(spec);
     if let Some(uri) = source.remote() {
-        return open_remote(spec, &input, source, uri, read_only).map(plain);
+        return open_remote(spec, &input, source, uri, read_only);
     }
     if spec.snapshot {
-        return throw_away::open(&input, source).map(plain);
+        return throw_away::open(&input, source);
     }
     let options = input.options(source).write(!read_only);
     let options = options.ignore_children(how.ignore_children);
-    if spec.resizable {
-        return open_resizable(source, &options);
-    }
     let opened = options.open(&source.path).map_err(children::explain)?;
     opened.warnings().iter().for_each(output::warning);
-    in_use::Opened::new(opened, &source.path, guest.clone()).map(Opened::Disk)
+    Ok(opened)
 }
 
 /// Opens a disk whose size can change; one that has a parent or children is refused.

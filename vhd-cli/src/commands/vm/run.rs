@@ -1,9 +1,10 @@
 //! `vhd vm run`: a guest from its first instruction to its end.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum, ValueHint};
-use hypervisor::{Error, MAX_CPUS, Machine, MachineConfig, MachineType, Sandbox};
+use hypervisor::{Error, MAX_CPUS, Machine, MachineConfig, MachineType, Reach, Sandbox};
 use vhd_core::error::with_causes;
 
 use super::attend::Attended;
@@ -11,6 +12,7 @@ use super::boot::Started;
 use super::disk_spec::DiskSpec;
 use super::disks::{self, OpenDisks};
 use super::processors::{CpuArg, warn_of_less};
+use super::reach;
 use super::save::state_failed;
 use super::worker::{Event, Facts, MachineName};
 use crate::children::ChildrenArgs;
@@ -77,10 +79,8 @@ pub(crate) struct RunArgs {
     /// Give the guest random numbers of the host (virtio-rng); a machine of type vhd-1
     #[arg(long)]
     rng: bool,
-    /// Whether the machine's threads are confined to what they need: on; log lets them go on and is told in the kernel's
-    /// log; off
-    #[arg(long, value_enum, value_name = "MODE", default_value = "on")]
-    sandbox: SandboxArg,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
     /// What the machine is called in `vhd vm list` and for the commands that control it; without it, vm- and the number of
     /// the process
     #[arg(long, value_name = "NAME")]
@@ -94,9 +94,42 @@ pub(crate) struct RunArgs {
     pub(super) chain: ChainArgs,
 }
 
+/// How far the process of a machine is confined.
+#[derive(Args, Debug)]
+pub(crate) struct SandboxArgs {
+    /// Confine the process of the machine to the system calls and files that it needs: on; log lets it go on, and the kernel logs
+    /// what it should not do; off
+    #[arg(long = "sandbox", value_enum, value_name = "MODE", default_value = "on")]
+    mode: SandboxArg,
+    /// A directory besides those of its disks in which the process may open and change files: disks that are added from there
+    /// have snapshots, merges and resizes while they are in use
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    allow: Vec<PathBuf>,
+}
+
+impl SandboxArgs {
+    pub(super) fn mode(&self) -> Sandbox {
+        self.mode.into()
+    }
+
+    /// The directories that are named, which must be there.
+    pub(super) fn reach(&self) -> Result<Reach, Failure> {
+        let mut reach = Reach::default();
+        for directory in &self.allow {
+            let failed = |error: io::Error| Failure::io("find the directory", directory, &error);
+            let real = directory.canonicalize().map_err(failed)?;
+            if !real.is_dir() {
+                return Err(failed(io::ErrorKind::NotADirectory.into()));
+            }
+            reach::allow_directory(&mut reach, &real);
+        }
+        Ok(reach)
+    }
+}
+
 /// The value of `--sandbox`.
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
-pub(crate) enum SandboxArg {
+enum SandboxArg {
     /// Whoever breaks a rule ends the machine
     #[default]
     On,
@@ -140,8 +173,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<Exit, Failure> {
         .search
         .require_locks("a machine needs its disks for itself")?;
     disks::check(args)?;
-    Attended::new(args.name.as_ref(), args.events.as_deref(), args.sandbox.into())?
-        .run(|attended| begin(args, attended))
+    Attended::new(args.name.as_ref(), args.events.as_deref(), &args.sandbox)?.run(|attended| begin(args, attended))
 }
 
 fn begin(args: &RunArgs, attended: &Attended) -> Result<Machine, Failure> {
@@ -149,6 +181,7 @@ fn begin(args: &RunArgs, attended: &Attended) -> Result<Machine, Failure> {
     let named = Started::named(args)?;
     let disks = attended.disks.open(args)?;
     let started = started(args, named, &attended.disks)?;
+    attended.confine()?;
     let machine_type = match args.machine {
         Some(named) => named.into(),
         None => MachineType::for_kernel(&started.kernel)
@@ -174,7 +207,7 @@ fn begin(args: &RunArgs, attended: &Attended) -> Result<Machine, Failure> {
         disks,
         rng: args.rng,
         console: Box::new(attended.console.clone()),
-        sandbox: args.sandbox.into(),
+        sandbox: args.sandbox.mode(),
     };
     let machine = Machine::new(config).map_err(|error| failed(&started.name, error))?;
     attended.events.say(&Event::Started);

@@ -11,8 +11,8 @@ use vhd_core::error::with_causes;
 use super::attend::Attended;
 use super::manage::NamedArgs;
 use super::record::Record;
-use super::run::SandboxArg;
-use super::worker::{Client, Event, Job, MachineName};
+use super::run::SandboxArgs;
+use super::worker::{Client, Event, MachineName};
 use crate::codes::Kind;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -43,9 +43,8 @@ pub(crate) struct RestoreArgs {
     /// Append what happens to the machine to a file, as lines of JSON
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     events: Option<PathBuf>,
-    /// As of `vhd vm run`
-    #[arg(long, value_enum, value_name = "MODE", default_value = "on")]
-    sandbox: SandboxArg,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
     /// Go on although the disks' files were written since, or copied without their times: a guest whose disk was really
     /// changed destroys it
     #[arg(long)]
@@ -55,8 +54,7 @@ pub(crate) struct RestoreArgs {
 pub(super) fn save(args: &SaveArgs) -> Result<Exit, Failure> {
     let client = Client::find(&args.named.name)?;
     let file = std::path::absolute(&args.file).map_err(|error| Failure::io("find", &args.file, &error))?;
-    let file = file.to_str().ok_or_else(|| Failure::usage("FILE is no UTF-8"))?;
-    client.ask(Job::Save { file: file.to_owned() })?;
+    client.save(&file)?;
     // The file is complete; the name is free a moment later.
     if !client.wait_for_end(PATIENCE) {
         output::warning(format_args!(
@@ -77,7 +75,7 @@ pub(super) fn restore(args: &RestoreArgs) -> Result<Exit, Failure> {
         .and_then(Record::parse)
         .map_err(about)?;
     let name = args.name.clone().unwrap_or_else(|| record.name.clone());
-    let attended = Attended::new(Some(&name), args.events.as_deref(), args.sandbox.into())?;
+    let attended = Attended::new(Some(&name), args.events.as_deref(), &args.sandbox)?;
     attended.run(|attended| {
         let machine = attended.restore(&saved, &record, &|_| args.trust_disks);
         let machine = machine.map_err(about)?;

@@ -151,6 +151,26 @@ impl Search {
     }
 }
 
+/// Directories that matter for a search.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Places {
+    /// Those of the images, by their names and by the files that these lead to.
+    pub own: Vec<PathBuf>,
+    /// Those around, which are looked at as far as it goes.
+    pub around: Vec<PathBuf>,
+}
+
+/// Where a search for those who rely on the images at `paths` looks: for a process that must say beforehand what it reads.
+#[must_use]
+pub fn places_of<'a>(paths: impl IntoIterator<Item = &'a Path>) -> Places {
+    let scope = Scope::of(paths.into_iter(), std::iter::empty());
+    let dirs = |roots: Vec<scope::Root>| roots.into_iter().map(|root| root.dir).collect();
+    Places {
+        own: dirs(scope.complete),
+        around: dirs(scope.around),
+    }
+}
+
 /// Who relies on the image at `path`. Nothing is locked or changed.
 ///
 /// # Errors

@@ -27,7 +27,7 @@ use clap::{Args, Subcommand, ValueHint};
 
 use super::attend::Attended;
 use super::manage::NamedArgs;
-use super::run::SandboxArg;
+use super::run::SandboxArgs;
 use super::worker::{Answer, Client, Job, MachineName, is_alive, take_name};
 use crate::codes::Kind;
 use crate::exit::Exit;
@@ -39,7 +39,7 @@ pub(crate) use desk::{Desk, Turn};
 pub(crate) use parts::LivePart;
 pub(crate) use recover::recover_before_start;
 use report::{CreatedReport, DeletedReport, ListReport, automatic_name, unsaved};
-pub(crate) use store::Store;
+pub(crate) use store::{Store, hold_directory, leave_directory, records};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -103,9 +103,8 @@ struct ApplyArgs {
     /// As of `vhd vm restore`, for a machine that does not run
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     events: Option<PathBuf>,
-    /// As of `vhd vm restore`, for a machine that does not run
-    #[arg(long, value_enum, value_name = "MODE", default_value = "on")]
-    sandbox: SandboxArg,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
 }
 
 #[derive(Args, Debug)]
@@ -187,7 +186,7 @@ fn apply_here(args: &ApplyArgs) -> Result<Exit, Failure> {
         return Err(Failure::new(Kind::MachineCannot, message));
     }
     require_any(machine)?;
-    let attended = Attended::new(Some(machine), args.events.as_deref(), args.sandbox.into())?;
+    let attended = Attended::new(Some(machine), args.events.as_deref(), &args.sandbox)?;
     attended.run(|attended| {
         let mut store = Store::open(machine, Arc::default())?;
         let kept = store.look_at(&args.snapshot, &[])?;

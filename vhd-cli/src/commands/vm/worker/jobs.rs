@@ -1,25 +1,34 @@
 //! What others ask of a machine, done.
 
+use std::fs::File;
 use std::io::{self, Read as _};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use hypervisor::{Error, MachineHandle};
-use vhd_core::storage::{StagedFile, StorageError, StorageFile as _};
 
 use super::events::now;
-use super::message::{Answer, Job, MachineInfo};
+use super::message::{Answer, Job, MachineInfo, Named};
 use super::saving::Pending;
 use super::{Console, Event, Events, MachineName, Saving};
 use crate::codes::Kind;
 use crate::commands::vm::attend::Attended;
 use crate::commands::vm::disk_spec::DiskSpec;
-use crate::commands::vm::disks::OpenDisks;
+use crate::commands::vm::disks::{Elsewhere, OpenDisks};
 use crate::commands::vm::guest::Guest;
+use crate::commands::vm::passed::Passed;
+use crate::commands::vm::reach::Confinement;
 use crate::commands::vm::run::failed;
 use crate::commands::vm::snapshot::Desk;
+use crate::control::descriptors::receive_files;
+use crate::control::line::{PATIENCE, receive, send};
 use crate::failure::Failure;
+use crate::input::Source;
+
+/// How long a command may take to open a disk.
+const OPENING: Duration = Duration::from_secs(60);
 
 /// What does not change about a machine.
 #[derive(Clone, Debug)]
@@ -33,6 +42,29 @@ pub(crate) struct Facts {
     pub(crate) memory: u64,
 }
 
+/// The files of a disk, opened by the client.
+fn ask_for_disk(client: &UnixStream) -> io::Result<(Passed, Vec<OwnedFd>)> {
+    send(client, &Answer::Outside)?;
+    // It looks for those that rely on the disk.
+    let passed: Passed = receive(client, Some(Instant::now() + OPENING))?;
+    let files = receive_files(client, passed.files.len(), PATIENCE)?;
+    Ok((passed, files))
+}
+
+/// Has the client give the file its name, while the machine is held.
+fn require_name(client: &UnixStream) -> io::Result<()> {
+    send(client, &Answer::Written)?;
+    match receive::<Named>(client, Some(Instant::now() + PATIENCE))?.failed {
+        None => Ok(()),
+        Some(reason) => Err(io::Error::other(reason)),
+    }
+}
+
+fn not_passed(error: io::Error) -> Failure {
+    let message = format!("the command did not pass what it said it would: {error}");
+    Failure::new(Kind::MachineControl, message)
+}
+
 /// A machine that runs in this process.
 pub(crate) struct Worker {
     pub(super) name: MachineName,
@@ -44,6 +76,7 @@ pub(crate) struct Worker {
     pub(super) events: Arc<Events>,
     saving: Arc<Saving>,
     pub(super) desk: Arc<Desk>,
+    confinement: Confinement,
 }
 
 impl Worker {
@@ -58,26 +91,21 @@ impl Worker {
             events: Arc::clone(&attended.events),
             saving: attended.saving(),
             desk: attended.desk(),
+            confinement: attended.confinement.clone(),
         }
     }
 
     /// Writes the machine to a file and ends it; whoever has the disks completes the file and answers the client.
-    pub(super) fn save(&self, path: PathBuf, client: UnixStream) -> Result<(), Failure> {
-        if path.symlink_metadata().is_ok() {
-            return Err(StorageError::Exists { path }.into());
-        }
+    pub(super) fn save(&self, file: String, client: UnixStream) -> Result<(), Failure> {
+        let passed = receive_files(&client, 1, PATIENCE).map_err(not_passed)?;
         let _turn = self.desk.turn(&self.name)?;
         self.disks.require_lasting()?;
-        let staged = StagedFile::create_beside(&path)?;
-        let storage = staged.storage();
-        let host_file = storage.host_file().expect("it was just created on this host");
-        let file = host_file
-            .try_clone()
-            .map_err(|error| Failure::io("write", &path, &error))?;
-        let (saving, about) = (Arc::clone(&self.saving), path.display().to_string());
-        let saved = self.handle()?.save(file, move |saved| {
-            staged.publish(false, false).map_err(io::Error::other)?;
-            saving.put(Pending { saved, path, client });
+        let (saving, about) = (Arc::clone(&self.saving), file.clone());
+        let into = passed.into_iter().next().map(File::from);
+        let into = into.ok_or_else(|| not_passed(io::ErrorKind::UnexpectedEof.into()))?;
+        let saved = self.handle()?.save(into, move |saved| {
+            require_name(&client)?;
+            saving.put(Pending { saved, file, client });
             Ok(())
         });
         saved.map_err(|error| self.failed(error).about(about))
@@ -97,7 +125,6 @@ impl Worker {
             }
             Job::Stop { force: true } => self.guest.stop(),
             Job::Stop { force: false } => self.press_power_button()?,
-            Job::DiskAdd { disk } => self.add_disk(disk)?,
             Job::DiskRemove { id } => return self.remove_disk(&id),
             Job::DiskResize { id, size, shrink } => {
                 let _turn = self.desk.turn(&self.name)?;
@@ -114,7 +141,7 @@ impl Worker {
             }
             Job::SnapshotDelete { name } => return self.delete_snapshot(&name).map(Answer::Deleted),
             // They are not answered like others.
-            Job::Console | Job::Save { .. } | Job::SnapshotApply { .. } => {}
+            Job::Console | Job::DiskAdd { .. } | Job::SaveInto { .. } | Job::SnapshotApply { .. } => {}
         }
         Ok(Answer::Done)
     }
@@ -153,13 +180,23 @@ impl Worker {
             memory,
             started: self.started.clone(),
             kernel,
+            files: self.confinement.describe(),
             disks: self.disks.info(),
         })
     }
 
-    fn add_disk(&self, disk: DiskSpec) -> Result<(), Failure> {
+    /// Files that the process may not open come from the client. A layer that is thrown away is among them.
+    pub(super) fn add_disk(&self, disk: DiskSpec, client: &UnixStream) -> Result<(), Failure> {
         let _turn = self.desk.turn(&self.name)?;
-        let (id, of_machine) = self.disks.add(disk)?;
+        let is_near = self.confinement.reaches(&disk.path());
+        let must_be_here = Source::or_remote(&disk.path(), None)?.remote().is_some() || disk.resizable && is_near;
+        let ask = || ask_for_disk(client).map_err(not_passed);
+        let elsewhere: Option<Elsewhere<'_>> = match must_be_here || self.confinement.is_off() {
+            true => None,
+            false => Some(&ask),
+        };
+        let is_tried = is_near && !disk.snapshot;
+        let (id, of_machine) = self.disks.add(disk, is_tried, elsewhere)?;
         match self.handle()?.add_disk(of_machine) {
             Ok(slot) => self.disks.put(&id, slot),
             Err(error) => {

@@ -5,6 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use super::MachineName;
 use crate::commands::vm::disk_spec::DiskSpec;
+#[cfg(doc)]
+use crate::commands::vm::passed::Passed;
 use crate::commands::vm::snapshot::Taken;
 
 /// Changes when a message changes its meaning.
@@ -12,10 +14,10 @@ pub(super) const VERSION: u32 = 1;
 
 /// What a command asks for.
 #[derive(Debug, Deserialize, Serialize)]
-pub(crate) struct Request {
+pub(crate) struct Request<J = Job> {
     pub(crate) version: u32,
     #[serde(flatten)]
-    pub(crate) job: Job,
+    pub(crate) job: J,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -29,9 +31,11 @@ pub(crate) enum Job {
     Resume,
     /// Press the power button, or with `force` cut the power.
     Stop { force: bool },
-    /// Write the machine to a file that does not exist, and end it. The answer comes when the file is complete.
-    Save { file: String },
-    /// Give the machine another disk, named from the root directory.
+    /// Write the machine to an empty file, whose descriptor follows, and end it. The machine says [`Answer::Written`], the client
+    /// gives the file its name and says so ([`Named`]); the answer comes when the file is complete. `file` is for messages.
+    SaveInto { file: String },
+    /// Give the machine another disk, named from the root directory. It says [`Answer::Outside`] if it may not open it: then
+    /// the client says what it passes ([`Passed`]), and the descriptors follow.
     DiskAdd { disk: DiskSpec },
     /// Ask the guest to let go of a disk, or whether it has.
     DiskRemove { id: String },
@@ -47,6 +51,13 @@ pub(crate) enum Job {
     Console,
 }
 
+/// Whether a file has its name now, after [`Answer::Written`].
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct Named {
+    /// Why not.
+    pub(super) failed: Option<String>,
+}
+
 /// What the process of a machine answers.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -59,6 +70,10 @@ pub(crate) enum Answer {
     Deleted(Vec<String>),
     /// Not yet: ask again.
     Waits,
+    /// The machine is in its file, which needs a name.
+    Written,
+    /// The process is confined to other files: pass those of the disk.
+    Outside,
     /// Why not, as a code of the command and a message for people.
     Failed {
         code: String,
@@ -83,6 +98,9 @@ pub(crate) struct MachineInfo {
     pub(crate) started: String,
     /// The file of the kernel.
     pub(crate) kernel: String,
+    /// What keeps the process from opening files that are not the machine's, for people.
+    #[serde(default)]
+    pub(crate) files: String,
     pub(crate) disks: Vec<DiskInfo>,
 }
 

@@ -1,8 +1,6 @@
 //! A machine that was saved: its file is completed when its disks are closed (INV-86), and then whoever asked is answered.
 
-use std::fs;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hypervisor::Saved;
@@ -16,7 +14,8 @@ use crate::failure::Failure;
 /// What is to be completed.
 pub(crate) struct Pending {
     pub(super) saved: Saved,
-    pub(super) path: PathBuf,
+    /// What the file is called, for messages.
+    pub(super) file: String,
     pub(super) client: UnixStream,
 }
 
@@ -29,28 +28,24 @@ impl Saving {
         *self.locked() = Some(pending);
     }
 
-    /// Completes the file with the record, or removes it with the reason why not; answers. Does nothing where nothing was
+    /// Completes the file with the record, or says the reason why not; answers. Does nothing where nothing was
     /// saved.
     pub(crate) fn complete(&self, record: Result<Vec<u8>, &Failure>) -> Result<(), Failure> {
-        let Some(Pending { saved, path, client }) = self.locked().take() else {
+        let Some(Pending { saved, file, client }) = self.locked().take() else {
             return Ok(());
         };
         let mut completed = Ok(());
         let answer = match record.map(|record| saved.complete(&record)) {
             Ok(Ok(())) => Answer::Done,
             Ok(Err(error)) => {
-                let failure = state_failed(error).about(path.display());
+                let failure = state_failed(error).about(file);
                 let answer = answer_failure(&failure);
                 completed = Err(failure);
                 answer
             }
             Err(failure) => answer_failure(failure),
         };
-        if !matches!(answer, Answer::Done) {
-            // It is good for nothing.
-            let _ = fs::remove_file(&path);
-        }
-        // Whoever went away learns it from the file.
+        // Whoever went away learns it from the file: one that is not complete says so. The client removes it.
         let _ = send(&client, &answer);
         completed
     }

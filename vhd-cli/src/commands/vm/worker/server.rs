@@ -124,11 +124,18 @@ fn serve(stream: &UnixStream, worker: &Worker) -> io::Result<()> {
             send(stream, &Answer::Done)?;
             worker.attach(stream)
         }
-        Job::Save { file } => {
+        Job::SaveInto { file } => {
             let client = stream.try_clone()?;
             // Where that succeeds, the answer is given when the disks are closed.
-            let saved = worker.save(file.into(), client);
+            let saved = worker.save(file, client);
             saved.or_else(|failure| send(stream, &answer_failure(&failure)))
+        }
+        Job::DiskAdd { disk } => {
+            let added = worker.add_disk(disk, stream);
+            send(
+                stream,
+                &added.map_or_else(|failure| answer_failure(&failure), |()| Answer::Done),
+            )
         }
         Job::SnapshotApply { name, first } => {
             let client = stream.try_clone()?;

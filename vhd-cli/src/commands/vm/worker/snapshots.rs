@@ -90,6 +90,6 @@ impl Worker {
     }
 
     fn open_store(&self, turn: &Turn<'_>) -> Result<(Store, Vec<LivePart>), Failure> {
-        Ok((Store::open(&self.name, turn.cancel())?, self.disks.parts()?))
+        Ok((Store::of_running(&self.name, turn.cancel())?, self.disks.parts()?))
     }
 }
