@@ -10,7 +10,8 @@ needed=(
     mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs cc:gcc sgdisk:gdisk sfdisk:fdisk
     mkfs.ntfs:ntfs-3g mkfs.vfat:dosfstools mcopy:mtools mkfs.exfat:exfatprogs mount.exfat-fuse:exfat-fuse
     mkswap:util-linux setpriv:util-linux fusermount3:fuse3 fuser:psmisc setfattr:attr debugfs:e2fsprogs python3:python3 nbdkit:nbdkit nbdinfo:libnbd-bin nbdsh:python3-libnbd fio:fio openssl:openssl
-    etcd:etcd-server protoc:protobuf-compiler /usr/include/google/protobuf/descriptor.proto:libprotobuf-dev
+    chromium:chromium pdftotext:poppler-utils /usr/share/fonts/truetype/dejavu:fonts-dejavu-core ssh-keygen:openssh-client unshare:util-linux zsh:zsh fish:fish
+    etcd:etcd-server ip:iproute2 fsfreeze:util-linux protoc:protobuf-compiler /usr/include/google/protobuf/descriptor.proto:libprotobuf-dev
 )
 
 missing=()

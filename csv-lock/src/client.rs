@@ -30,6 +30,15 @@ pub struct Client<C, N, E> {
     epoch: Epoch,
     /// The coordinator that answered last: the engine is asked when it answers no more.
     leader: Option<Leader>,
+    /// A coordinator has answered: what keeps messages from it now may pass.
+    was_answered: bool,
+}
+
+/// What came of one message.
+enum Tried {
+    Answered(Result<Answer, Refusal>),
+    /// Nothing, and why none can come, if that is known.
+    Nothing(Option<CsvError>),
 }
 
 impl<C: Clock, N: Net, E: Engine> Client<C, N, E> {
@@ -44,6 +53,7 @@ impl<C: Clock, N: Net, E: Engine> Client<C, N, E> {
             asked: 0,
             epoch: Epoch::default(),
             leader: None,
+            was_answered: false,
         }
     }
 
@@ -56,7 +66,8 @@ impl<C: Clock, N: Net, E: Engine> Client<C, N, E> {
     /// Asks, across failovers of the coordinator, for `limit` at most. The same request is never carried out twice.
     ///
     /// # Errors
-    /// `Refused`: nothing changed. `NoCoordinator`: whether it took effect is unknown.
+    /// `Refused`: nothing changed. `NoCoordinator`: whether it took effect is unknown. What keeps messages from the coordinator, if that is
+    /// known, as the certificates: at once when none of this session has been answered yet.
     pub fn ask(&mut self, ask: Ask, limit: Duration) -> Result<Answer, CsvError> {
         self.asked += 1;
         let id = RequestId {
@@ -65,25 +76,30 @@ impl<C: Clock, N: Net, E: Engine> Client<C, N, E> {
         };
         let end = self.clock.now().saturating_add(limit);
         loop {
-            match self.try_once(&id, &ask) {
-                Some(Ok(answer)) => return Ok(answer),
-                Some(Err(Refusal::StaleEpoch { .. } | Refusal::Moved)) | None => {}
-                Some(Err(refusal)) => return Err(refusal.into()),
-            }
+            let why = match self.try_once(&id, &ask) {
+                Tried::Answered(Ok(answer)) => return Ok(answer),
+                Tried::Answered(Err(Refusal::StaleEpoch { .. } | Refusal::Moved)) => None,
+                Tried::Answered(Err(refusal)) => return Err(refusal.into()),
+                Tried::Nothing(Some(why)) if !self.was_answered => return Err(why),
+                Tried::Nothing(why) => why,
+            };
             if self.clock.now() >= end {
-                return Err(CsvError::NoCoordinator {
+                return Err(why.unwrap_or(CsvError::NoCoordinator {
                     seconds: limit.as_secs(),
-                });
+                }));
             }
             self.clock.sleep(AGAIN);
         }
     }
 
-    /// One message; `None` if there is no answer.
-    fn try_once(&mut self, id: &RequestId, ask: &Ask) -> Option<Result<Answer, Refusal>> {
-        let leader = match self.leader.take() {
-            Some(leader) => leader,
-            None => self.engine.leader(self.format.volume).ok()??,
+    /// One message.
+    fn try_once(&mut self, id: &RequestId, ask: &Ask) -> Tried {
+        let found = match self.leader.take() {
+            Some(leader) => Some(leader),
+            None => self.engine.leader(self.format.volume).ok().flatten(),
+        };
+        let Some(leader) = found else {
+            return Tried::Nothing(None);
         };
         self.epoch = self.epoch.max(leader.epoch);
         let request = Request {
@@ -93,16 +109,26 @@ impl<C: Clock, N: Net, E: Engine> Client<C, N, E> {
             id: id.clone(),
             ask: ask.clone(),
         };
-        let frame = self.net.call(&leader.address, &encode(&request), CALL).ok()?;
-        let reply: Reply = decode(&frame).ok()?;
+        let frame = match self.net.call(&leader.address, &encode(&request), CALL) {
+            Ok(frame) => frame,
+            Err(error) => {
+                let why = error.into_inner().and_then(|cause| cause.downcast::<CsvError>().ok());
+                return Tried::Nothing(why.map(|why| *why));
+            }
+        };
+        let reply: Reply = match decode(&frame) {
+            Ok(reply) => reply,
+            Err(_) => return Tried::Nothing(None),
+        };
+        self.was_answered = true;
         if reply.epoch < self.epoch {
             // From a coordinator that does not know yet that it is over.
-            return None;
+            return Tried::Nothing(None);
         }
         self.epoch = reply.epoch;
         if !matches!(reply.result, Err(Refusal::Moved)) {
             self.leader = Some(leader);
         }
-        Some(reply.result)
+        Tried::Answered(reply.result)
     }
 }

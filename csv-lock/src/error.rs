@@ -119,6 +119,46 @@ pub enum CsvError {
         /// The system's answer.
         source: io::Error,
     },
+    /// A file with a certificate, a key or an authority can't be used.
+    #[error("{file} can't be used as a certificate, key or authority: {reason}")]
+    CertificateUnusable {
+        /// The file.
+        file: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A certificate is not valid now.
+    #[error("{whose} is stale: {reason}; a new one takes its place without a new start")]
+    CertificateStale {
+        /// Whose, or which file.
+        whose: String,
+        /// What the check said.
+        reason: String,
+    },
+    /// A certificate is not of the cluster's authority.
+    #[error("{whose} is not one of this cluster: {reason}")]
+    CertificateForeign {
+        /// Whose, or which file.
+        whose: String,
+        /// What the check said.
+        reason: String,
+    },
+    /// A certificate is another node's.
+    #[error("{whose} is not that of node {node}: a certificate names its node as a DNS name (subjectAltName)")]
+    CertificateName {
+        /// Whose, or which file.
+        whose: String,
+        /// The node.
+        node: NodeId,
+    },
+    /// No message can reach the coordinator from this machine.
+    #[error("node {node}, which coordinates the volume on another machine, can't be reached: {reason}")]
+    Unreachable {
+        /// The node.
+        node: NodeId,
+        /// What is missing.
+        reason: String,
+    },
     /// A fence could not prove that a node is gone.
     #[error("node {node} could not be fenced: {reason}")]
     NotFenced {
@@ -139,6 +179,12 @@ pub enum Refusal {
         expected: ClusterId,
         /// The one in the message.
         found: ClusterId,
+    },
+    /// The sender speaks for a node that its certificate does not name.
+    #[error("the sender's certificate is not that of node {node}, for which it speaks")]
+    ForeignNode {
+        /// The node in the message.
+        node: NodeId,
     },
     /// The message is for another volume.
     #[error("the message is for volume {found}, this is the coordinator of {expected}")]
@@ -252,6 +298,11 @@ impl CsvError {
             Self::EngineVersion { .. } => "VHD-E0912",
             Self::Volume { .. } => "VHD-E0913",
             Self::NotFenced { .. } => "VHD-E0914",
+            Self::CertificateUnusable { .. } => "VHD-E0939",
+            Self::CertificateStale { .. } => "VHD-E0940",
+            Self::CertificateForeign { .. } => "VHD-E0941",
+            Self::CertificateName { .. } => "VHD-E0942",
+            Self::Unreachable { .. } => "VHD-E0944",
             Self::Refused(refusal) => refusal.code(),
         }
     }
@@ -263,6 +314,7 @@ impl Refusal {
     pub fn code(&self) -> &'static str {
         match self {
             Self::ForeignCluster { .. } => "VHD-E0920",
+            Self::ForeignNode { .. } => "VHD-E0943",
             Self::WrongVolume { .. } => "VHD-E0921",
             Self::StaleEpoch { .. } => "VHD-E0922",
             Self::Moved => "VHD-E0923",

@@ -47,15 +47,15 @@ pub use clock::{Clock, SystemClock};
 pub use coordinator::{Coordinator, Served};
 pub use engine::{Engine, Leader, LocalEngine, Term};
 #[cfg(feature = "etcd")]
-pub use engine::{EtcdConfig, EtcdEngine, EtcdTls};
+pub use engine::{EtcdConfig, EtcdEngine, Presence};
 pub use error::{CsvError, Refusal};
 pub use fence::{Fence, HasEnded, LocalKill, Operator, Process, Proof, Strength};
 pub use id::{ClusterId, Epoch, Generation, NodeId, OpId, Session, VolumeId};
 pub use journal::{Op, Outcome, Record, RequestId, Table};
 pub use message::{Answer, Ask, MAX_BLOCKS, MAX_MESSAGE, Reply, Request, decode, encode, payload_len};
-pub use net::{Listener, Net, UnixCaller, UnixInbox, UnixNet};
+pub use net::{Address, Caller, CertificateFiles, Inbox, Listener, Net, NodeNet, TlsServer, UnixNet};
 pub use node::{Ended, Node, Steer};
-pub use registry::{Event, KnownVolume, Member, OpenSession, Registry};
+pub use registry::{Changes, EngineAccess, Event, KnownVolume, Member, OpenSession, Registry};
 pub use state::{Disk, Sealed, State};
 pub use takeover::{newest_epoch, take_over};
 pub use volume::{HostVolume, VolumeFile, VolumeFormat, VolumeIo, check_disk_path, incoming, init_volume, read_format};

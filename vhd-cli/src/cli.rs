@@ -8,9 +8,9 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 #[cfg(target_arch = "x86_64")]
 use crate::commands::vm;
 use crate::commands::{
-    azure, cat, check, compact, compare, completions, convert, cp, create, diff, export_delta, hash, import_delta,
-    info, ls, man, map, measure, merge, mount, nbd, new_id, repair, reparent, resize, snapshot, tour, tree, verify,
-    volume,
+    azure, cat, check, compact, compare, completions, convert, cp, create, diff, doctor, export_delta, hash,
+    import_delta, info, ls, man, map, measure, merge, mount, nbd, new_id, repair, reparent, report, resize, snapshot,
+    tour, tree, verify, volume,
 };
 use crate::{exit, habits};
 
@@ -27,13 +27,34 @@ others. An image whose parent is missing is refused by every command that reads 
 const NOTES: &str = "\
 Failures are one line on standard error, `vhd: error[VHD-E0201]: ...`, the code being stable. With --json standard \
 output is one object: the report, or {\"version\": 1, \"command\": ..., \"error\": {\"code\", \"kind\", \"exit\", \
-\"message\"}}. Wrong command lines (exit code 2) are told on standard error alone.
+\"message\"}}. Wrong command lines (exit code 2) are told on standard error alone.";
 
-Environment:
-  TMPDIR         where standard input is kept when it is a pipe and there is no destination to keep it beside
-  VHD_LOG        what the library logs to standard error: error (default), warn, info, debug, trace, off
-  VHD_NODE       the node that a command belongs to, where several of this machine take part in a volume
-  VHD_STATE_DIR  where this machine keeps what it knows of volumes [default: /var/lib/vhd, or ~/.local/state/vhd]";
+/// The environment, for help and manual pages.
+pub(crate) const ENVIRONMENT: &[(&str, &str)] = &[
+    (
+        "TMPDIR",
+        "where standard input is kept when it is a pipe and there is no destination to keep it beside",
+    ),
+    (
+        "VHD_LOG",
+        "what the library logs to standard error: error (default), warn, info, debug, trace, off",
+    ),
+    (
+        "VHD_NODE",
+        "the node that a command belongs to, where several of this machine take part in a volume",
+    ),
+    (
+        "VHD_STATE_DIR",
+        "where this machine keeps what it knows of volumes [default: /var/lib/vhd, or ~/.local/state/vhd]",
+    ),
+];
+
+fn environment() -> String {
+    let lines = ENVIRONMENT
+        .iter()
+        .map(|(name, meaning)| format!("  {name:<13}  {meaning}"));
+    format!("Environment:\n{}", lines.collect::<Vec<_>>().join("\n"))
+}
 
 const EXAMPLES: &str = "\
 Examples:
@@ -70,7 +91,7 @@ pub(crate) fn parse() -> Cli {
     about = ABOUT,
     long_about = LONG_ABOUT,
     after_help = format!("{}\n\n{EXAMPLES}", exit::help()),
-    after_long_help = format!("{}\n\n{NOTES}\n\n{EXAMPLES}", exit::help()),
+    after_long_help = format!("{}\n\n{NOTES}\n\n{}\n\n{EXAMPLES}", exit::help(), environment()),
     max_term_width = 120,
 )]
 pub(crate) struct Cli {
@@ -103,6 +124,10 @@ pub(crate) enum Command {
     ImportDelta(import_delta::ImportDeltaArgs),
     /// Show the images below a directory: which is whose child, and what is broken
     Tree(tree::TreeArgs),
+    /// Check all images below a directory, and print the commands that put right what is wrong
+    Doctor(doctor::DoctorArgs),
+    /// Write what `doctor` finds, allocation maps and digests as one HTML file
+    Report(report::HtmlArgs),
     /// Take, list, apply and delete snapshots of a disk
     Snapshot(snapshot::SnapshotArgs),
     /// List a directory inside a disk, without mounting it

@@ -23,6 +23,8 @@ pub(crate) enum Kind {
     Input,
     /// A step of the tour went wrong.
     Tour,
+    /// A detached signature could not be made.
+    Signature,
     /// A server can't listen.
     Listen,
     /// The server that has a disk in use does not answer as it should.
@@ -89,6 +91,8 @@ pub(crate) enum Kind {
     OutsideSandbox,
     /// A cluster volume or its coordinator said so, with this code.
     Cluster(&'static str),
+    /// This machine has no certificate for other machines.
+    NoCertificate,
     /// No volume of this name is known on this machine.
     NoSuchVolume,
     /// No agent of a node runs on this machine.
@@ -196,6 +200,7 @@ const TABLE: &[Code] = &[
     own(Kind::Control,                  "VHD-E0325", "control",           Exit::Failed),
     library(ErrorKind::InUse,           "VHD-E0326", Exit::Locked),
     library(ErrorKind::Descriptor,      "VHD-E0329", Exit::Refused),
+    own(Kind::Signature,                "VHD-E0330", "signature",         Exit::Failed),
 
     library(ErrorKind::OutOfRange,      "VHD-E0401", Exit::Failed),
     library(ErrorKind::Misaligned,      "VHD-E0402", Exit::Failed),
@@ -304,6 +309,13 @@ const TABLE: &[Code] = &[
     library(ErrorKind::OnVolume,        "VHD-E0936", Exit::Refused),
     own(Kind::VolumeCannot,              "VHD-E0937", "volume-cannot", Exit::Refused),
     own(Kind::VolumeEngine,              "VHD-E0938", "volume-engine-missing", Exit::Refused),
+    own(Kind::Cluster("VHD-E0939"),      "VHD-E0939", "certificate-file", Exit::Refused),
+    own(Kind::Cluster("VHD-E0940"),      "VHD-E0940", "certificate-stale", Exit::Refused),
+    own(Kind::Cluster("VHD-E0941"),      "VHD-E0941", "certificate-foreign", Exit::Refused),
+    own(Kind::Cluster("VHD-E0942"),      "VHD-E0942", "certificate-name", Exit::Refused),
+    own(Kind::Cluster("VHD-E0943"),      "VHD-E0943", "foreign-node", Exit::Refused),
+    own(Kind::Cluster("VHD-E0944"),      "VHD-E0944", "coordinator-unreachable", Exit::Failed),
+    own(Kind::NoCertificate,             "VHD-E0945", "no-certificate", Exit::Refused),
 ];
 
 /// What a kind that is newer than the table gets: the table's test fails then.

@@ -63,11 +63,24 @@ pub(crate) fn loss(lost_sectors: u64, doubtful_sectors: u64) -> Option<String> {
     }
 }
 
-/// A text with every control character but line ends made harmless: images choose names of parents, and a
-/// terminal obeys what it is sent.
+/// A text with every control character but line ends, and every character that reorders text, shown by its number: images
+/// choose names of parents, strangers names of files, and a terminal obeys what it is sent.
 pub(crate) fn visible(text: &str) -> String {
-    let harmless = |c: char| if c.is_control() && c != '\n' { '\u{FFFD}' } else { c };
-    text.chars().map(harmless).collect()
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' => shown.push(c),
+            c if c.is_control() || is_misleading(c) => shown.extend(c.escape_unicode()),
+            c => shown.push(c),
+        }
+    }
+    shown
+}
+
+/// A character that changes the direction of text, or takes no space: names that look alike with it are not.
+pub(crate) fn is_misleading(c: char) -> bool {
+    matches!(c,
+        '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 
 /// Lines of `label: value`, the values below one another.
@@ -114,6 +127,9 @@ mod tests {
 
     #[test]
     fn control_characters_do_not_reach_the_terminal() {
-        assert_eq!(visible("a\u{1b}[2Jb\nc"), "a\u{FFFD}[2Jb\nc");
+        assert_eq!(
+            visible("a\u{1b}[2Jb\nc\u{202e}d\te\u{9b}"),
+            "a\\u{1b}[2Jb\nc\\u{202e}d\\u{9}e\\u{9b}"
+        );
     }
 }

@@ -11,6 +11,7 @@
 //!   human.rs      numbers and times for people            summed.rs   long lists in short
 //!   running/      processes that are found by name          volume/     cluster volumes
 //!   habits/       what words of other programs are called here
+//!   diagnosis/    what is wrong with the images below a directory, and the commands that put it right
 //! ```
 #![forbid(unsafe_code)]
 
@@ -20,6 +21,7 @@ mod cli;
 mod codes;
 mod commands;
 mod control;
+mod diagnosis;
 mod exit;
 mod failure;
 mod format_arg;

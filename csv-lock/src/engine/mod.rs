@@ -7,6 +7,7 @@
 mod etcd;
 mod local;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -15,7 +16,7 @@ use crate::error::CsvError;
 use crate::id::{Epoch, NodeId, VolumeId};
 
 #[cfg(feature = "etcd")]
-pub use etcd::{EtcdConfig, EtcdEngine, EtcdTls};
+pub use etcd::{EtcdConfig, EtcdEngine, Presence};
 pub use local::LocalEngine;
 
 /// The right to be a volume's coordinator for some time.
@@ -72,4 +73,26 @@ pub trait Engine: Send + Sync {
     /// # Errors
     /// `Engine` if it does not answer.
     fn leader(&self, volume: VolumeId) -> Result<Option<Leader>, CsvError>;
+}
+
+impl<E: Engine + ?Sized> Engine for Arc<E> {
+    fn campaign(&self, volume: VolumeId) -> Result<Option<Term>, CsvError> {
+        (**self).campaign(volume)
+    }
+
+    fn renew(&self, volume: VolumeId, term: &Term) -> Result<Option<Term>, CsvError> {
+        (**self).renew(volume, term)
+    }
+
+    fn resign(&self, volume: VolumeId, term: &Term) -> Result<(), CsvError> {
+        (**self).resign(volume, term)
+    }
+
+    fn publish(&self, volume: VolumeId, term: &Term, leader: &Leader) -> Result<(), CsvError> {
+        (**self).publish(volume, term, leader)
+    }
+
+    fn leader(&self, volume: VolumeId) -> Result<Option<Leader>, CsvError> {
+        (**self).leader(volume)
+    }
 }

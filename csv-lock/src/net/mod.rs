@@ -1,11 +1,30 @@
 //! Messages between sessions and coordinators.
+//!
+//! ```text
+//!   frame.rs    one message on a stream            inbox.rs         where a coordinator gets them
+//!   accept.rs   threads that listen                address.rs       where a coordinator listens, as text
+//!   unix.rs     processes of one machine           certificates.rs  who a node of another machine is
+//!   tls/        between machines                   node.rs          both, by the address
+//! ```
 
+mod accept;
+mod address;
+mod certificates;
+mod frame;
+mod inbox;
+mod node;
+mod tls;
 mod unix;
 
 use std::io;
 use std::time::Duration;
 
-pub use unix::{UnixCaller, UnixInbox, UnixNet};
+pub use address::Address;
+pub use certificates::CertificateFiles;
+pub use inbox::{Caller, Inbox};
+pub use node::NodeNet;
+pub use tls::TlsServer;
+pub use unix::UnixNet;
 
 /// A network. Messages may be lost, doubled, late; [`Request`](crate::Request) is made for that.
 pub trait Net: Send + Sync {
@@ -21,7 +40,8 @@ pub trait Net: Send + Sync {
     /// Sends a message and waits for its answer, `limit` at most.
     ///
     /// # Errors
-    /// `TimedOut`, `ConnectionRefused`; what the system says. Whether the message arrived is then unknown.
+    /// `TimedOut`, `ConnectionRefused`; what the system says. Whether the message arrived is then unknown. A
+    /// [`CsvError`](crate::CsvError) inside says why no message to this address can arrive, now or later.
     fn call(&self, address: &str, message: &[u8], limit: Duration) -> io::Result<Vec<u8>>;
 }
 

@@ -4,18 +4,22 @@
 //! It says who is where; it protects nothing. Lost or wrong it costs time, and the word of an operator where a process could
 //! have been proven to be gone.
 
+mod access;
+mod changes;
 mod events;
 mod members;
 mod sessions;
 mod terms;
 mod volumes;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode};
 
+pub use access::EngineAccess;
+pub use changes::Changes;
 pub use events::Event;
 pub use members::Member;
 pub use sessions::OpenSession;
@@ -31,6 +35,7 @@ const AGAIN: Duration = Duration::from_millis(10);
 
 /// The registry of one machine. Any number of processes have it open.
 pub struct Registry {
+    path: PathBuf,
     connection: Mutex<Connection>,
 }
 
@@ -63,10 +68,12 @@ impl Registry {
             members::SCHEMA,
             sessions::SCHEMA,
             events::SCHEMA,
+            access::SCHEMA,
         ] {
             connection.execute_batch(schema)?;
         }
         Ok(Self {
+            path: path.to_owned(),
             connection: Mutex::new(connection),
         })
     }
@@ -85,7 +92,7 @@ fn millis(time: Duration) -> i64 {
 }
 
 /// The time in milliseconds since 1970, for people.
-fn now_ms() -> i64 {
+pub(crate) fn now_ms() -> i64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(0, millis)
 }

@@ -85,7 +85,10 @@ impl Registry {
     }
 
     /// Says where the coordinator is; an older epoch never replaces a newer one. False if there is a newer one.
-    pub(crate) fn publish(&self, volume: VolumeId, leader: &Leader) -> Result<bool, CsvError> {
+    ///
+    /// # Errors
+    /// `Engine`.
+    pub fn publish(&self, volume: VolumeId, leader: &Leader) -> Result<bool, CsvError> {
         let sql = "INSERT INTO leader VALUES (?1, ?2, ?3, ?4)
             ON CONFLICT (volume) DO UPDATE SET node = ?2, address = ?3, epoch = ?4 WHERE epoch < ?4";
         let values = params![

@@ -50,6 +50,19 @@ impl Registry {
         Ok(ClusterId(parsed(&id)?))
     }
 
+    /// The cluster of this machine, if it has one.
+    ///
+    /// # Errors
+    /// `Engine`.
+    pub fn known_cluster(&self) -> Result<Option<ClusterId>, CsvError> {
+        let found: Option<String> = self
+            .connection()
+            .query_row("SELECT id FROM cluster", [], |row| row.get(0))
+            .optional()
+            .map_err(failed)?;
+        found.map(|id| Ok(ClusterId(parsed(&id)?))).transpose()
+    }
+
     /// Notes a volume. One that is known under the same name and identity gets the directory that is given.
     ///
     /// # Errors

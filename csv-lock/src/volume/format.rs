@@ -27,6 +27,14 @@ pub struct VolumeFormat {
     pub cluster: ClusterId,
     /// Its name, for people.
     pub name: String,
+    /// Who elects its coordinator, as `--engine` names it: what a machine is told that gets to know the volume.
+    #[serde(default = "local")]
+    pub engine: String,
+}
+
+/// The engine of volumes that do not say one.
+fn local() -> String {
+    "local".into()
 }
 
 /// Makes the directory a volume, with a file system that was probed. Killed at any moment it leaves a volume or none, and can
@@ -109,6 +117,14 @@ impl VolumeFormat {
             volume,
             cluster,
             name: name.to_owned(),
+            engine: local(),
         }
+    }
+
+    /// The same with another engine than that of one machine.
+    #[must_use]
+    pub fn with_engine(mut self, engine: &str) -> Self {
+        engine.clone_into(&mut self.engine);
+        self
     }
 }

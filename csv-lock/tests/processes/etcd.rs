@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-use csv_lock::{EtcdConfig, EtcdEngine, EtcdTls};
+use csv_lock::{CertificateFiles, EtcdConfig, EtcdEngine};
 
 use super::*;
 
@@ -216,7 +216,7 @@ fn certificates_are_asked_for_in_both_directions() {
     let server = Server::start(dir.path(), "https", &more);
     let plain = config(&format!("https://{}", server.endpoint));
     let with = |cert: &str, key: &str| EtcdConfig {
-        tls: Some(EtcdTls {
+        tls: Some(CertificateFiles {
             ca: file("ca.pem"),
             cert: file(cert),
             key: file(key),

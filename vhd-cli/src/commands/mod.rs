@@ -11,6 +11,7 @@ pub(crate) mod cp;
 pub(crate) mod create;
 mod destination;
 pub(crate) mod diff;
+pub(crate) mod doctor;
 pub(crate) mod export_delta;
 pub(crate) mod hash;
 pub(crate) mod import_delta;
@@ -28,6 +29,7 @@ mod parent_time;
 mod ranges;
 pub(crate) mod repair;
 pub(crate) mod reparent;
+pub(crate) mod report;
 pub(crate) mod resize;
 mod several;
 pub(crate) mod snapshot;
@@ -72,6 +74,8 @@ fn dispatch(command: &Command) -> Result<Exit, Failure> {
         Command::ImportDelta(args) => import_delta::run(args),
         Command::Azure(args) => azure::run(args),
         Command::Tree(args) => tree::run(args),
+        Command::Doctor(args) => doctor::run(args),
+        Command::Report(args) => report::run(args),
         Command::Snapshot(args) => snapshot::run(args),
         Command::Ls(args) => ls::run(args),
         Command::Cat(args) => cat::run(args),
@@ -134,6 +138,8 @@ fn identity(command: &Command) -> (&'static str, bool) {
         Command::ImportDelta(args) => (import_delta::NAME, args.report.json),
         Command::Azure(args) => azure::identity(args),
         Command::Tree(args) => (tree::NAME, args.report.json),
+        Command::Doctor(args) => (doctor::NAME, args.report.json),
+        Command::Report(args) => (report::NAME, args.report.json && !args.to_stdout()),
         Command::Snapshot(args) => snapshot::identity(args),
         Command::Ls(args) => (ls::NAME, args.report.json),
         Command::Cat(_) => (cat::NAME, false),

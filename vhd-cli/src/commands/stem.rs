@@ -6,7 +6,8 @@ const DRAWN_LEVELS: usize = 24;
 /// What is drawn before a name in a tree.
 #[derive(Default)]
 pub(super) struct Stem {
-    depth: usize,
+    /// Levels above it.
+    pub(super) depth: usize,
     /// Before the name.
     pub(super) before: String,
     /// Before what is said below the name.

@@ -1,9 +1,10 @@
 //! What this machine knows of cluster volumes: a registry, and the directories of the agents that run.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 
-use csv_lock::{KnownVolume, Leader, NodeId, Process, Registry};
+use csv_lock::{Address, KnownVolume, Leader, NodeId, Process, Registry};
 
 use crate::codes::Kind;
 use crate::control::place::{directory, lasting_directory};
@@ -21,11 +22,12 @@ const REGISTRY: &str = "volumes.db";
 const PROCESS: &str = "process";
 
 /// What this machine knows of cluster volumes.
+#[derive(Clone)]
 pub(crate) struct Machine {
     dir: PathBuf,
     /// Where agents are found.
     agents: Folder,
-    registry: Registry,
+    registry: Arc<Registry>,
 }
 
 impl Machine {
@@ -50,7 +52,7 @@ impl Machine {
             Some(_) => Folder::at(dir.join("run").join(AGENTS)),
             None => Folder::of(AGENTS),
         };
-        let registry = Registry::open(&dir.join(REGISTRY))?;
+        let registry = Arc::new(Registry::open(&dir.join(REGISTRY))?);
         Ok(Self { dir, agents, registry })
     }
 
@@ -89,7 +91,8 @@ impl Machine {
 
     /// Whether a coordinator listens where it was last seen: the socket goes when its term ends, or with its agent.
     pub(crate) fn listens(&self, leader: &Leader) -> bool {
-        self.has_agent(&leader.node) && Path::new(&leader.address).exists()
+        let address = leader.address.parse::<Address>();
+        self.has_agent(&leader.node) && address.is_ok_and(|address| address.has_socket())
     }
 
     /// The process of a node's agent, if one runs.
@@ -102,8 +105,8 @@ impl Machine {
         serde_json::from_slice(&text).ok()
     }
 
-    /// The node that a command belongs to that has to do with a volume: the one that is named, or this host, or the only one
-    /// of this machine that takes part.
+    /// The node of this machine that a command belongs to which has to do with a volume: the one that is named, or this host, or
+    /// the only one of this machine that takes part.
     pub(crate) fn member(&self, volume: &KnownVolume, given: Option<&Name>) -> Result<NodeId, Failure> {
         let members = self.registry.members(volume.id)?;
         let named = given.map(Name::to_string).or_else(|| std::env::var(NODE).ok());

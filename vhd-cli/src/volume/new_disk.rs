@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use csv_lock::{Ask, CsvError, Fence as _, HasEnded, Process, incoming};
+use csv_lock::{Ask, CsvError, Fence as _, HasEnded, incoming};
 use uuid::Uuid;
 
 use super::name::DiskName;
@@ -41,12 +41,9 @@ impl NewDisk {
             });
         };
         let machine = Machine::open()?;
-        let node = machine.member(&disk.volume, None)?;
-        let mut session = Session::new(&machine, &disk.volume, node)?;
+        let mut session = Session::begin(&machine, &disk)?;
         sweep(&machine, &disk, &mut session)?;
-        let id = session.id();
-        machine.registry().open_session(disk.volume.id, id, &Process::this()?)?;
-        let name = format!("{}{SUFFIX}", id.id);
+        let name = format!("{}{SUFFIX}", session.id().id);
         Ok(Self {
             place: disk.file(),
             on_volume: Some(Incoming {
@@ -141,13 +138,10 @@ fn sweep(machine: &Machine, disk: &DiskName, session: &mut Session) -> Result<()
         let Ok(proof) = HasEnded.fence(&known.session.node, &known.process) else {
             continue;
         };
-        let fenced = Ask::Fenced {
-            session: known.session,
-            proof: proof.to_string(),
-        };
-        session.ask(fenced, PAUSE)?;
+        session.fenced(&known.session, &proof.to_string(), PAUSE)?;
         let file = dir.join(&name);
         remove_file(&file).map_err(|error| Failure::io("remove", &file, &error))?;
+        machine.registry().end_session(known.session.id)?;
     }
     Ok(())
 }

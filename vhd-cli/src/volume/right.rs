@@ -4,12 +4,12 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use csv_lock::{Answer, Ask, CsvError, Fence as _, Generation, HasEnded, MAX_BLOCKS, Outcome, Process, Refusal, Table};
+use csv_lock::{Answer, Ask, CsvError, Fence as _, Generation, HasEnded, MAX_BLOCKS, Outcome, Refusal, Table};
 use vhd_core::image::{BlockSource, NoBlock, PublishFence};
 
 use super::name::DiskName;
 use super::table::table_of;
-use super::{Machine, PAUSE, Session};
+use super::{Machine, PAUSE, Session, peers_of};
 use crate::codes::Kind;
 use crate::failure::Failure;
 use crate::output;
@@ -69,12 +69,7 @@ impl Right {
     /// `VHD-E0924`, with the holder's name, if another process has it.
     pub(crate) fn take(disk: &DiskName) -> Result<Arc<Self>, Failure> {
         let machine = Machine::open()?;
-        let node = machine.member(&disk.volume, None)?;
-        let mut session = Session::new(&machine, &disk.volume, node)?;
-        let process = Process::this()?;
-        machine
-            .registry()
-            .open_session(disk.volume.id, session.id(), &process)?;
+        let mut session = Session::begin(&machine, disk)?;
         let taken = session.adopt(disk).and_then(|()| open(&machine, disk, &mut session));
         let generation = match taken {
             Ok(generation) => generation,
@@ -231,28 +226,18 @@ fn free_if_gone(machine: &Machine, disk: &DiskName, session: &mut Session) -> Re
     let Some(writer) = found.and_then(|(_, disk)| disk.writer) else {
         return Ok(true);
     };
-    let registry = machine.registry();
-    let Some(known) = registry.session(writer.id)? else {
+    let Some(known) = machine.registry().session(writer.id)? else {
         return Ok(false);
     };
     let Ok(proof) = HasEnded.fence(&writer.node, &known.process) else {
         return Ok(false);
     };
     let proof = proof.to_string();
-    registry.note(
-        disk.volume.id,
-        &writer.node,
-        "freed",
-        &format!("{}: {proof}", disk.path),
-    )?;
-    session.ask(
-        Ask::Fenced {
-            session: writer.clone(),
-            proof,
-        },
-        PAUSE,
-    )?;
-    registry.end_session(writer.id)?;
+    session.fenced(&writer, &proof, PAUSE)?;
+    machine.registry().end_session(writer.id)?;
+    let text = format!("{}: {proof}", disk.path);
+    // It is free, whoever hears of it.
+    let _ = peers_of(machine, &disk.volume).map(|peers| peers.note(&writer.node, "freed", &text));
     Ok(true)
 }
 

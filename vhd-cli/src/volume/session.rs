@@ -3,30 +3,60 @@
 use std::time::Duration;
 
 use csv_lock::{
-    Answer, Ask, Client, CsvError, Disk, HostVolume, KnownVolume, LocalEngine, NodeId, Refusal, SystemClock, UnixNet,
-    VolumeFormat, read_format,
+    Answer, Ask, Client, CsvError, Disk, HostVolume, KnownVolume, LocalEngine, NodeId, NodeNet, Process, Refusal,
+    SystemClock, VolumeFormat, read_format,
 };
 use uuid::Uuid;
 use vhd_core::storage::StorageError;
 
 use super::name::DiskName;
 use super::table::table_of;
-use super::{Machine, PAUSE};
+use super::{EngineName, Machine, PAUSE, peers_of};
 use crate::failure::Failure;
 
-/// A session of this process with a volume.
+/// A session of this process with a volume. Where the coordinator is it reads in the registry of the machine, whatever the engine is: the
+/// agent keeps that true.
 pub(crate) struct Session {
-    client: Client<SystemClock, UnixNet, LocalEngine>,
+    client: Client<SystemClock, NodeNet, LocalEngine>,
 }
 
 impl Session {
     /// A new session of a node.
     pub(crate) fn new(machine: &Machine, volume: &KnownVolume, node: NodeId) -> Result<Self, Failure> {
         let format = format_of(volume)?;
+        refresh(machine, volume);
+        let registry = machine.registry();
+        let net = NodeNet::new(registry.machine()?, registry.access()?.certificates);
         let engine = LocalEngine::open(&volume.dir, &machine.registry_path(), node.clone(), None)?;
         Ok(Self {
-            client: Client::new(SystemClock, UnixNet::default(), engine, format, node, Uuid::new_v4()),
+            client: Client::new(SystemClock, net, engine, format, node, Uuid::new_v4()),
         })
+    }
+
+    /// A session that only asks: nobody's, or that of the node of this machine that takes part.
+    pub(crate) fn to_ask(machine: &Machine, volume: &KnownVolume) -> Result<Self, Failure> {
+        let node = machine.member(volume, None);
+        Self::new(machine, volume, node.unwrap_or_else(|_| NodeId("status".into())))
+    }
+
+    /// A new session of this process, for a disk: before it asks for anything, the machine knows whose it is.
+    pub(super) fn begin(machine: &Machine, disk: &DiskName) -> Result<Self, Failure> {
+        let node = machine.member(&disk.volume, None)?;
+        let session = Self::new(machine, &disk.volume, node)?;
+        let process = Process::this()?;
+        machine
+            .registry()
+            .open_session(disk.volume.id, session.id(), &process)?;
+        Ok(session)
+    }
+
+    /// Another session is proven to be gone: what it has is free, what it asked for is too late (INV-98).
+    pub(crate) fn fenced(&mut self, gone: &csv_lock::Session, proof: &str, limit: Duration) -> Result<(), CsvError> {
+        let fenced = Ask::Fenced {
+            session: gone.clone(),
+            proof: proof.to_owned(),
+        };
+        self.ask(fenced, limit).map(drop)
     }
 
     /// Asks; across failovers of the coordinator, for `limit` at most.
@@ -64,6 +94,18 @@ impl Session {
                 reason: "that is no answer to what was asked".into(),
             }),
         }
+    }
+}
+
+/// Without an agent on this machine that takes part, a command has to look itself where the coordinator is.
+fn refresh(machine: &Machine, volume: &KnownVolume) {
+    if volume.engine.parse() == Ok(EngineName::Local) {
+        return;
+    }
+    let here = machine.registry().members(volume.id).unwrap_or_default();
+    if !here.iter().any(|member| machine.has_agent(&member.node)) {
+        // Without an answer the coordinator may still be where it was.
+        let _ = peers_of(machine, volume).map(|peers| peers.coordinator());
     }
 }
 

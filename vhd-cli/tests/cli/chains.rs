@@ -132,7 +132,7 @@ fn explicit_parents_are_the_only_ones_where_that_is_asked_for() {
     );
 }
 
-fn with_id(lab: &Lab, name: &str, id: UniqueId) {
+pub(crate) fn with_id(lab: &Lab, name: &str, id: UniqueId) {
     let mut bytes = fs::read(lab.path(name)).unwrap();
     let end = bytes.len() - FOOTER_SIZE;
     let mut footer = Footer::decode(&bytes[end..]).unwrap();
@@ -144,7 +144,7 @@ fn with_id(lab: &Lab, name: &str, id: UniqueId) {
 }
 
 /// A child that names any file as its parent.
-fn child_of(lab: &Lab, name: &str, parent: &str, id: UniqueId) -> UniqueId {
+pub(crate) fn child_of(lab: &Lab, name: &str, parent: &str, id: UniqueId) -> UniqueId {
     let link = ParentLink {
         id,
         modified: Timestamp::UNSET,

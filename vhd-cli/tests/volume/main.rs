@@ -4,4 +4,6 @@
 mod agents;
 mod disks;
 mod faults;
+#[allow(dead_code, reason = "shared with the tests of several machines")]
 mod support;
+mod writer;

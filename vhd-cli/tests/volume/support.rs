@@ -1,9 +1,10 @@
-//! A machine of its own: a directory for its state, volumes, agents.
+//! A machine of its own: a directory for its state, volumes, agents; where a test wants it, a network of its own.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,8 +19,12 @@ const FOR_EVER: Duration = Duration::from_secs(60);
 
 /// A machine with what it knows of volumes.
 pub(crate) struct Machine {
-    dir: TempDir,
+    dir: Arc<TempDir>,
     state: PathBuf,
+    /// Its network namespace.
+    network: Option<String>,
+    /// What agents are told besides their node.
+    agents: Vec<String>,
     /// The node that commands belong to.
     node: Option<&'static str>,
 }
@@ -29,9 +34,19 @@ pub(crate) struct Process(Child);
 
 impl Machine {
     pub(crate) fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let state = dir.path().join("state");
-        Self { dir, state, node: None }
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        Self::with_state(&dir, "state", &["--lease", "1"])
+    }
+
+    /// A machine that keeps what it knows in a directory of its own.
+    pub(crate) fn with_state(dir: &Arc<TempDir>, state: &str, agents: &[&str]) -> Self {
+        Self {
+            state: dir.path().join(state),
+            dir: Arc::clone(dir),
+            network: None,
+            agents: agents.iter().map(|&word| word.to_owned()).collect(),
+            node: None,
+        }
     }
 
     /// The same directories, on a machine that knows nothing of them.
@@ -44,6 +59,17 @@ impl Machine {
     pub(crate) fn of_node(mut self, node: &'static str) -> Self {
         self.node = Some(node);
         self
+    }
+
+    /// The same machine in a network namespace.
+    pub(crate) fn in_network(mut self, name: &str) -> Self {
+        self.network = Some(name.to_owned());
+        self
+    }
+
+    /// Where it keeps what it knows.
+    pub(crate) fn state(&self) -> &std::path::Path {
+        &self.state
     }
 
     /// A machine with a volume `v`, and these nodes that take part; their agents do not run.
@@ -62,7 +88,16 @@ impl Machine {
     }
 
     pub(crate) fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vhd"));
+        let vhd = env!("CARGO_BIN_EXE_vhd");
+        let mut command = match &self.network {
+            // The same process runs the program then.
+            Some(network) => {
+                let mut ip = Command::new("ip");
+                ip.args(["netns", "exec", network, vhd]);
+                ip
+            }
+            None => Command::new(vhd),
+        };
         command.args(args).current_dir(self.dir.path());
         command.env("VHD_STATE_DIR", &self.state).env_remove("VHD_NODE");
         if let Some(node) = self.node {
@@ -99,7 +134,8 @@ impl Machine {
 
     /// Starts the agent of a node, and waits until it runs.
     pub(crate) fn agent(&self, node: &str) -> Process {
-        let mut command = self.command(&["volume", "agent", "--node", node, "--lease", "1"]);
+        let mut command = self.command(&["volume", "agent", "--node", node]);
+        command.args(&self.agents);
         let child = command.stderr(Stdio::null()).spawn().unwrap();
         let agent = Process(child);
         let lock = self.state.join("run/agent").join(node).join("process");

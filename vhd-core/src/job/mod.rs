@@ -13,6 +13,7 @@
 //! and what each command does about it.
 
 mod error;
+mod finish;
 mod kind;
 mod marker;
 mod turn;
@@ -23,6 +24,7 @@ use std::{fs, io};
 use serde::{Deserialize, Serialize};
 
 pub use error::JobError;
+pub use finish::Finish;
 pub use kind::JobKind;
 
 use crate::record::{Checked, check_count, check_path};

@@ -2,10 +2,11 @@
 //! saving and restoring it.
 //!
 //! ```text
-//! cargo build --release -p vhd-cli && cargo run --release -p vhd-benches --bin vm -- [DIR [ROUNDS]]
+//! cargo build --release -p vhd-cli && cargo run --release -p vhd-benches --bin vm -- [DIR [ROUNDS [WHAT]]]
 //! ```
 //!
-//! Needs /dev/kvm and `vhd` beside this program; for boots zstd, cc, cpio, qemu-system-x86_64 and ../shared/guest-kernel. Default: the current directory, 7 rounds.
+//! Needs /dev/kvm and `vhd` beside this program; for boots zstd, cc, cpio, qemu-system-x86_64 and ../shared/guest-kernel. Default: the current directory, 7 rounds, all
+//! of `saving`, `boot` and `requests`.
 #![forbid(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
@@ -22,10 +23,18 @@ fn main() -> anyhow::Result<()> {
     let arguments = vhd_benches::Arguments::of_this_program()?;
     let rounds = arguments.number(1, 7)?;
     let dir = tempfile::tempdir_in(&arguments.place)?;
-    process::save(dir.path(), &arguments.vhd, rounds)?;
-    process::boot(dir.path(), &arguments.vhd, rounds)?;
-    println!();
-    requests::print(dir.path(), rounds)
+    let wanted = |what: &str| what.starts_with(arguments.text(2));
+    if wanted("saving") {
+        process::save(dir.path(), &arguments.vhd, rounds)?;
+    }
+    if wanted("boot") {
+        process::boot(dir.path(), &arguments.vhd, rounds)?;
+    }
+    if wanted("requests") {
+        println!();
+        requests::print(dir.path(), rounds)?;
+    }
+    Ok(())
 }
 
 #[cfg(not(target_arch = "x86_64"))]

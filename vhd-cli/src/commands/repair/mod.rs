@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use vhd_core::ErrorKind;
-use vhd_core::chain::dependants::Search;
+use vhd_core::chain::dependants::{Dependants, Search};
 use vhd_core::chain::{ChainError, require_vhd};
 use vhd_core::format::{DiskType, UniqueId};
 use vhd_core::image::Footers;
@@ -15,6 +15,7 @@ use vhd_core::job::RepairJob;
 use vhd_core::ops::repair::{Facts, JournalState, RepairError, RepairPlan, UndoFile};
 use vhd_core::storage::{Access, HostFile, Sharing, StorageFile};
 
+use super::parent_time::ParentTime;
 use super::several::Several;
 use crate::children::{self, ChildrenArgs};
 use crate::codes::Kind;
@@ -197,9 +198,14 @@ impl Job<'_> {
 
     /// INV-16: the undo file is there before the image is touched, and never replaced.
     fn apply(&self, plan: &RepairPlan) -> Result<Verdict, Failure> {
-        if !plan.doubts().is_empty() && !self.args.children.ignore_children {
-            self.refuse_dependants(plan)?;
-        }
+        let time = match plan.doubts().is_empty() {
+            true => self.time_for_children(plan)?,
+            false if self.args.children.ignore_children => None,
+            false => {
+                self.refuse_dependants(plan)?;
+                None
+            }
+        };
         let created = UndoFile::create(self.image, plan.journal());
         let undo = created.map_err(|error| match error.kind() {
             ErrorKind::Exists => Failure::from(error).about(format_args!(
@@ -208,15 +214,29 @@ impl Job<'_> {
             )),
             _ => self.failure(error),
         })?;
-        self.make(&undo)
+        let verdict = self.make(&undo)?;
+        time.into_iter().for_each(ParentTime::keep);
+        Ok(verdict)
+    }
+
+    /// The time that the file keeps where images are based on it: it reads the same afterwards.
+    fn time_for_children(&self, plan: &RepairPlan) -> Result<Option<ParentTime>, Failure> {
+        let found = self.dependants(plan);
+        (!found.children().is_empty())
+            .then(|| ParentTime::of(self.image))
+            .transpose()
+    }
+
+    /// Who relies on the image, by the identity that it has once it is repaired.
+    fn dependants(&self, plan: &RepairPlan) -> Dependants {
+        let footers = Footers::read(&*plan.repaired());
+        let id = footers.map_or(UniqueId::NIL, |footers| footers.footer.unique_id);
+        Search::new().image(self.image, id).run()
     }
 
     /// What is in doubt may read differently afterwards, in all that is based on the image too.
     fn refuse_dependants(&self, plan: &RepairPlan) -> Result<(), Failure> {
-        let footers = Footers::read(&*plan.repaired());
-        let id = footers.map_or(UniqueId::NIL, |footers| footers.footer.unique_id);
-        let found = Search::new().image(self.image, id).run();
-        found
+        self.dependants(plan)
             .refuse()
             .map_err(|error| children::explain(error).about(&self.name))
     }

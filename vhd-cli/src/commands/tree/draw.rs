@@ -9,17 +9,17 @@ use crate::commands::stem::Stem;
 use crate::human;
 
 /// A file's place in the drawing.
-pub(super) struct Branch {
-    file: usize,
+pub(crate) struct Branch {
+    pub(crate) file: usize,
     /// What is drawn before its name and its remarks.
     stem: Stem,
     /// It is drawn again where its circle closes.
-    repeated: bool,
+    pub(crate) repeated: bool,
 }
 
 /// The files in the order of the drawing, each below its parent. A circle is cut where it comes back to its
 /// first file.
-pub(super) fn branches(forest: &Forest) -> Vec<Branch> {
+pub(crate) fn branches(forest: &Forest) -> Vec<Branch> {
     let mut drawn = vec![false; forest.members().len()];
     let mut branches = Vec::new();
     let mut open: Vec<Branch> = forest.roots().iter().rev().map(|&root| Branch::root(root)).collect();
@@ -37,6 +37,11 @@ pub(super) fn branches(forest: &Forest) -> Vec<Branch> {
 }
 
 impl Branch {
+    /// How many files it is drawn below.
+    pub(crate) fn depth(&self) -> usize {
+        self.stem.depth
+    }
+
     fn root(file: usize) -> Self {
         Self {
             file,

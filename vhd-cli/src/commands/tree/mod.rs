@@ -11,7 +11,7 @@ use vhd_core::chain::forest::{Forest, Limits};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{self, ReportArgs};
-use report::TreeReport;
+pub(crate) use report::{TreeReport, shown};
 
 pub(crate) const NAME: &str = "tree";
 

@@ -16,103 +16,103 @@ use crate::output::path_text;
 
 /// The whole forest.
 #[derive(Serialize)]
-pub(super) struct TreeReport {
+pub(crate) struct TreeReport {
     directory: String,
-    pub(super) summary: Summary,
-    pub(super) files: Vec<FileReport>,
-    pub(super) passed_over: Vec<PassedOverReport>,
-    pub(super) unreadable: Vec<UnreadableReport>,
-    pub(super) truncated: bool,
+    pub(crate) summary: Summary,
+    pub(crate) files: Vec<FileReport>,
+    pub(crate) passed_over: Vec<PassedOverReport>,
+    pub(crate) unreadable: Vec<UnreadableReport>,
+    pub(crate) truncated: bool,
     /// The files in the order in which they are drawn.
     #[serde(skip)]
-    pub(super) branches: Vec<Branch>,
+    pub(crate) branches: Vec<Branch>,
 }
 
 /// How many of what there are.
 #[derive(Default, Serialize)]
-pub(super) struct Summary {
-    pub(super) files: u64,
-    pub(super) trees: u64,
-    pub(super) damaged: u64,
-    pub(super) orphans: u64,
-    pub(super) broken_links: u64,
-    pub(super) cyclic: u64,
-    pub(super) copies: u64,
-    pub(super) unreadable: u64,
-    pub(super) passed_over: u64,
+pub(crate) struct Summary {
+    pub(crate) files: u64,
+    pub(crate) trees: u64,
+    pub(crate) damaged: u64,
+    pub(crate) orphans: u64,
+    pub(crate) broken_links: u64,
+    pub(crate) cyclic: u64,
+    pub(crate) copies: u64,
+    pub(crate) unreadable: u64,
+    pub(crate) passed_over: u64,
 }
 
 /// The files of a format that is not read here.
 #[derive(Serialize)]
-pub(super) struct PassedOverReport {
+pub(crate) struct PassedOverReport {
     format: &'static str,
     /// What people call it.
     #[serde(skip)]
-    pub(super) label: &'static str,
-    pub(super) count: u64,
+    pub(crate) label: &'static str,
+    pub(crate) count: u64,
     paths: Vec<String>,
 }
 
 /// A file.
 #[derive(Serialize)]
-pub(super) struct FileReport {
-    pub(super) path: String,
-    pub(super) aliases: Vec<String>,
-    pub(super) outside: bool,
-    pub(super) file_size: u64,
-    pub(super) modified: Option<String>,
+pub(crate) struct FileReport {
+    pub(crate) path: String,
+    pub(crate) aliases: Vec<String>,
+    pub(crate) outside: bool,
+    pub(crate) file_size: u64,
+    pub(crate) modified: Option<String>,
     #[serde(flatten)]
-    pub(super) facts: Option<FactsReport>,
-    pub(super) damage: Option<DamageReport>,
-    pub(super) parent: Option<ParentReport>,
-    pub(super) children: Vec<String>,
+    pub(crate) facts: Option<FactsReport>,
+    pub(crate) damage: Option<DamageReport>,
+    pub(crate) parent: Option<ParentReport>,
+    pub(crate) children: Vec<String>,
     /// The other files that are the same disk.
-    pub(super) copies: Vec<String>,
-    pub(super) cyclic: bool,
-    pub(super) warnings: Vec<String>,
+    pub(crate) copies: Vec<String>,
+    pub(crate) cyclic: bool,
+    pub(crate) warnings: Vec<String>,
 }
 
 /// What an image says of itself.
 #[derive(Serialize)]
-pub(super) struct FactsReport {
-    pub(super) format: &'static str,
+pub(crate) struct FactsReport {
+    pub(crate) format: &'static str,
     #[serde(rename = "type")]
-    pub(super) disk_type: String,
-    pub(super) id: String,
-    pub(super) virtual_size: u64,
-    pub(super) allocated_bytes: Option<u64>,
-    pub(super) block_size: Option<u64>,
-    pub(super) created: Option<String>,
-    pub(super) footer_recovered: bool,
+    pub(crate) disk_type: String,
+    pub(crate) id: String,
+    pub(crate) virtual_size: u64,
+    pub(crate) allocated_bytes: Option<u64>,
+    pub(crate) block_size: Option<u64>,
+    pub(crate) created: Option<String>,
+    pub(crate) footer_recovered: bool,
 }
 
 /// Why a file can't be opened.
 #[derive(Serialize)]
-pub(super) struct DamageReport {
-    pub(super) code: &'static str,
+pub(crate) struct DamageReport {
+    pub(crate) code: &'static str,
     kind: &'static str,
-    pub(super) message: String,
+    pub(crate) message: String,
     #[serde(skip)]
     exit: Exit,
 }
 
 /// How a child is tied to its parent.
 #[derive(Serialize)]
-pub(super) struct ParentReport {
-    pub(super) id: String,
-    pub(super) state: ParentState,
+pub(crate) struct ParentReport {
+    pub(crate) id: String,
+    pub(crate) state: ParentState,
     /// The file that opening the child would use.
-    pub(super) path: Option<String>,
+    pub(crate) path: Option<String>,
     /// What in the child leads to it.
     place: Option<String>,
     /// Files that are the parent although the child does not lead to them.
-    pub(super) holders: Vec<String>,
-    pub(super) tried: Vec<TriedReport>,
+    pub(crate) holders: Vec<String>,
+    pub(crate) tried: Vec<TriedReport>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum ParentState {
+pub(crate) enum ParentState {
     /// Opening the child finds it.
     Found,
     /// It is there, but opening the child does not find it.
@@ -125,21 +125,21 @@ pub(super) enum ParentState {
 
 /// A place where a parent was looked for.
 #[derive(Serialize)]
-pub(super) struct TriedReport {
-    pub(super) path: String,
+pub(crate) struct TriedReport {
+    pub(crate) path: String,
     place: String,
-    pub(super) outcome: String,
+    pub(crate) outcome: String,
 }
 
 /// A directory that can't be read.
 #[derive(Serialize)]
-pub(super) struct UnreadableReport {
-    pub(super) path: String,
-    pub(super) message: String,
+pub(crate) struct UnreadableReport {
+    pub(crate) path: String,
+    pub(crate) message: String,
 }
 
 impl TreeReport {
-    pub(super) fn of(directory: &Path, forest: &Forest) -> Self {
+    pub(crate) fn of(directory: &Path, forest: &Forest) -> Self {
         let files: Vec<FileReport> = (0..forest.members().len())
             .map(|member| FileReport::of(forest, member, directory))
             .collect();
@@ -156,7 +156,7 @@ impl TreeReport {
     }
 
     /// What the process returns.
-    pub(super) fn exit(&self) -> Exit {
+    pub(crate) fn exit(&self) -> Exit {
         let damaged = |exit| self.damages().any(|damage| damage.exit == exit);
         let summary = &self.summary;
         if damaged(Exit::Corrupt) {
@@ -335,7 +335,7 @@ fn unreadable(skipped: &Skipped) -> Vec<UnreadableReport> {
 }
 
 /// A member's path as it is told: below the directory where it is.
-fn shown(member: &Member, directory: &Path) -> String {
+pub(crate) fn shown(member: &Member, directory: &Path) -> String {
     if member.outside {
         path_text(&member.path)
     } else {

@@ -3,21 +3,21 @@
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use clap::Args;
 use csv_lock::{
-    ClusterId, CsvError, HostVolume, KnownVolume, NodeId, Refusal, VolumeFormat, VolumeId, init_volume, read_format,
+    ClusterId, CsvError, EngineAccess, HostVolume, KnownVolume, NodeId, Refusal, VolumeFormat, VolumeId, init_volume,
+    read_format,
 };
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::codes::Kind;
+use super::engine::EngineArgs;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{self, ReportArgs};
 use crate::running::Name;
-use crate::volume::Machine;
+use crate::volume::{EngineName, Machine, peers_of, try_engine};
 
 pub(super) const INIT: &str = "volume init";
 pub(super) const ADD: &str = "volume add";
@@ -30,18 +30,8 @@ pub(super) struct InitArgs {
     /// What the volume is called: disks are V:/PATH
     #[arg(long, value_name = "V")]
     name: Name,
-    /// Who elects the coordinator: local (the processes of one machine), or etcd://HOST:PORT[,HOST:PORT...]
-    #[arg(long, value_name = "ENGINE", default_value = "local")]
-    engine: EngineArg,
-    /// The certificate for etcd, as a PEM file
-    #[arg(long, value_name = "FILE", requires_all = ["tls_key", "tls_ca"])]
-    tls_cert: Option<PathBuf>,
-    /// The private key of the certificate, as a PEM file
-    #[arg(long, value_name = "FILE", requires = "tls_cert")]
-    tls_key: Option<PathBuf>,
-    /// The authority that etcd's certificates are of, as a PEM file
-    #[arg(long, value_name = "FILE", requires = "tls_cert")]
-    tls_ca: Option<PathBuf>,
+    #[command(flatten)]
+    engine: EngineArgs,
     #[command(flatten)]
     pub(super) report: ReportArgs,
 }
@@ -52,39 +42,9 @@ pub(super) struct AddArgs {
     /// The directory of the volume
     dir: PathBuf,
     #[command(flatten)]
+    engine: EngineArgs,
+    #[command(flatten)]
     pub(super) report: ReportArgs,
-}
-
-/// The value of `--engine`.
-#[derive(Clone, Copy, Debug)]
-enum EngineArg {
-    Local,
-    Etcd,
-}
-
-impl FromStr for EngineArg {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "local" => Ok(Self::Local),
-            etcd if etcd.starts_with("etcd://") => Ok(Self::Etcd),
-            _ => Err("it is local, or etcd://HOST:PORT[,HOST:PORT...]".into()),
-        }
-    }
-}
-
-impl EngineArg {
-    /// What volumes remember of it.
-    fn built(self) -> Result<String, Failure> {
-        match self {
-            Self::Local => Ok("local".into()),
-            Self::Etcd => {
-                let message = "`vhd volume` does not use etcd yet: --engine local serves the processes of one machine";
-                Err(Failure::new(Kind::VolumeEngine, message))
-            }
-        }
-    }
 }
 
 #[derive(Serialize)]
@@ -108,17 +68,22 @@ impl fmt::Display for VolumeReport {
 }
 
 pub(super) fn init(args: &InitArgs) -> Result<Exit, Failure> {
-    let engine = args.engine.built()?;
+    let engine = args.engine.engine.clone().unwrap_or(EngineName::Local);
     let dir = directory(&args.dir)?;
     let machine = Machine::open()?;
     let name = args.name.to_string();
     if machine.registry().volume(&name)?.is_some() {
         return Err(CsvError::NameTaken { name }.into());
     }
-    let cluster = machine.registry().cluster(ClusterId(Uuid::new_v4()))?;
-    let format = VolumeFormat::new(VolumeId(Uuid::new_v4()), cluster, &name);
+    let access = args.engine.access(machine.registry().access()?)?;
+    // Before that works the machine belongs to none.
+    let cluster = machine.registry().known_cluster()?.unwrap_or(ClusterId(Uuid::new_v4()));
+    try_engine(&engine, &access, cluster)?;
+    let cluster = machine.registry().cluster(cluster)?;
+    let format = VolumeFormat::new(VolumeId(Uuid::new_v4()), cluster, &name).with_engine(&engine.to_string());
     init_volume(&HostVolume::new(&dir), &format).map_err(|error| explain(error, &dir))?;
-    know(&machine, "Made", format, dir, engine, args.report, INIT)
+    know(&machine, &access, volume(&format, dir, &engine))?;
+    report(INIT, "Made", &format, &engine, &args.dir, args.report)
 }
 
 /// With the directory; a volume that this machine does not know is added.
@@ -141,7 +106,7 @@ pub(super) fn add(args: &AddArgs) -> Result<Exit, Failure> {
     })?;
     debug_assert_eq!(name.as_str(), format.name);
     let machine = Machine::open()?;
-    let cluster = machine.registry().cluster(format.cluster)?;
+    let cluster = machine.registry().known_cluster()?.unwrap_or(format.cluster);
     if cluster != format.cluster {
         let refusal = Refusal::ForeignCluster {
             expected: cluster,
@@ -149,37 +114,52 @@ pub(super) fn add(args: &AddArgs) -> Result<Exit, Failure> {
         };
         return Err(Failure::from(CsvError::from(refusal)).about(dir.display()));
     }
-    know(&machine, "Added", format, dir, "local".into(), args.report, ADD)
+    let said = format.engine.parse().map_err(|error: String| {
+        let reason = format!("the engine {:?}: {error}", format.engine);
+        Failure::from(CsvError::FormatDamaged { reason }).about(dir.display())
+    })?;
+    let engine = args.engine.engine.clone().unwrap_or(said);
+    let access = args.engine.access(machine.registry().access()?)?;
+    try_engine(&engine, &access, cluster)?;
+    machine.registry().cluster(cluster)?;
+    know(&machine, &access, volume(&format, dir, &engine))?;
+    report(ADD, "Added", &format, &engine, &args.dir, args.report)
 }
 
-/// Notes a volume, and reports it.
-fn know(
-    machine: &Machine,
-    done: &'static str,
-    format: VolumeFormat,
-    dir: PathBuf,
-    engine: String,
-    report: ReportArgs,
-    command: &str,
-) -> Result<Exit, Failure> {
-    let volume = KnownVolume {
-        name: format.name,
+/// A volume as this machine knows it.
+fn volume(format: &VolumeFormat, dir: PathBuf, engine: &EngineName) -> KnownVolume {
+    KnownVolume {
+        name: format.name.clone(),
         id: format.volume,
         dir,
-        engine,
-    };
+        engine: engine.to_string(),
+    }
+}
+
+/// Notes a volume, and how its engine is reached.
+fn know(machine: &Machine, access: &EngineAccess, volume: KnownVolume) -> Result<(), Failure> {
     machine.registry().add_volume(&volume)?;
+    machine.registry().set_access(access)?;
     let text = format!("in {}", volume.dir.display());
-    machine
-        .registry()
-        .note(volume.id, &NodeId(String::new()), "known", &text)?;
+    peers_of(machine, &volume)?.note(&NodeId(String::new()), "known", &text)?;
+    Ok(())
+}
+
+fn report(
+    command: &str,
+    done: &'static str,
+    format: &VolumeFormat,
+    engine: &EngineName,
+    dir: &Path,
+    report: ReportArgs,
+) -> Result<Exit, Failure> {
     let made = VolumeReport {
         done,
-        name: volume.name,
-        dir: output::path_text(&volume.dir),
-        id: volume.id.to_string(),
+        name: format.name.clone(),
+        dir: output::path_text(&directory(dir)?),
+        id: format.volume.to_string(),
         cluster: format.cluster.to_string(),
-        engine: volume.engine,
+        engine: engine.to_string(),
     };
     output::report(report, command, &made)?;
     Ok(Exit::Ok)

@@ -10,7 +10,7 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{self, ReportArgs};
 use crate::running::Name;
-use crate::volume::Machine;
+use crate::volume::{Machine, peers_of};
 
 pub(super) const NAME: &str = "volume events";
 
@@ -53,7 +53,7 @@ impl fmt::Display for EventsReport {
 pub(super) fn run(args: &EventsArgs) -> Result<Exit, Failure> {
     let machine = Machine::open()?;
     let volume = machine.volume(args.volume.as_str())?;
-    let events = machine.registry().events(volume.id)?;
+    let events = peers_of(&machine, &volume)?.events()?;
     let events = events.into_iter().map(|event| EventJson {
         number: event.number,
         time: utc(event.time_ms),

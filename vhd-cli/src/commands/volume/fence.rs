@@ -1,17 +1,19 @@
 //! `vhd volume fence`: a node writes no more, with proof, and its disks are free.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::time::Duration;
 
 use clap::Args;
-use csv_lock::{Ask, Fence as _, KnownVolume, LocalKill, NodeId, Operator, Process};
+use csv_lock::{Fence as _, KnownVolume, LocalKill, NodeId, Operator, Process};
 use serde::Serialize;
 
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{self, ReportArgs};
 use crate::running::Name;
-use crate::volume::{Machine, Session};
+use crate::volume::{Machine, Session, peers_of};
 
 pub(super) const NAME: &str = "volume fence";
 
@@ -85,32 +87,37 @@ pub(super) fn run(args: &FenceArgs) -> Result<Exit, Failure> {
 
 /// Frees the disks that a node writes on a volume.
 fn free(machine: &Machine, volume: &KnownVolume, node: &NodeId, freed: &mut Vec<Freed>) -> Result<(), Failure> {
-    let registry = machine.registry();
-    let members = registry.members(volume.id)?;
-    if !members.iter().any(|member| member.node == *node) {
+    let peers = peers_of(machine, volume)?;
+    if !peers.members()?.iter().any(|member| member.node == *node) {
         return Ok(());
     }
-    registry.note(volume.id, node, "fenced", "by an operator")?;
-    if !members.iter().any(|member| machine.has_agent(&member.node)) {
+    peers.note(node, "fenced", "by an operator")?;
+    peers.expel(node)?;
+    if peers.running()?.is_empty() {
         output::warning(format_args!(
             "no agent of volume {} is running: disks that {node} wrote are freed when they are opened next",
             volume.name
         ));
         return Ok(());
     }
-    let mut session = Session::new(machine, volume, node.clone())?;
+    let mut session = Session::to_ask(machine, volume)?;
+    // One process may write several disks: it is killed once.
+    let mut proofs = HashMap::new();
     for (disk, state) in session.disks(ANSWER)? {
         let Some(writer) = state.writer.filter(|writer| writer.node == *node) else {
             continue;
         };
-        let known = registry.session(writer.id)?;
-        let proof = prove(node, known.as_ref().map(|known| &known.process))?;
-        let fenced = Ask::Fenced {
-            session: writer.clone(),
-            proof: proof.clone(),
+        let proof = match proofs.entry(writer.id) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                let known = machine.registry().session(writer.id)?;
+                let proof = prove(node, known.as_ref().map(|known| &known.process))?;
+                session.fenced(&writer, &proof, ANSWER)?;
+                machine.registry().end_session(writer.id)?;
+                new.insert(proof)
+            }
         };
-        session.ask(fenced, ANSWER)?;
-        registry.end_session(writer.id)?;
+        let proof = proof.clone();
         freed.push(Freed {
             volume: volume.name.clone(),
             disk,

@@ -14,7 +14,7 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{self, ReportArgs};
 use crate::running::Name;
-use crate::volume::{Machine, Session, not_a_member, this_node};
+use crate::volume::{Machine, Peers, Session, member_of, not_a_member, peers_of, this_node};
 
 pub(super) const JOIN: &str = "volume join";
 pub(super) const LEAVE: &str = "volume leave";
@@ -97,9 +97,10 @@ pub(super) fn join(args: &JoinArgs) -> Result<Exit, Failure> {
     let machine = Machine::open()?;
     let volume = machine.volume(args.volume.as_str())?;
     let node = NodeId(this_node(args.node.as_ref())?.to_string());
-    let changed = machine.registry().join(volume.id, &node)?;
+    let peers = peers_of(&machine, &volume)?;
+    let changed = peers.join(&node)?;
     if changed {
-        machine.registry().note(volume.id, &node, "joined", "")?;
+        peers.note(&node, "joined", "")?;
     }
     let report = MemberReport {
         agent: machine.has_agent(&node),
@@ -122,7 +123,7 @@ pub(super) fn leave(args: &LeaveArgs) -> Result<Exit, Failure> {
 pub(super) fn evict(args: &EvictArgs) -> Result<Exit, Failure> {
     let machine = Machine::open()?;
     let volume = machine.volume(args.volume.as_str())?;
-    let node = machine.member(&volume, Some(&args.node))?;
+    let node = member_of(&*peers_of(&machine, &volume)?, &volume, &args.node)?;
     remove(&machine, volume, node, "evicted", args.report, EVICT)
 }
 
@@ -135,18 +136,19 @@ fn remove(
     report: ReportArgs,
     command: &str,
 ) -> Result<Exit, Failure> {
-    refuse_disks(machine, &volume, &node)?;
-    let registry = machine.registry();
-    if !registry.leave(volume.id, &node)? {
+    let peers = peers_of(machine, &volume)?;
+    refuse_disks(machine, &*peers, &volume, &node)?;
+    if !peers.leave(&node)? {
         return Err(not_a_member(&volume, &node.0));
     }
-    registry.note(volume.id, &node, kind, "")?;
+    peers.note(&node, kind, "")?;
     let until = Instant::now() + END;
-    while leads(machine, &volume, &node)? && Instant::now() < until {
+    let leads = || Ok::<_, Failure>(peers.coordinator()?.is_some_and(|leader| leader.node == node));
+    while leads()? && Instant::now() < until {
         thread::sleep(LOOK);
     }
     let report_of = MemberReport {
-        agent: machine.has_agent(&node),
+        agent: peers.running()?.contains(&node),
         volume: volume.name,
         node: node.0,
         member: false,
@@ -156,21 +158,13 @@ fn remove(
     Ok(Exit::Ok)
 }
 
-/// Whether the agent of a node coordinates the volume, or did so when it was last heard of and lives.
-fn leads(machine: &Machine, volume: &KnownVolume, node: &NodeId) -> Result<bool, Failure> {
-    let leader = machine.registry().leader(volume.id)?;
-    let leads = leader.is_some_and(|leader| leader.node == *node && machine.listens(&leader));
-    Ok(leads)
-}
-
 /// A node that writes disks stays: who else should give the right to write them back?
-fn refuse_disks(machine: &Machine, volume: &KnownVolume, node: &NodeId) -> Result<(), Failure> {
-    let members = machine.registry().members(volume.id)?;
-    if !members.iter().any(|member| machine.has_agent(&member.node)) {
+fn refuse_disks(machine: &Machine, peers: &dyn Peers, volume: &KnownVolume, node: &NodeId) -> Result<(), Failure> {
+    if peers.running()?.is_empty() {
         // Nobody can be asked. A right to write that is left is freed when its process is proven to be gone.
         return Ok(());
     }
-    let disks = Session::new(machine, volume, node.clone())?.disks(ANSWER)?;
+    let disks = Session::to_ask(machine, volume)?.disks(ANSWER)?;
     let held = disks
         .iter()
         .filter(|(_, disk)| disk.writer.as_ref().is_some_and(|writer| writer.node == *node));

@@ -1,13 +1,17 @@
 //! `vhd volume`: directories of disks that several nodes use at once.
 
 mod agent;
+mod bell;
 mod create;
+mod engine;
 mod events;
 mod fence;
 mod members;
 mod metrics;
+mod part;
 mod planned;
 mod status;
+mod steering;
 mod table;
 
 use clap::{Args, Subcommand};
@@ -24,6 +28,12 @@ Examples:
   vhd volume status v
   vhd volume move v --to b                          node b coordinates v from now on
   vhd volume fence b --confirm                      kill what node b runs, and free its disks
+
+Volumes of several machines (each has etcd's address, and a certificate that names its node; builds with the feature `etcd`):
+  vhd volume init /srv/disks --name v --engine etcd://10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379 \\
+      --tls-cert a.pem --tls-key a.key --tls-ca ca.pem
+  vhd volume add /srv/disks --tls-cert b.pem --tls-key b.key --tls-ca ca.pem            on the others
+  vhd volume agent --node b --listen 10.0.0.2:7400
 
 Each volume has one coordinator at a time, the agent of a node that takes part: it changes names and block tables, and says \
 who may write which disk. Data goes straight to the files. docs/cluster.md says what is promised and what is not built.";

@@ -14,7 +14,7 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{self, ReportArgs};
 use crate::running::Name;
-use crate::volume::Machine;
+use crate::volume::{Machine, member_of, peers_of};
 
 pub(super) const NAME: &str = "volume move";
 
@@ -56,32 +56,30 @@ impl fmt::Display for MoveReport {
 pub(super) fn run(args: &MoveArgs) -> Result<Exit, Failure> {
     let machine = Machine::open()?;
     let volume = machine.volume(args.volume.as_str())?;
-    let to = machine.member(&volume, Some(&args.to))?;
-    if !machine.has_agent(&to) {
+    let peers = peers_of(&machine, &volume)?;
+    let to = member_of(&*peers, &volume, &args.to)?;
+    if !peers.running()?.contains(&to) {
         let message = format!("no agent of node {to} is running: `vhd volume agent --node {to}`");
         return Err(Failure::new(Kind::NoAgent, message));
     }
-    let registry = machine.registry();
-    let before = registry
-        .leader(volume.id)?
-        .filter(|leader| machine.has_agent(&leader.node));
+    let before = peers.coordinator()?;
     let begin = Instant::now();
-    registry.wish(volume.id, &to, LIMIT)?;
+    peers.wish(&to, LIMIT)?;
     let leader = loop {
-        match registry.leader(volume.id)? {
-            Some(leader) if leader.node == to && machine.listens(&leader) => break leader,
+        match peers.coordinator()? {
+            Some(leader) if leader.node == to => break leader,
             _ if begin.elapsed() > LIMIT => {
-                registry.end_wish(volume.id, &to)?;
+                peers.end_wish(&to)?;
                 return Err(gave_up(&volume.name, &to));
             }
             _ => thread::sleep(LOOK / 4),
         }
     };
     let took = begin.elapsed();
-    registry.end_wish(volume.id, &to)?;
+    peers.end_wish(&to)?;
     let from = before.map(|leader| leader.node.0);
     if let Some(from) = from.as_ref().filter(|from| **from != to.0) {
-        registry.note(volume.id, &to, "moved", &format!("from {from} by plan"))?;
+        peers.note(&to, "moved", &format!("from {from} by plan"))?;
     }
     let report = MoveReport {
         volume: volume.name,

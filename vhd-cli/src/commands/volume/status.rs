@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use clap::Args;
-use csv_lock::{Disk, KnownVolume, Leader, NodeId};
+use csv_lock::{CsvError, Disk, KnownVolume, Leader, Member, NodeId};
 use serde::Serialize;
 
 use super::events::utc;
@@ -13,7 +13,7 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{self, ReportArgs};
 use crate::running::Name;
-use crate::volume::{Machine, Session, format_of, no_such_volume};
+use crate::volume::{Machine, Peers, Session, format_of, no_such_volume, peers_of};
 
 pub(super) const NAME: &str = "volume status";
 
@@ -42,6 +42,8 @@ struct VolumeStatus {
     id: String,
     cluster: Option<String>,
     engine: String,
+    /// The engine's servers, if it has any.
+    votes: Option<Votes>,
     /// `online` if a coordinator answers, else `offline`.
     state: &'static str,
     /// Why it is offline.
@@ -50,6 +52,15 @@ struct VolumeStatus {
     epoch: Option<u64>,
     nodes: Vec<NodeStatus>,
     disks: Vec<DiskStatus>,
+}
+
+/// The servers of the engine.
+#[derive(Serialize)]
+struct Votes {
+    answering: usize,
+    total: usize,
+    /// More than half of them answer: without that nobody is elected.
+    quorum: bool,
 }
 
 #[derive(Serialize)]
@@ -86,36 +97,47 @@ pub(super) fn run(args: &StatusArgs) -> Result<Exit, Failure> {
         (None, None) => Vec::new(),
     };
     let look = |volume| machine.as_ref().map(|machine| look_at(machine, volume));
-    let volumes: Result<Vec<_>, _> = volumes.into_iter().filter_map(look).collect();
-    output::report(args.report, NAME, &StatusReport { volumes: volumes? })?;
+    let volumes = volumes.into_iter().filter_map(look).collect();
+    output::report(args.report, NAME, &StatusReport { volumes })?;
     Ok(Exit::Ok)
 }
 
-fn look_at(machine: &Machine, volume: KnownVolume) -> Result<VolumeStatus, Failure> {
-    let leader = machine.registry().leader(volume.id)?;
-    let leader = leader.filter(|leader| machine.listens(leader));
+fn look_at(machine: &Machine, volume: KnownVolume) -> VolumeStatus {
+    let known = peers_of(machine, &volume).and_then(|peers| Ok(Known::of(&*peers)?));
     let format = format_of(&volume);
-    let disks = match &leader {
-        None => Err("no node coordinates it: is `vhd volume agent` running for one that takes part?".to_owned()),
-        Some(_) => ask(machine, &volume),
+    let leader = known.as_ref().ok().and_then(|known| known.leader.clone());
+    let disks = match (&format, &known) {
+        (Err(failure), _) | (_, Err(failure)) => Err(failure.message().to_owned()),
+        (Ok(_), Ok(_)) if leader.is_none() => {
+            Err("no node coordinates it: is `vhd volume agent` running for one that takes part?".to_owned())
+        }
+        (Ok(_), Ok(_)) => ask(machine, &volume),
     };
-    let disks = match &format {
-        Err(failure) => Err(failure.message().to_owned()),
-        Ok(_) => disks,
-    };
-    let members = machine.registry().members(volume.id)?;
-    let nodes = members.into_iter().map(|member| NodeStatus {
-        state: if machine.has_agent(&member.node) { "up" } else { "down" },
-        role: role(machine, leader.as_ref(), &member.node),
-        joined: utc(member.joined_ms),
-        said: Some(member.condition).filter(|said| !said.is_empty()),
-        name: member.node.0,
+    let (members, running, votes) = known.map_or_else(
+        |_| Default::default(),
+        |known| (known.members, known.running, known.votes),
+    );
+    let nodes = members.into_iter().map(|member| {
+        let up = running.contains(&member.node);
+        let leads = leader.as_ref().is_some_and(|leader| leader.node == member.node);
+        NodeStatus {
+            state: if up { "up" } else { "down" },
+            role: up.then_some(if leads { "coordinator" } else { "follower" }),
+            joined: utc(member.joined_ms),
+            said: Some(member.condition).filter(|said| !said.is_empty()),
+            name: member.node.0,
+        }
     });
-    Ok(VolumeStatus {
+    VolumeStatus {
         dir: output::path_text(&volume.dir),
         id: volume.id.to_string(),
         cluster: format.ok().map(|format| format.cluster.to_string()),
         engine: volume.engine,
+        votes: votes.map(|(answering, total)| Votes {
+            answering,
+            total,
+            quorum: answering > total / 2,
+        }),
         state: if disks.is_ok() { "online" } else { "offline" },
         nodes: nodes.collect(),
         name: volume.name,
@@ -123,21 +145,32 @@ fn look_at(machine: &Machine, volume: KnownVolume) -> Result<VolumeStatus, Failu
         epoch: leader.as_ref().map(|leader| leader.epoch.0),
         reason: disks.as_ref().err().cloned(),
         disks: disks.unwrap_or_default().into_iter().map(disk_status).collect(),
-    })
+    }
+}
+
+/// What nodes know of each other.
+struct Known {
+    leader: Option<Leader>,
+    members: Vec<Member>,
+    running: Vec<NodeId>,
+    votes: Option<(usize, usize)>,
+}
+
+impl Known {
+    fn of(peers: &dyn Peers) -> Result<Self, CsvError> {
+        Ok(Self {
+            leader: peers.coordinator()?,
+            members: peers.members()?,
+            running: peers.running()?,
+            votes: peers.votes(),
+        })
+    }
 }
 
 fn ask(machine: &Machine, volume: &KnownVolume) -> Result<Vec<(String, Disk)>, String> {
-    // Only asks: it is nobody's session.
-    let session = Session::new(machine, volume, NodeId("status".into()));
+    let session = Session::to_ask(machine, volume);
     let mut session = session.map_err(|failure| failure.message().to_owned())?;
     session.disks(ANSWER).map_err(|error| error.to_string())
-}
-
-fn role(machine: &Machine, leader: Option<&Leader>, node: &NodeId) -> Option<&'static str> {
-    machine.has_agent(node).then(|| match leader {
-        Some(leader) if leader.node == *node => "coordinator",
-        _ => "follower",
-    })
 }
 
 fn disk_status((path, disk): (String, Disk)) -> DiskStatus {
@@ -179,6 +212,15 @@ impl fmt::Display for VolumeStatus {
         writeln!(f, "Volume {name}: {state}, in {dir}, engine {engine}")?;
         if let (Some(node), Some(epoch)) = (&self.coordinator, self.epoch) {
             writeln!(f, "  coordinator {node}, epoch {epoch}")?;
+        }
+        if let Some(Votes {
+            answering,
+            total,
+            quorum,
+        }) = self.votes
+        {
+            let lost = if quorum { "" } else { ": no majority, nobody is elected" };
+            writeln!(f, "  {answering} of {total} votes of the engine answer{lost}")?;
         }
         if let Some(reason) = &self.reason {
             writeln!(f, "  {reason}")?;

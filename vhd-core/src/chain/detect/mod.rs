@@ -174,6 +174,15 @@ pub(super) fn foreign_format(file: &dyn StorageFile) -> io::Result<Option<Foreig
     })
 }
 
+/// Whether a file is an image by its content alone: a VHD, damaged or not, or one of another program that is read here.
+pub(super) fn is_image_by_content(file: &dyn StorageFile) -> io::Result<bool> {
+    Ok(match examine(file, footer::Reach::Near)? {
+        Verdict::Vhd => true,
+        Verdict::Foreign(format) => format.readable().is_some(),
+        Verdict::Raw | Verdict::TooSmall { .. } | Verdict::FooterInside { .. } => false,
+    })
+}
+
 /// The one place that decides. Names are not looked at.
 fn examine(file: &dyn StorageFile, reach: footer::Reach) -> io::Result<Verdict> {
     let footers = match Footers::read(file) {

@@ -22,6 +22,7 @@ pub use scan::{ForeignImage, Skipped, UnreadablePath};
 use super::error::{ChainError, ChainWarning};
 use crate::format::UniqueId;
 use crate::storage::FileIdentity;
+use scan::Names;
 
 /// How much is looked at. The limits are there so that a hostile directory ends in a remark and not in all
 /// memory taken.
@@ -61,7 +62,19 @@ impl Forest {
     /// # Errors
     /// Only if `dir` itself can't be read: what is wrong below it is part of the forest.
     pub fn scan(dir: &Path, limits: Limits) -> Result<Self, ChainError> {
-        let found = scan::image_files(dir, limits)?;
+        Self::scan_names(dir, limits, Names::OfImages)
+    }
+
+    /// Looks at all files below `dir`, whatever they are called: what is in them tells which are images.
+    ///
+    /// # Errors
+    /// As [`scan`](Self::scan).
+    pub fn scan_any_name(dir: &Path, limits: Limits) -> Result<Self, ChainError> {
+        Self::scan_names(dir, limits, Names::Any)
+    }
+
+    fn scan_names(dir: &Path, limits: Limits, names: Names) -> Result<Self, ChainError> {
+        let found = scan::image_files(dir, limits, names)?;
         let mut planting = Planting::default();
         for path in found.paths {
             planting.add(path, false);

@@ -1,4 +1,4 @@
-//! The files below a directory that have an image's name.
+//! The files below a directory that have an image's name, or that are images under any name.
 
 use std::collections::HashSet;
 use std::fs::FileType;
@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::Limits;
-use crate::chain::detect::foreign_format;
+use crate::chain::detect::{foreign_format, is_image_by_content};
 use crate::chain::locate::is_image;
 use crate::chain::{ChainError, ForeignFormat};
 use crate::image::Footers;
@@ -15,7 +15,7 @@ use crate::storage::{Access, FileIdentity, HostFile, Sharing};
 /// What was not looked at.
 #[derive(Debug, Default)]
 pub struct Skipped {
-    /// Directories that can't be read.
+    /// Directories that can't be read, and where every file counts, files.
     pub unreadable: Vec<UnreadablePath>,
     /// A limit was reached: there is more than was looked at.
     pub truncated: bool,
@@ -32,13 +32,22 @@ pub struct ForeignImage {
     pub format: ForeignFormat,
 }
 
-/// A directory that can't be read, and why.
+/// A directory that can't be read, or where every file counts a file, and why.
 #[derive(Debug)]
 pub struct UnreadablePath {
-    /// The directory.
+    /// The directory or file.
     pub path: PathBuf,
     /// The cause.
     pub source: io::Error,
+}
+
+/// Which files are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Names {
+    /// Those that are called like a disk image.
+    OfImages,
+    /// All: their content tells.
+    Any,
 }
 
 /// The files that were found, each directory's in the order of their names, links last.
@@ -47,11 +56,12 @@ pub(super) struct Found {
     pub(super) skipped: Skipped,
 }
 
-/// Finds the files with an image's name below `dir`. Links to directories are not followed, and no directory is
+/// Finds the images below `dir` among the files with these names. Links to directories are not followed, and no directory is
 /// gone into twice, whatever is mounted where.
-pub(super) fn image_files(dir: &Path, limits: Limits) -> Result<Found, ChainError> {
+pub(super) fn image_files(dir: &Path, limits: Limits, names: Names) -> Result<Found, ChainError> {
     let mut walk = Walk {
         limits,
+        names,
         seen: HashSet::new(),
         files: Vec::new(),
         links: Vec::new(),
@@ -79,6 +89,7 @@ pub(super) fn image_files(dir: &Path, limits: Limits) -> Result<Found, ChainErro
 
 struct Walk {
     limits: Limits,
+    names: Names,
     seen: HashSet<FileIdentity>,
     files: Vec<PathBuf>,
     links: Vec<PathBuf>,
@@ -101,6 +112,8 @@ impl Walk {
                 self.note(path, kind);
             } else if let Some(format) = format_by_name(&path) {
                 self.note_other(path, kind, format);
+            } else if self.names == Names::Any && kind.is_file() {
+                self.note_by_content(path, kind);
             }
         }
         Ok(below)
@@ -123,6 +136,18 @@ impl Walk {
             self.skipped.truncated = true;
         } else {
             self.skipped.foreign.push(ForeignImage { path, format });
+        }
+    }
+
+    /// Notes a file whose name says nothing, if its content is that of a VHD, or of another image that is read here.
+    fn note_by_content(&mut self, path: PathBuf, kind: FileType) {
+        let found = HostFile::open(&path, Access::ReadOnly, Sharing::Unlocked)
+            .map_err(io::Error::other)
+            .and_then(|file| is_image_by_content(&file));
+        match found {
+            Ok(true) => self.note(path, kind),
+            Ok(false) => {}
+            Err(source) => self.skipped.unreadable.push(UnreadablePath { path, source }),
         }
     }
 
