@@ -111,7 +111,10 @@ fn a_tree_that_another_command_works_on_is_in_use() {
         let refused = stderr(&lab.run(&args, 7));
         assert!(refused.starts_with("vhd: error[VHD-E0304]"), "{job:?}: {refused}");
         let holder = std::process::id().to_string();
-        assert!(refused.contains("vm.vhd") && refused.contains(&holder), "{job:?}: {refused}");
+        assert!(
+            refused.contains("vm.vhd") && refused.contains(&holder),
+            "{job:?}: {refused}"
+        );
         assert_eq!(lab.names(), before, "{job:?}");
     }
     // Who reads the snapshots needs no turn.
