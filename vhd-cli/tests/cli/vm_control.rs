@@ -16,6 +16,7 @@ use crate::payload::{Payload, has_kvm};
 use crate::support::{Lab, beside_the_test, stderr, stdout};
 use crate::tools::have;
 use crate::vm::{chain, kernel};
+use crate::vm_snapshot::place;
 
 /// A machine that runs beside the test, under a name that no other test has.
 pub(crate) struct Running {
@@ -266,7 +267,12 @@ fn inv_85_what_a_killed_machine_left_is_removed() {
         // Whoever looks removes it; so does the next machine of that name.
         match look.as_slice() {
             [] => {}
-            [_, "list"] => assert!(listed(&lab, &name).is_none() && !running.directory().exists()),
+            [_, "list"] => {
+                let aside = place(&name).with_file_name(format!(".{name}"));
+                assert!(aside.exists(), "a machine keeps a directory for snapshots");
+                assert!(listed(&lab, &name).is_none() && !running.directory().exists());
+                assert!(!aside.exists());
+            }
             command => {
                 let refused = lab.run(&[command, &[&name]].concat(), 1);
                 assert!(

@@ -36,7 +36,7 @@ fn operations() -> u32 {
 }
 
 /// Where the snapshots of a machine are.
-fn place(name: &str) -> PathBuf {
+pub(crate) fn place(name: &str) -> PathBuf {
     let place = match rustix::process::geteuid().is_root() {
         true => PathBuf::from("/var/lib/vhd/vm"),
         false => std::env::home_dir().unwrap().join(".local/state/vhd/vm"),

@@ -39,7 +39,7 @@ pub(crate) use desk::{Desk, Turn};
 pub(crate) use parts::LivePart;
 pub(crate) use recover::recover_before_start;
 use report::{CreatedReport, DeletedReport, ListReport, automatic_name, unsaved};
-pub(crate) use store::{Store, hold_directory, leave_directory, records};
+pub(crate) use store::{Store, hold_directory, leave_directory, records, sweep_directories};
 
 const EXAMPLES: &str = "\
 Examples:

@@ -149,6 +149,20 @@ pub(crate) fn leave_directory(name: &MachineName) {
     let _ = directory_of(name).map(|directory| fs::remove_dir(held(&directory)));
 }
 
+/// Removes what machines have put aside that were killed: `is_alive` says of which names there is a process.
+pub(crate) fn sweep_directories(is_alive: impl Fn(&MachineName) -> bool) {
+    let entries = lasting_directory().and_then(|place| place.join("vm").read_dir().ok());
+    for entry in entries.into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_str().and_then(|name| name.strip_prefix('.'));
+        let name = name.and_then(|name| name.parse::<MachineName>().ok());
+        // A machine has its name before it has its directory.
+        if name.is_some_and(|name| !is_alive(&name)) {
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
+}
+
 /// What the directory of a machine without snapshots is called while it runs: no machine has such a name.
 fn held(directory: &Path) -> PathBuf {
     let name = directory.file_name().unwrap_or_default().to_string_lossy();

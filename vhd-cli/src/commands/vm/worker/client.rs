@@ -17,6 +17,7 @@ use super::message::{Answer, Job, MachineInfo, Named, Request, VERSION};
 use crate::codes::Kind;
 use crate::commands::vm::disk_spec::DiskSpec;
 use crate::commands::vm::passed::Passed;
+use crate::commands::vm::snapshot::sweep_directories;
 use crate::control::descriptors::send_files;
 use crate::control::line::{PATIENCE, receive, send};
 use crate::control::place::trusts;
@@ -27,6 +28,7 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// The machines whose processes live.
 pub(crate) fn living() -> Result<Vec<MachineName>, Failure> {
+    sweep_directories(|name| machines().is_alive(name));
     machines()
         .names()
         .map_err(|error| Failure::new(Kind::MachineControl, format!("can't look for machines: {error}")))
