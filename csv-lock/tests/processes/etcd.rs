@@ -246,7 +246,7 @@ fn a_user_whose_role_has_the_prefix_is_let_in_and_nobody_else() {
     engine.note(volume, &node, "joined", "").unwrap();
     // The same from the copy that is followed, as soon as that is there, and what changes in it.
     let (rings, bell) = channel();
-    engine.follow(volume, move || drop(rings.send(())));
+    engine.follow(volume, move || rings.send(()).unwrap_or_default());
     bell.recv_timeout(Duration::from_secs(60)).unwrap();
     assert_eq!(engine.members(volume).unwrap()[0].node, node);
     assert_eq!(engine.wished(volume).unwrap(), Some(node.clone()));
