@@ -35,4 +35,10 @@ impl Arguments {
         let text = self.given.get(index);
         text.map_or(Ok(default), |text| text.parse()).context("a number")
     }
+
+    /// The text at a place of the command line, where the directory is 0; empty if there is none.
+    #[must_use]
+    pub fn text(&self, index: usize) -> &str {
+        self.given.get(index).map_or("", String::as_str)
+    }
 }

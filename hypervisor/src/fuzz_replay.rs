@@ -1,6 +1,7 @@
 //! The fuzz target of devices on PCI, for a bounded time.
 
 use super::virtio_pci;
+use crate::virtio::ring::Descriptor;
 
 #[path = "../../fuzz/src/replay.rs"]
 mod replay;
@@ -60,13 +61,16 @@ fn driver(features: u32) -> Vec<u8> {
 }
 
 fn descriptor(table: u32, number: u16, address: u64, len: u32, flags: u16) -> Vec<u8> {
-    let at = table + u32::from(number) * 16;
-    let rest = u64::from(len) | u64::from(flags) << 32 | u64::from(number + 1) << 48;
-    [
-        write(MEMORY, at, &address.to_le_bytes()),
-        write(MEMORY, at + 8, &rest.to_le_bytes()),
-    ]
-    .concat()
+    let next = number + 1;
+    let it = Descriptor {
+        address,
+        len,
+        flags,
+        next,
+    };
+    let at = u32::try_from(Descriptor::place(table.into(), number)).unwrap();
+    let bytes = it.bytes();
+    [write(MEMORY, at, &bytes[..8]), write(MEMORY, at + 8, &bytes[8..])].concat()
 }
 
 /// Makes the first descriptor available, and rings.

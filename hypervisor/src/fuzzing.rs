@@ -15,6 +15,7 @@ use crate::sandbox::Sandbox;
 use crate::virtio::VirtioDevice;
 use crate::virtio::block::Block;
 use crate::virtio::pci::{PciTransport, VECTORS, WINDOW_SIZE};
+use crate::virtio::ring::{Descriptor, NEXT, Rings, WRITE};
 use crate::virtio::rng::Rng;
 
 const MEMORY: u64 = 1 << 20;
@@ -23,14 +24,15 @@ const WINDOW: u32 = 0xd000_0000;
 const DOORBELL: u32 = 0x3000;
 
 /// Where the driver at the end has its rings and buffers.
-const TABLE: u32 = 0x1000;
-const AVAIL: u32 = 0x2000;
-const USED: u32 = 0x3000;
+const RINGS: Rings = Rings {
+    table: 0x1000,
+    available: 0x2000,
+    used: 0x3000,
+    size: 16,
+};
 const HEADER: u32 = 0x4000;
 const DATA: u32 = 0x5000;
 const STATUS: u32 = 0x6000;
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
 const LEN: u32 = 512;
 /// What no answer is.
 const UNANSWERED: u8 = 0xee;
@@ -149,19 +151,22 @@ fn works(device: &mut PciTransport, is_rng: bool, memory: &GuestMemory) {
     }
     device.write(0x14, &[11]);
     device.write(0x16, &[0; 2]);
-    device.write(0x18, &16_u16.to_le_bytes());
-    for (register, address) in [(0x20, TABLE), (0x28, AVAIL), (0x30, USED)] {
-        device.write(register, &address.to_le_bytes());
-        device.write(register + 4, &[0; 4]);
-        put(address, &[0; 0x100]);
+    device.write(0x18, &RINGS.size.to_le_bytes());
+    for (register, address) in [(0x20, RINGS.table), (0x28, RINGS.available), (0x30, RINGS.used)] {
+        let address = address.to_le_bytes();
+        device.write(register, &address[..4]);
+        device.write(register + 4, &address[4..]);
     }
+    RINGS.clear(memory);
     device.write(0x1c, &1_u16.to_le_bytes());
-    let descriptor = |number: u32, address: u32, len: u32, flags: u16| {
-        let next = u16::try_from(number + 1).unwrap_or(0);
-        put(TABLE + number * 16, &u64::from(address).to_le_bytes());
-        put(TABLE + number * 16 + 8, &len.to_le_bytes());
-        put(TABLE + number * 16 + 12, &flags.to_le_bytes());
-        put(TABLE + number * 16 + 14, &next.to_le_bytes());
+    let descriptor = |number: u16, address: u32, len: u32, flags: u16| {
+        let it = Descriptor {
+            address: address.into(),
+            len,
+            flags,
+            next: number + 1,
+        };
+        it.put(memory, RINGS.table, number);
     };
     if is_rng {
         descriptor(0, DATA, LEN, WRITE);
@@ -172,20 +177,20 @@ fn works(device: &mut PciTransport, is_rng: bool, memory: &GuestMemory) {
         descriptor(1, DATA, LEN, NEXT | WRITE);
         descriptor(2, STATUS, 1, WRITE);
     }
-    put(AVAIL + 2, &1_u16.to_le_bytes());
+    RINGS.send(memory, 0, 0);
     device.write(0x14, &[15]);
     let mut status = [0];
     device.read(0x14, &mut status);
     assert_eq!(status, [15], "the device does not get ready after a reset");
     device.write(DOORBELL, &[0; 2]);
-    let read = |at: u32| -> u16 { memory.read_obj(GuestAddress(at.into())).expect("it is in memory") };
     let begun = Instant::now();
-    while read(USED + 2) != 1 {
+    while RINGS.answered(memory) != 1 {
         assert!(begun.elapsed() < PATIENCE, "the device does not answer after a reset");
         thread::yield_now();
     }
     if !is_rng {
-        assert_eq!(read(STATUS) & 0xff, 0, "the disk cannot be read after a reset");
+        let status: u8 = memory.read_obj(GuestAddress(STATUS.into())).expect("it is in memory");
+        assert_eq!(status, 0, "the disk cannot be read after a reset");
     }
 }
 

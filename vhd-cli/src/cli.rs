@@ -20,20 +20,41 @@ const LONG_ABOUT: &str = "\
 Create, inspect, check, convert, compare and compact VHD images (.vhd, .avhd): fixed, dynamic and differencing ones, with \
 chains of any depth.
 
-An image's format is told by its content; --from says it where that is not possible. The parents of a differencing \
+The format of an image is detected; --from overrides it. The parents of a differencing \
 image are found where the image says they are, and recognised by their identity; --parent and --parent-dir name \
 others. An image whose parent is missing is refused by every command that reads it: it never reads as zeroes.";
 
 const NOTES: &str = "\
 Failures are one line on standard error, `vhd: error[VHD-E0201]: ...`, the code being stable. With --json standard \
 output is one object: the report, or {\"version\": 1, \"command\": ..., \"error\": {\"code\", \"kind\", \"exit\", \
-\"message\"}}. Wrong command lines (exit code 2) are told on standard error alone.
+\"message\"}}. Wrong command lines (exit code 2) are told on standard error alone.";
 
-Environment:
-  TMPDIR         where standard input is kept when it is a pipe and there is no destination to keep it beside
-  VHD_LOG        what the library logs to standard error: error (default), warn, info, debug, trace, off
-  VHD_NODE       the node that a command belongs to, where several of this machine take part in a volume
-  VHD_STATE_DIR  where this machine keeps what it knows of volumes [default: /var/lib/vhd, or ~/.local/state/vhd]";
+/// The environment, for help and manual pages.
+pub(crate) const ENVIRONMENT: &[(&str, &str)] = &[
+    (
+        "TMPDIR",
+        "where standard input is kept when it is a pipe and there is no destination to keep it beside",
+    ),
+    (
+        "VHD_LOG",
+        "what the library logs to standard error: error (default), warn, info, debug, trace, off",
+    ),
+    (
+        "VHD_NODE",
+        "the node that a command belongs to, where several of this machine take part in a volume",
+    ),
+    (
+        "VHD_STATE_DIR",
+        "where this machine keeps what it knows of volumes [default: /var/lib/vhd, or ~/.local/state/vhd]",
+    ),
+];
+
+fn environment() -> String {
+    let lines = ENVIRONMENT
+        .iter()
+        .map(|(name, meaning)| format!("  {name:<13}  {meaning}"));
+    format!("Environment:\n{}", lines.collect::<Vec<_>>().join("\n"))
+}
 
 const EXAMPLES: &str = "\
 Examples:
@@ -70,7 +91,7 @@ pub(crate) fn parse() -> Cli {
     about = ABOUT,
     long_about = LONG_ABOUT,
     after_help = format!("{}\n\n{EXAMPLES}", exit::help()),
-    after_long_help = format!("{}\n\n{NOTES}\n\n{EXAMPLES}", exit::help()),
+    after_long_help = format!("{}\n\n{NOTES}\n\n{}\n\n{EXAMPLES}", exit::help(), environment()),
     max_term_width = 120,
 )]
 pub(crate) struct Cli {

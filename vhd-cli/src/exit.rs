@@ -28,6 +28,8 @@ pub(crate) enum Exit {
     GuestReset,
     /// `vm run`: the guest's kernel panicked.
     GuestPanic,
+    /// `nbd --run`: what the command ended with, other than 0.
+    Command(u8),
 }
 
 impl Exit {
@@ -60,6 +62,7 @@ impl Exit {
             Self::Refused => 8,
             Self::GuestReset => 9,
             Self::GuestPanic => 10,
+            Self::Command(code) => code,
         }
     }
 
@@ -74,13 +77,14 @@ impl Exit {
             Self::Locked => 4,
             Self::Parent => 5,
             Self::Failed => 6,
-            Self::Usage | Self::GuestReset | Self::GuestPanic => 7,
+            Self::Usage | Self::GuestReset | Self::GuestPanic | Self::Command(_) => 7,
             Self::Corrupt => 8,
         };
         if rank(other) > rank(self) { other } else { self }
     }
 
-    fn meaning(self) -> &'static str {
+    /// What it means, in the words of help and manual pages.
+    pub(crate) fn meaning(self) -> &'static str {
         match self {
             Self::Ok => "done; check: clean or notes alone; compare, diff: identical; vm run: the guest powered off",
             Self::Failed => "could not run: a file is missing or unreadable, no space left, ...",
@@ -97,6 +101,7 @@ impl Exit {
             }
             Self::GuestReset => "vm run: the guest asked for a reset; it is not started again",
             Self::GuestPanic => "vm run: the guest's kernel panicked",
+            Self::Command(_) => "nbd --run: that of the command",
         }
     }
 }

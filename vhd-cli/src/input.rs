@@ -59,7 +59,7 @@ pub(crate) struct SearchArgs {
     /// A directory to look for parents in, by name and by identity
     #[arg(long = "parent-dir", value_name = "DIR")]
     pub(crate) parent_dirs: Vec<PathBuf>,
-    /// Never follow what an image names as its parent: for images from strangers
+    /// Never follow what an image names as its parent: for untrusted images
     #[arg(long)]
     pub(crate) explicit_parents: bool,
     /// Take no locks and respect none: what is read may be torn while another program writes

@@ -8,6 +8,8 @@ mod common;
 mod delete;
 #[path = "live/grow.rs"]
 mod grow;
+#[path = "live/grow_space.rs"]
+mod grow_space;
 #[path = "live/leaf.rs"]
 mod leaf;
 #[path = "live/middle.rs"]

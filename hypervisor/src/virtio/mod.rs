@@ -7,6 +7,8 @@ pub(crate) mod mmio;
 pub(crate) mod pci;
 mod queue;
 mod queue_thread;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod ring;
 pub(crate) mod rng;
 mod session;
 

@@ -15,7 +15,7 @@ mod writer;
 
 pub use header::Header;
 pub use image::Image;
-pub use writer::Writer;
+pub use writer::{CLUSTER, MAX_BACKING_NAME, Writer};
 
 /// What a qcow2 file begins with.
 pub const SIGNATURE: &[u8; 4] = b"QFI\xFB";

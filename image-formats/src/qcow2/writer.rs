@@ -13,21 +13,28 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use vhd_block::units::{u64_from, usize_from};
 
-use super::{COPIED, SIGNATURE};
+use super::{COPIED, SIGNATURE, ZERO};
+
+/// Bytes; the longest name of a backing file that the format has room for.
+pub const MAX_BACKING_NAME: usize = 1023;
 
 /// Bytes in a cluster: what qemu takes too.
-const CLUSTER: u64 = 64 << 10;
+pub const CLUSTER: u64 = 64 << 10;
 const ENTRIES: u64 = CLUSTER / 8;
 /// Clusters that a block of reference counts of 16 bits counts.
 const COUNTS: u64 = CLUSTER / 2;
 const VERSION: u32 = 3;
 const HEADER_LEN: u32 = 104;
+/// The header extension that says the format of the backing file.
+const BACKING_FORMAT: u32 = 0xE279_2ACA;
 /// 2^4 bits in a reference count.
 const REFCOUNT_ORDER: u32 = 4;
 
 /// Where the clusters of a new image are.
 pub struct Writer {
     size: u64,
+    /// The name of a qcow2 image that has what is not here.
+    backing: Option<String>,
     tables: Vec<OnceLock<Box<[AtomicU64]>>>,
     /// The next free cluster. Held while clusters get their places: none is given out twice, and none is left unused.
     next: Mutex<u64>,
@@ -40,17 +47,39 @@ impl Writer {
         let tables = size.div_ceil(CLUSTER * ENTRIES);
         Self {
             size,
+            backing: None,
             tables: (0..tables).map(|_| OnceLock::new()).collect(),
             next: Mutex::new(1),
         }
+    }
+
+    /// The same, over the qcow2 image of that name, which has what is not written here. The format has room for
+    /// [`MAX_BACKING_NAME`] bytes.
+    #[must_use]
+    pub fn over(size: u64, backing: &str) -> Self {
+        Self {
+            backing: Some(backing.to_owned()),
+            ..Self::new(size)
+        }
+    }
+
+    /// The cluster that begins at `offset` of the disk reads zero, and hides what the backing file has there.
+    pub fn zero(&self, offset: u64) {
+        let number = offset / CLUSTER;
+        let table = self.table_of(number);
+        table[usize_from(number % ENTRIES)].store(ZERO, Ordering::Release);
+    }
+
+    fn table_of(&self, cluster: u64) -> &[AtomicU64] {
+        let new_table = || (0..ENTRIES).map(|_| AtomicU64::new(0)).collect();
+        self.tables[usize_from(cluster / ENTRIES)].get_or_init(new_table)
     }
 
     /// Where in the file the byte at `offset` of the disk goes, and how many of `len` bytes go on from there. Their clusters
     /// get places, if they have none; what is not written of them must be a hole.
     pub fn place(&self, offset: u64, len: u64) -> (u64, u64) {
         let number = offset / CLUSTER;
-        let new_table = || (0..ENTRIES).map(|_| AtomicU64::new(0)).collect();
-        let table = self.tables[usize_from(number / ENTRIES)].get_or_init(new_table);
+        let table = self.table_of(number);
         let (first, within) = (number % ENTRIES, offset % CLUSTER);
         let wanted = (within + len).div_ceil(CLUSTER).min(ENTRIES - first);
         let entries = &table[usize_from(first)..usize_from(first + wanted)];
@@ -85,7 +114,7 @@ impl Writer {
         for (index, table) in self.tables.iter().enumerate() {
             let Some(table) = table.get() else { continue };
             let entries = table.iter().map(|entry| match entry.load(Ordering::Acquire) {
-                0 => 0,
+                empty @ (0 | ZERO) => empty,
                 place => place | COPIED,
             });
             let bytes: Vec<u8> = entries.flat_map(u64::to_be_bytes).collect();
@@ -116,6 +145,9 @@ impl Writer {
         );
         put32(&mut header, 96, REFCOUNT_ORDER);
         put32(&mut header, 100, HEADER_LEN);
+        if let Some(backing) = &self.backing {
+            name_backing(&mut header, backing)?;
+        }
         write(&header, 0)?;
         Ok(counts.end)
     }
@@ -157,6 +189,25 @@ fn write_counts(used: u64, write: &mut impl FnMut(&[u8], u64) -> io::Result<()>)
         table_clusters,
         end: all * CLUSTER,
     })
+}
+
+/// Names the backing file, and its format: without that readers would guess it from what a guest has written.
+fn name_backing(header: &mut [u8], name: &str) -> io::Result<()> {
+    let mut at = usize_from(u64::from(HEADER_LEN));
+    let format = b"qcow2";
+    put32(header, at, BACKING_FORMAT);
+    put32(header, at + 4, u32::try_from(format.len()).map_err(io::Error::other)?);
+    header[at + 8..][..format.len()].copy_from_slice(format);
+    // Padded to 8 bytes; then the end of the extensions, which is zeroes.
+    at += 8 + format.len().next_multiple_of(8) + 8;
+    let len = u32::try_from(name.len()).map_err(io::Error::other)?;
+    if name.len() > MAX_BACKING_NAME {
+        return Err(io::Error::other("the name of the backing file is too long"));
+    }
+    header[at..][..name.len()].copy_from_slice(name.as_bytes());
+    put64(header, 8, u64_from(at));
+    put32(header, 16, len);
+    Ok(())
 }
 
 fn put32(bytes: &mut [u8], at: usize, value: u32) {

@@ -160,7 +160,7 @@ impl StandardOutput {
 
 /// Refuses to copy an image that an open job changes: by itself the target of an unfinished merge is neither the disk that
 /// it was nor the one that it is going to be, and a copy would look like a sound disk for ever.
-fn refuse_half_changed(source: &OpenedDisk) -> Result<(), Failure> {
+pub(super) fn refuse_half_changed(source: &OpenedDisk) -> Result<(), Failure> {
     for warning in source.warnings() {
         if let ChainWarning::JobOpen { path, kind, record } = warning {
             let (image, record) = (path.clone(), record.clone());
@@ -176,7 +176,7 @@ fn refuse_half_changed(source: &OpenedDisk) -> Result<(), Failure> {
 }
 
 /// Refuses a destination that the source is read from, under whatever name.
-fn refuse_source(opened: &OpenedDisk, status: rustix::io::Result<Stat>, name: &str) -> Result<(), Failure> {
+pub(super) fn refuse_source(opened: &OpenedDisk, status: rustix::io::Result<Stat>, name: &str) -> Result<(), Failure> {
     let Ok(destination) = status else { return Ok(()) };
     for path in opened.paths() {
         let Ok(layer) = rustix::fs::stat(path) else { continue };

@@ -195,3 +195,103 @@ fn vmdk_images_in_one_file_are_sources_and_others_are_refused() {
     let said = stderr(&lab.run(&["hash", "b.vmdk"], 8));
     assert!(said.contains("VHD-E0142") && said.contains("other files"), "{said}");
 }
+
+/// A chain of three with data over data, zeroes over data, and parts of clusters.
+fn three_layers(lab: &Lab) {
+    lab.dynamic("base.vhd", 130 * MIB + 512);
+    lab.write("base.vhd", 0, &vec![1; 5 << 20]);
+    lab.write("base.vhd", 130 * MIB, &[2; 512]);
+    lab.run(&["create", "mid.avhd", "--parent", "base.vhd"], 0);
+    lab.write("mid.avhd", 65_536 + 512, &[3; 1024]);
+    lab.write("mid.avhd", 3 * MIB, &vec![0; 1 << 20]);
+    lab.write("mid.avhd", 100 * MIB, &[4; 4096]);
+    lab.run(&["create", "leaf.avhd", "--parent", "mid.avhd"], 0);
+    lab.write("leaf.avhd", 100 * MIB, &[0; 4096]);
+    lab.write("leaf.avhd", 130 * MIB, &[5; 512]);
+}
+
+#[test]
+fn a_chain_becomes_a_backing_chain() {
+    if !have(&["qemu-img", "qemu-io"], "chains of qcow2 images for qemu") {
+        return;
+    }
+    let lab = Lab::new();
+    three_layers(&lab);
+    fs::create_dir(lab.path("out")).unwrap();
+    let layers = [("leaf.avhd", "leaf"), ("mid.avhd", "mid"), ("base.vhd", "base")];
+    for threads in ["1", "3"] {
+        let args = [
+            "convert",
+            "leaf.avhd",
+            "out",
+            "--to",
+            "qcow2",
+            "--chain",
+            "--force",
+            "--threads",
+            threads,
+        ];
+        let report = lab.json(&args, 0);
+        assert_eq!(report["layers"].as_array().unwrap().len(), 3);
+        for (from, to) in layers {
+            let to = format!("out/{to}.qcow2");
+            qemu_img(&lab, &["check", "-q", "-f", "qcow2", &to]);
+            // What each state reads, by qemu and by us.
+            lab.run(&["convert", from, "state.raw", "--force"], 0);
+            qemu_img(&lab, &["compare", "-q", "-f", "qcow2", "-F", "raw", &to, "state.raw"]);
+            lab.run(&["compare", from, &to], 0);
+        }
+    }
+    let info = lab.json(&["info", "out/leaf.qcow2"], 0);
+    assert_eq!(info["layers"].as_array().unwrap().len(), 3);
+    // A layer holds its own clusters and no more; zeroes take none.
+    assert!(lab.len("out/mid.qcow2") < MIB && lab.len("out/leaf.qcow2") < MIB);
+    lab.json(&["doctor", "out"], 0);
+}
+
+#[test]
+fn chains_of_other_formats_and_raw_bases_are_converted_too() {
+    if !have(&["qemu-img", "qemu-io"], "chains of qcow2 images for qemu") {
+        return;
+    }
+    let lab = Lab::new();
+    fs::write(lab.path("base.raw"), vec![7; 2 * MIB as usize]).unwrap();
+    lab.run(&["create", "over.avhd", "--parent", "base.raw", "--from", "raw"], 0);
+    lab.run(
+        &["convert", "over.avhd", "a.qcow2", "--chain", "--parent", "raw:base.raw"],
+        0,
+    );
+    lab.run(&["convert", "over.avhd", "flat.raw", "--parent", "raw:base.raw"], 0);
+    qemu_img(
+        &lab,
+        &["compare", "-q", "-f", "qcow2", "-F", "raw", "a.qcow2", "flat.raw"],
+    );
+    // A qcow2 chain, its leaf under another name; the base's name is taken by the leaf.
+    lab.run(
+        &["convert", "a.qcow2", "base-2.qcow2", "--chain", "--parent-dir", "."],
+        8,
+    );
+    fs::create_dir(lab.path("b")).unwrap();
+    lab.run(&["convert", "a.qcow2", "b/base.qcow2", "--chain"], 0);
+    assert!(lab.exists("b/base-2.qcow2"));
+    qemu_img(
+        &lab,
+        &["compare", "-q", "-f", "qcow2", "-F", "raw", "b/base.qcow2", "flat.raw"],
+    );
+}
+
+#[test]
+fn a_refused_chain_leaves_nothing() {
+    let lab = Lab::new();
+    three_layers(&lab);
+    fs::create_dir(lab.path("out")).unwrap();
+    fs::write(lab.path("out/base.qcow2"), "mine").unwrap();
+    assert!(stderr(&lab.run(&["convert", "leaf.avhd", "out/x.qcow2", "--chain"], 8)).contains("VHD-E0305"));
+    assert_eq!(fs::read_dir(lab.path("out")).unwrap().count(), 1);
+    lab.run(&["convert", "leaf.avhd", "x.vhd", "--chain"], 2);
+    lab.run(&["convert", "leaf.avhd", "-", "--to", "qcow2", "--chain"], 2);
+    // The parent is damaged: nothing of the chain is there.
+    lab.damage("base.vhd", 512, b"nonsense");
+    lab.run(&["convert", "leaf.avhd", "y.qcow2", "--chain"], 3);
+    assert!(!lab.exists("y.qcow2") && !lab.exists("mid.qcow2"));
+}

@@ -1,9 +1,11 @@
 //! `vhd snapshot` and DISK@NAME.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use serde_json::Value;
+use vhd_core::snapshot::{SnapshotTree, Work};
 
 use crate::kill::killed;
 use crate::kills::kill_rounds;
@@ -83,6 +85,42 @@ fn names_stand_for_snapshots_wherever_an_image_is_read() {
         told.contains("snapshot \"one\"") && told.contains("vm.vhd@now"),
         "{told}"
     );
+}
+
+#[test]
+fn a_tree_that_another_command_works_on_is_in_use() {
+    let lab = disk();
+    let cancel = AtomicBool::new(false);
+    let work = Work {
+        steps: &(),
+        progress: &(),
+        cancel: &cancel,
+    };
+    let before = lab.names();
+    let tree = SnapshotTree::open(&lab.path("vm.vhd"), work).unwrap();
+    let jobs: [&[&str]; 6] = [
+        &["create", "vm.vhd", "--name", "three"],
+        &["apply", "vm.vhd", "one", "--discard-current"],
+        &["revert", "vm.vhd"],
+        &["rename", "vm.vhd", "one", "first"],
+        &["delete", "vm.vhd", "one"],
+        &["rescan", "vm.vhd"],
+    ];
+    for job in jobs {
+        let args = [&["snapshot"], job].concat();
+        let refused = stderr(&lab.run(&args, 7));
+        assert!(refused.starts_with("vhd: error[VHD-E0304]"), "{job:?}: {refused}");
+        let holder = std::process::id().to_string();
+        assert!(
+            refused.contains("vm.vhd") && refused.contains(&holder),
+            "{job:?}: {refused}"
+        );
+        assert_eq!(lab.names(), before, "{job:?}");
+    }
+    // Who reads the snapshots needs no turn.
+    lab.reads("vm.vhd@one", 1);
+    drop(tree);
+    lab.json_of(&["snapshot", "create", "vm.vhd", "--name", "three"]);
 }
 
 #[test]

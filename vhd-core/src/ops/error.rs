@@ -45,6 +45,16 @@ pub enum OpsError {
         #[source]
         source: DeviceError,
     },
+    /// A disk that is there has no room for the source.
+    #[error("{} has {size} bytes, and {needed} are needed: nothing was written", path.display())]
+    TargetTooSmall {
+        /// The destination.
+        path: PathBuf,
+        /// Bytes on it.
+        size: u64,
+        /// Bytes of the source.
+        needed: u64,
+    },
     /// The output stream can't be written.
     #[error("cannot write the output")]
     Output(#[source] io::Error),
@@ -59,6 +69,7 @@ impl OpsError {
             Self::Storage(error) => error.kind(),
             Self::Create { source, .. } => source.kind(),
             Self::Open { source, .. } => source.kind(),
+            Self::TargetTooSmall { .. } => ErrorKind::SizeMismatch,
             Self::Output(source) => io_kind(source),
         }
     }

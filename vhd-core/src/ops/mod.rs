@@ -7,6 +7,8 @@ pub mod azure;
 pub mod compact;
 mod compare;
 mod convert;
+mod convert_chain;
+mod copy_onto;
 mod data_ranges;
 pub mod delta;
 mod diff;
@@ -24,6 +26,8 @@ pub(crate) mod zeroes;
 
 pub use compare::{Comparison, compare};
 pub use convert::{ConvertOptions, ConvertReport, Target, convert};
+pub use convert_chain::{ChainOptions, LayerTarget, convert_chain};
+pub use copy_onto::copy_onto;
 pub use diff::{DiffMode, Difference, diff};
 pub use error::OpsError;
 pub use hash::{sha256, sha256_of_file};

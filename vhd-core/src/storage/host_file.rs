@@ -60,6 +60,11 @@ pub struct FileIdentity {
 }
 
 impl FileIdentity {
+    /// The device of the file system that it is on.
+    pub(crate) fn device(self) -> u64 {
+        self.device
+    }
+
     /// Which file a path leads to now.
     ///
     /// # Errors

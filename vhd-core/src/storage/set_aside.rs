@@ -9,7 +9,6 @@ use rustix::io::Errno;
 
 use super::io_kind;
 use crate::ErrorKind;
-use crate::units::u64_from;
 
 /// Space that nobody else can take until it is [given back](SetAside::give_back), in files without names: it goes with
 /// the process, however that ends.
@@ -17,7 +16,14 @@ use crate::units::u64_from;
 pub struct SetAside {
     directory: File,
     /// A file for each part: on a full btrfs, or one whose quota is used up, a file can be removed but not cut.
-    parts: Vec<File>,
+    parts: Vec<Part>,
+}
+
+#[derive(Debug)]
+struct Part {
+    #[allow(dead_code, reason = "holds the space while it is open")]
+    file: File,
+    len: u64,
 }
 
 impl SetAside {
@@ -44,23 +50,40 @@ impl SetAside {
         let free = system.f_bavail.saturating_mul(system.f_frsize) + self.held();
         let wanted = bytes.min(free / share).max(Self::PART);
         while self.held() < wanted {
-            match self.take_part() {
-                Ok(part) => self.parts.push(part),
+            match self.take(Self::PART) {
                 Err(error) if io_kind(&error) == ErrorKind::NoSpace && !self.parts.is_empty() => break,
-                Err(error) if io_kind(&error) == ErrorKind::NoSpace => return Err(error),
-                Err(_) => return Err(io::ErrorKind::Unsupported.into()),
+                taken => taken?,
             }
         }
         Ok(())
     }
 
-    fn take_part(&self) -> io::Result<File> {
+    /// Takes so many of the file system's blocks in one part, and at least 64 KiB.
+    ///
+    /// # Errors
+    /// Those of [`fill_up`](Self::fill_up).
+    pub fn take_blocks(&mut self, count: u64) -> io::Result<()> {
+        const LEAST: u64 = 64 << 10;
+        let system = fstatvfs(&self.directory)?;
+        self.take(count.saturating_mul(system.f_frsize).max(LEAST))
+    }
+
+    fn take(&mut self, len: u64) -> io::Result<()> {
+        let taken = self.new_file(len).map_err(|error| match io_kind(&error) {
+            ErrorKind::NoSpace => error,
+            _ => io::ErrorKind::Unsupported.into(),
+        });
+        self.parts.push(Part { file: taken?, len });
+        Ok(())
+    }
+
+    fn new_file(&self, len: u64) -> io::Result<File> {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        let part = openat(&self.directory, ".", flags, Mode::RUSR | Mode::WUSR)?;
+        let file = openat(&self.directory, ".", flags, Mode::RUSR | Mode::WUSR)?;
         loop {
-            match fallocate(&part, FallocateFlags::empty(), 0, Self::PART) {
+            match fallocate(&file, FallocateFlags::empty(), 0, len) {
                 Err(Errno::INTR) => {}
-                result => return Ok(result.map(|()| part.into())?),
+                result => return Ok(result.map(|()| file.into())?),
             }
         }
     }
@@ -68,7 +91,7 @@ impl SetAside {
     /// Bytes that are held.
     #[must_use]
     pub fn held(&self) -> u64 {
-        u64_from(self.parts.len()) * Self::PART
+        self.parts.iter().map(|part| part.len).sum()
     }
 
     /// Gives a part of the space back to the file system; `false` when there is none left.
@@ -101,7 +124,7 @@ mod tests {
             space
                 .parts
                 .iter()
-                .map(|part| part.metadata().unwrap().blocks() * 512)
+                .map(|part| part.file.metadata().unwrap().blocks() * 512)
                 .sum()
         };
         let all = space.held();

@@ -9,6 +9,9 @@ use super::tools::{have, run};
 use super::unmount::unmounted_within;
 
 const MIB: u64 = 1 << 20;
+/// Below its directory, the file with a file system, and where that is mounted.
+const IMAGE: &str = "file-system";
+const POINT: &str = "mnt";
 
 /// A kind of file system.
 #[derive(Clone, Copy)]
@@ -98,25 +101,32 @@ impl Mount {
         if !have(&programs, &untested) {
             return None;
         }
-        let point = dir.join("mnt");
-        fs::create_dir_all(&point).unwrap();
-        let device = (!kind.make.is_empty()).then(|| {
-            let image = dir.join("file-system");
+        fs::create_dir_all(dir.join(POINT)).unwrap();
+        if !kind.make.is_empty() {
+            let image = dir.join(IMAGE);
             File::create(&image).unwrap().set_len(kind.mib * MIB).unwrap();
             let options = kind.make[1..].iter().map(OsStr::new);
             run(kind.make[0], options.chain([image.as_os_str()]));
+        }
+        Some(Self::again(kind, dir))
+    }
+
+    /// Mounts what is there below `dir` since [`new`](Self::new).
+    pub(crate) fn again(kind: Kind, dir: &Path) -> Self {
+        let device = (!kind.make.is_empty()).then(|| {
+            let image = dir.join(IMAGE);
             let device = run("losetup", ["--find".as_ref(), "--show".as_ref(), image.as_os_str()]);
             String::from_utf8(device).unwrap().trim().to_owned()
         });
         let mount = Self {
             kind,
-            dir: point,
+            dir: dir.join(POINT),
             device,
         };
         let source = mount.device.as_deref().unwrap_or("tmpfs");
         let options = kind.mount[1..].iter().map(OsStr::new);
         run(kind.mount[0], options.chain([source.as_ref(), mount.dir.as_os_str()]));
-        Some(mount)
+        mount
     }
 
     /// Bytes that a user can still take.

@@ -6,14 +6,14 @@ use vhd_core::chain::create_child;
 use vhd_core::ops::Progress;
 use vhd_core::ops::resize::{Request, Resize, ResizeError, plan_in_use, resize_in_use};
 
-struct Wanted<'a> {
+pub(super) struct Wanted<'a> {
     image: &'a Path,
     size: u64,
     tree: bool,
 }
 
 impl Wanted<'_> {
-    fn request<'a>(&'a self, options: &'a OpenOptions) -> Request<'a> {
+    pub(super) fn request<'a>(&'a self, options: &'a OpenOptions) -> Request<'a> {
         Request {
             image: self.image,
             size: self.size,
@@ -25,7 +25,7 @@ impl Wanted<'_> {
         }
     }
 
-    fn grow(&self, device: &LiveDevice, progress: &dyn Progress) -> Result<usize, ResizeError> {
+    pub(super) fn grow(&self, device: &LiveDevice, progress: &dyn Progress) -> Result<usize, ResizeError> {
         let options = OpenOptions::new();
         let request = self.request(&options);
         let planned = plan_in_use(&request, device)?;
@@ -35,7 +35,7 @@ impl Wanted<'_> {
     }
 }
 
-fn tree(image: &Path, size: u64) -> Wanted<'_> {
+pub(super) fn tree(image: &Path, size: u64) -> Wanted<'_> {
     Wanted {
         image,
         size,

@@ -47,8 +47,10 @@ impl Images {
         let path = dir.join("disk.vhd");
         match kind {
             "raw" => {
+                // By the same program as the others, so that the page cache holds it in folios of the same size: ext4
+                // walks over all blocks of a folio for each small write into it.
                 let path = dir.join("disk.raw");
-                std::fs::copy(self.source(), &path)?;
+                self.convert(&path, "raw")?;
                 return Ok(path);
             }
             "fixed" | "dynamic" => self.convert(&path, kind)?,

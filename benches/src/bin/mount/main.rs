@@ -2,12 +2,13 @@
 //! file, and beside that file itself: fio on each in turn, round by round, in one run.
 //!
 //! ```text
-//! cargo run --release -p vhd-benches --bin mount -- [DIR [ROUNDS [MILLISECONDS]]]
+//! cargo run --release -p vhd-benches --bin mount -- [DIR [ROUNDS [MILLISECONDS [WORK]]]]
 //! ```
 //!
 //! Needs fio, and `vhd` beside this program. Programs that are not installed (qemu-storage-daemon, nbdfuse and qemu-nbd,
 //! vhdimount) are left out, and so are rows that a program cannot do: qemu reads no parents, vhdimount does not write.
-//! Default: the current directory, three rounds, half a second for each measurement.
+//! Default: the current directory, three rounds, half a second for each measurement, and all work: with a WORK such as
+//! "random 4 KiB write, O_DIRECT" only rows whose name begins so. The order of programs is drawn anew for every round.
 #![forbid(unsafe_code)]
 
 mod bare;
@@ -33,10 +34,17 @@ fn main() -> Result<()> {
     let dir = tempfile::tempdir_in(&arguments.place)?;
     let images = Images::new(dir.path(), &arguments.vhd)?;
     let mut report = Report::default();
+    let mut order = fastrand::Rng::new();
     for writes in [false, true] {
-        let programs = Program::all(&images, &arguments.vhd, writes)?;
-        for work in Work::all(writes) {
+        let mut wanted = Work::all(writes);
+        wanted.retain(|work| work.to_string().starts_with(arguments.text(3)));
+        if wanted.is_empty() {
+            continue;
+        }
+        let mut programs = Program::all(&images, &arguments.vhd, writes)?;
+        for work in wanted {
             for round in 0..=rounds {
+                order.shuffle(&mut programs);
                 for program in &programs {
                     let rate = fio::measure(&program.file, work, milliseconds)
                         .with_context(|| format!("{} on {}", program.name, program.image))?;

@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use vhd_block::Disk;
-use virtio_queue::{Queue, QueueT as _};
 use vm_memory::{Bytes as _, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -16,13 +15,18 @@ use crate::mem::{GuestMemory, allocate};
 use crate::ram::Ram;
 use crate::virtio::Interrupt;
 use crate::virtio::queue::{Served, Unusable};
+use crate::virtio::ring::{self, Descriptor, NEXT, Rings, WRITE};
 
 const MEMORY: u64 = 1 << 20;
 const DISK: usize = 1 << 20;
 const QUEUE_SIZE: u16 = 16;
 const TABLE: u64 = 0x1000;
-const AVAIL: u64 = 0x2000;
-const USED: u64 = 0x3000;
+const RINGS: Rings = Rings {
+    table: TABLE,
+    available: 0x2000,
+    used: 0x3000,
+    size: QUEUE_SIZE,
+};
 const INDIRECT: u64 = 0x4000;
 const HEADER: u64 = 0x5000;
 const STATUS: u64 = 0x6000;
@@ -30,29 +34,9 @@ const DATA: u64 = 0x1_0000;
 /// A status that no request gets.
 const UNANSWERED: u8 = 0xee;
 
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
-const TABLE_FLAG: u16 = 4;
-
 const OK: u8 = 0;
 const IOERR: u8 = 1;
 const UNSUPP: u8 = 2;
-
-#[derive(Clone, Copy, Debug)]
-struct Descriptor {
-    address: u64,
-    len: u32,
-    flags: u16,
-    next: u16,
-}
-
-fn put(memory: &GuestMemory, table: u64, number: u16, it: Descriptor) {
-    let at = table + u64::from(number) * 16;
-    memory.write_obj(it.address, GuestAddress(at)).unwrap();
-    memory.write_obj(it.len, GuestAddress(at + 8)).unwrap();
-    memory.write_obj(it.flags, GuestAddress(at + 12)).unwrap();
-    memory.write_obj(it.next, GuestAddress(at + 14)).unwrap();
-}
 
 /// A driver's side of a queue, and a device.
 struct Rig {
@@ -71,14 +55,7 @@ impl Rig {
     }
 
     fn with(memory: GuestMemory, disk: Disk, ram: Arc<Ram>, read_only: bool) -> Self {
-        let mut queue = Queue::new(QUEUE_SIZE).unwrap();
-        queue.set_desc_table_address(Some(TABLE as u32), None);
-        queue.set_avail_ring_address(Some(AVAIL as u32), None);
-        queue.set_used_ring_address(Some(USED as u32), None);
-        queue.set_ready(true);
-        for ring in [AVAIL, USED] {
-            memory.write_obj(0_u32, GuestAddress(ring)).unwrap();
-        }
+        let queue = RINGS.queue(&memory);
         let served = Served {
             memory: memory.clone(),
             queue,
@@ -98,10 +75,8 @@ impl Rig {
 
     /// Makes the chain from this descriptor available.
     fn send(&mut self, head: u16) {
-        let slot = AVAIL + 4 + u64::from(self.sent % QUEUE_SIZE) * 2;
-        self.memory.write_obj(head, GuestAddress(slot)).unwrap();
+        RINGS.send(&self.memory, self.sent, head);
         self.sent = self.sent.wrapping_add(1);
-        self.memory.write_obj(self.sent, GuestAddress(AVAIL + 2)).unwrap();
     }
 
     fn serve(&mut self, write_through: bool) -> Result<(), Unusable> {
@@ -111,13 +86,12 @@ impl Rig {
     }
 
     fn answered(&self) -> u16 {
-        self.memory.read_obj(GuestAddress(USED + 2)).unwrap()
+        RINGS.answered(&self.memory)
     }
 
     /// Bytes that the device says to have filled for the request it answered last.
     fn filled(&self) -> u32 {
-        let slot = u64::from((self.answered() - 1) % QUEUE_SIZE);
-        self.memory.read_obj(GuestAddress(USED + 4 + slot * 8 + 4)).unwrap()
+        RINGS.filled(&self.memory, self.answered() - 1)
     }
 
     fn header(&self, kind: u32, sector: u64) {
@@ -133,17 +107,13 @@ impl Rig {
         let mut number = 0;
         let mut add = |address, len, flags| {
             let next = number + 1;
-            put(
-                &self.memory,
-                TABLE,
-                number,
-                Descriptor {
-                    address,
-                    len,
-                    flags,
-                    next,
-                },
-            );
+            let it = Descriptor {
+                address,
+                len,
+                flags,
+                next,
+            };
+            it.put(&self.memory, TABLE, number);
             number = next;
         };
         add(HEADER, 16, NEXT);
@@ -310,14 +280,14 @@ fn a_header_that_cannot_be_read_is_answered() {
             flags: NEXT,
             next: 1,
         };
-        put(&rig.memory, TABLE, 0, header);
+        header.put(&rig.memory, TABLE, 0);
         let status = Descriptor {
             address: STATUS,
             len: 1,
             flags: WRITE,
             next: 0,
         };
-        put(&rig.memory, TABLE, 1, status);
+        status.put(&rig.memory, TABLE, 1);
         rig.send(0);
         rig.serve(false).unwrap();
         let status: u8 = rig.memory.read_obj(GuestAddress(STATUS)).unwrap();
@@ -338,14 +308,14 @@ fn a_chain_without_an_end_or_a_status_stops_the_queue() {
         &[at(HEADER, 16, NEXT, 99)],
         &[at(HEADER, 16, 0, 0)],
         &[at(STATUS, 1, NEXT | WRITE, 1), at(HEADER, 16, 0, 0)],
-        &[at(INDIRECT, 17, TABLE_FLAG, 0)],
-        &[at(INDIRECT, 0, TABLE_FLAG, 0)],
+        &[at(INDIRECT, 17, ring::INDIRECT, 0)],
+        &[at(INDIRECT, 0, ring::INDIRECT, 0)],
         &[at(HEADER, 16, NEXT, 1), at(MEMORY + 1, 1, WRITE, 0)],
     ];
     for chain in chains {
         let mut rig = Rig::new(false);
         for (number, it) in (0..).zip(*chain) {
-            put(&rig.memory, TABLE, number, *it);
+            it.put(&rig.memory, TABLE, number);
         }
         rig.send(0);
         assert!(rig.serve(false).is_err(), "{chain:?}");
@@ -356,7 +326,9 @@ fn a_chain_without_an_end_or_a_status_stops_the_queue() {
 #[test]
 fn an_impossible_ring_stops_the_queue() {
     let mut rig = Rig::new(false);
-    rig.memory.write_obj(QUEUE_SIZE + 1, GuestAddress(AVAIL + 2)).unwrap();
+    rig.memory
+        .write_obj(QUEUE_SIZE + 1, GuestAddress(RINGS.available + 2))
+        .unwrap();
     assert!(rig.serve(false).is_err());
     let mut rig = Rig::new(false);
     rig.send(QUEUE_SIZE);
@@ -381,7 +353,7 @@ fn length() -> impl Strategy<Value = u32> {
 }
 
 fn descriptor() -> impl Strategy<Value = Descriptor> {
-    let flags = prop_oneof![6 => 0_u16..4, 1 => Just(TABLE_FLAG), 1 => any::<u16>()];
+    let flags = prop_oneof![6 => 0_u16..4, 1 => Just(ring::INDIRECT), 1 => any::<u16>()];
     (address(), length(), flags, 0..QUEUE_SIZE + 2).prop_map(|(address, len, flags, next)| Descriptor {
         address,
         len,
@@ -407,22 +379,22 @@ proptest! {
         let mut rig = Rig::new(false);
         rig.header(kind, sector);
         for (number, it) in (0..).zip(&direct) {
-            put(&rig.memory, TABLE, number, *it);
+            it.put(&rig.memory, TABLE, number);
         }
         for (number, it) in (0..).zip(&indirect) {
-            put(&rig.memory, INDIRECT, number, *it);
+            it.put(&rig.memory, INDIRECT, number);
         }
         for head in &heads {
             rig.send(*head);
         }
         if let Some(index) = index {
-            rig.memory.write_obj(index, GuestAddress(AVAIL + 2)).unwrap();
+            rig.memory.write_obj(index, GuestAddress(RINGS.available + 2)).unwrap();
         }
         let before = rig.snapshot();
         let stopped = rig.serve(false).is_err();
         prop_assert!(stopped || rig.answered() == rig.sent);
         let mut after = rig.snapshot();
-        let ring = USED as usize..USED as usize + 6 + 8 * usize::from(QUEUE_SIZE);
+        let ring = RINGS.used as usize..RINGS.used as usize + 6 + 8 * usize::from(QUEUE_SIZE);
         after[ring.clone()].copy_from_slice(&before[ring]);
         let fillable = direct.iter().chain(&indirect).filter(|it| it.flags & WRITE != 0);
         let fillable = fillable.collect::<Vec<_>>();

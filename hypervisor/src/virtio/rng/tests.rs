@@ -2,23 +2,23 @@
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use virtio_queue::QueueT as _;
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
 use crate::mem::allocate;
 use crate::virtio::queue::Served;
+use crate::virtio::ring::{self, NEXT, Rings, WRITE};
 
 const MEMORY: u64 = 1 << 20;
 const ENTRIES: u16 = 8;
-const TABLE: u64 = 0x1000;
-const AVAIL: u64 = 0x2000;
-const USED: u64 = 0x3000;
+const RINGS: Rings = Rings {
+    table: 0x1000,
+    available: 0x2000,
+    used: 0x3000,
+    size: ENTRIES,
+};
 const DATA: u64 = 0x1_0000;
-
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
 
 /// "Random" numbers that can be told from anything else.
 struct Sevens;
@@ -42,31 +42,24 @@ impl Read for Dry {
 type Descriptor = (u64, u32, u16, u16);
 
 fn served(memory: &GuestMemory, descriptors: &[Descriptor], heads: &[u16]) -> Served {
-    let mut queue = Queue::new(ENTRIES).unwrap();
-    queue.set_desc_table_address(Some(TABLE as u32), None);
-    queue.set_avail_ring_address(Some(AVAIL as u32), None);
-    queue.set_used_ring_address(Some(USED as u32), None);
-    queue.set_ready(true);
-    for (at, (address, len, flags, next)) in (TABLE..).step_by(16).zip(descriptors) {
-        memory.write_obj(*address, GuestAddress(at)).unwrap();
-        memory.write_obj(*len, GuestAddress(at + 8)).unwrap();
-        memory.write_obj(*flags, GuestAddress(at + 12)).unwrap();
-        memory.write_obj(*next, GuestAddress(at + 14)).unwrap();
+    let queue = RINGS.queue(memory);
+    for (number, (address, len, flags, next)) in (0..).zip(descriptors.iter().copied()) {
+        let it = ring::Descriptor {
+            address,
+            len,
+            flags,
+            next,
+        };
+        it.put(memory, RINGS.table, number);
     }
-    for (at, head) in (AVAIL + 4..).step_by(2).zip(heads) {
-        memory.write_obj(*head, GuestAddress(at)).unwrap();
+    for (sent, head) in (0..).zip(heads) {
+        RINGS.send(memory, sent, *head);
     }
-    let sent = u16::try_from(heads.len()).unwrap();
-    memory.write_obj(sent, GuestAddress(AVAIL + 2)).unwrap();
     Served {
         memory: memory.clone(),
         queue,
         interrupt: Arc::new(Interrupt::new(EventFd::new(EFD_NONBLOCK).unwrap())),
     }
-}
-
-fn filled(memory: &GuestMemory, request: u64) -> u32 {
-    memory.read_obj(GuestAddress(USED + 4 + request * 8 + 4)).unwrap()
 }
 
 fn bytes(memory: &GuestMemory) -> Vec<u8> {
@@ -93,9 +86,9 @@ fn buffers_are_filled_as_far_as_they_may() {
     ];
     let mut served = served(&memory, &descriptors, &[0, 2, 3, 4, 5, 6, 7]);
     assert!(!served.serve(&mut Source(Sevens)).unwrap());
-    let answered: u16 = memory.read_obj(GuestAddress(USED + 2)).unwrap();
+    let answered = RINGS.answered(&memory);
     assert_eq!(answered, 7);
-    let all: Vec<u32> = (0..7).map(|request| filled(&memory, request)).collect();
+    let all: Vec<u32> = (0..7).map(|request| RINGS.filled(&memory, request)).collect();
     assert_eq!(all, [50, 5000, 64 << 10, 0, 0, 0, 0]);
     let bytes = bytes(&memory);
     let sevens = |range: std::ops::Range<usize>| bytes[range].iter().all(|byte| *byte == 7);
@@ -110,7 +103,7 @@ fn a_source_that_fails_fills_nothing() {
     let memory = allocate(MEMORY).unwrap();
     let mut served = served(&memory, &[(DATA, 64, WRITE, 0)], &[0]);
     assert!(!served.serve(&mut Source(Dry)).unwrap());
-    assert_eq!(filled(&memory, 0), 0);
+    assert_eq!(RINGS.filled(&memory, 0), 0);
 }
 
 fn descriptor() -> impl Strategy<Value = Descriptor> {
@@ -134,9 +127,9 @@ proptest! {
                 Err(_) => break true,
             }
         };
-        let answered: u16 = memory.read_obj(GuestAddress(USED + 2)).unwrap();
+        let answered = RINGS.answered(&memory);
         prop_assert!(stopped || usize::from(answered) == heads.len());
-        let ring = USED as usize..USED as usize + 6 + 8 * usize::from(ENTRIES);
+        let ring = RINGS.used as usize..RINGS.used as usize + 6 + 8 * usize::from(ENTRIES);
         let is_table = descriptors.iter().any(|it| it.2 & 4 != 0);
         let after = bytes(&memory);
         for (at, (now, then)) in after.iter().zip(&before).enumerate() {

@@ -31,6 +31,13 @@ pub(super) struct NamedImage {
     image: TypedPath,
 }
 
+impl NamedImage {
+    /// What the disk is served as.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+}
+
 impl FromStr for NamedImage {
     type Err = String;
 

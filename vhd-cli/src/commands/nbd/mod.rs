@@ -1,6 +1,7 @@
 //! `vhd nbd`: serving disks over NBD.
 
 mod background;
+mod companion;
 mod exports;
 mod listen;
 mod live;
@@ -28,6 +29,7 @@ use crate::output;
 use crate::running::Name;
 use crate::size::parse_bytes;
 use background::{BackgroundArgs, PidFile};
+use companion::Companion;
 use exports::{NamedImage, Served};
 use listen::AddressArgs;
 
@@ -45,6 +47,7 @@ Examples:
   vhd nbd --unix s.sock --resizable disk.vhd        vhd resize 'nbd+unix:///?socket=s.sock' 128G
   vhd nbd --tcp 0.0.0.0:10809 --tls-cert cert.pem --tls-key key.pem --tls-ca ca.pem disk.vhd
   vhd nbd --unix s.sock --export disk=vm.vhd@now    and each of its snapshots, disk@SNAPSHOT, for reading only
+  vhd nbd --read-only --run 'qemu-img convert \"$uri\" copy.qcow2' disk.vhd
   nbdcopy 'nbd+unix:///?socket=/run/disk.sock' copy.raw
 
 It serves in the foreground, says on standard error where it listens, and stops on SIGTERM or SIGINT: requests that were \
@@ -100,6 +103,10 @@ pub(crate) struct NbdArgs {
     /// Do not listen for commands that take snapshots of the disks while they are served
     #[arg(long)]
     no_control: bool,
+    /// Run a shell command that uses the disk, and stop when it ends, with its exit code; it finds the disk in "$uri", the
+    /// socket in "$unixsocket", the name in "$exportname"
+    #[arg(long, value_name = "COMMAND", conflicts_with_all = ["unix", "tcp", "vsock", "fork"])]
+    run: Option<String>,
     #[command(flatten)]
     children: ChildrenArgs,
     #[command(flatten)]
@@ -125,7 +132,11 @@ pub(crate) fn run(args: &NbdArgs) -> Result<Exit, Failure> {
         tls: tls(args)?,
         ..ServerOptions::default()
     };
-    let listeners = args.address.listen(options.tls.is_some())?;
+    let companion = args.companion()?;
+    let listeners = match &companion {
+        Some(companion) => vec![Listener::unix(&companion.socket()).map_err(listen::failure)?],
+        None => args.address.listen(options.tls.is_some())?,
+    };
     let (served, exports) = Served::open(args)?;
     let server = Server::new(exports, options).map_err(|error| system("start the server", &error))?;
     let connections = server.max_connections();
@@ -137,10 +148,16 @@ pub(crate) fn run(args: &NbdArgs) -> Result<Exit, Failure> {
     }
     let signals = handle_signals(&server)?;
     let _pid_file = args.background.pid_file.as_deref().map(PidFile::write).transpose()?;
-    for listener in &listeners {
-        output::eprint(&format!("vhd: listening on {listener}\n"));
+    if companion.is_none() {
+        for listener in &listeners {
+            output::eprint(&format!("vhd: listening on {listener}\n"));
+        }
     }
     args.background.ready()?;
+    let running = companion
+        .as_ref()
+        .map(|companion| companion.start(&server))
+        .transpose()?;
     let served_until = server.serve(&listeners);
     signals.close();
     if args.stats {
@@ -151,7 +168,21 @@ pub(crate) fn run(args: &NbdArgs) -> Result<Exit, Failure> {
     let closed = served.close();
     flushed.map_err(Failure::from)?;
     closed?;
-    Ok(Exit::Ok)
+    running.map_or(Ok(Exit::Ok), companion::Running::exit)
+}
+
+impl NbdArgs {
+    /// The command that uses the disks: the default one, or the first that has a name.
+    fn companion(&self) -> Result<Option<Companion>, Failure> {
+        let Some(command) = &self.run else {
+            return Ok(None);
+        };
+        let export = match (&self.image, self.exports.first()) {
+            (None, Some(named)) => named.name(),
+            _ => "",
+        };
+        Companion::new(command, export).map(Some)
+    }
 }
 
 fn parse_memory(text: &str) -> Result<u64, String> {

@@ -18,7 +18,7 @@ body{font:15px/1.5 sans-serif;margin:2em auto;max-width:72em;padding:0 1em;color
 h1{font-size:1.6em}h2{font-size:1.2em;border-bottom:1px solid #ccc;margin-top:2em}\
 table{border-collapse:collapse;width:100%}td,th{text-align:left;vertical-align:top;padding:.25em .8em .25em 0;border-bottom:1px solid #eee}\
 code,pre,.digest,.tree text{font-family:monospace;font-size:13px}.digest,td{overflow-wrap:anywhere}pre{background:#f5f5f5;padding:1em;white-space:pre-wrap;overflow-wrap:anywhere}\
-td.code{white-space:nowrap}div.scroll{overflow-x:auto}.tree path{fill:none;stroke:#888}.hole{fill:#eee;background:#eee}\
+td.code,td.severity{white-space:nowrap}td.name{min-width:9em}div.scroll{overflow-x:auto}.tree path{fill:none;stroke:#888}.hole{fill:#eee;background:#eee}\
 .legend span{display:inline-block;width:1em;height:1em;vertical-align:middle;margin-left:.8em}\
 circle{fill:#2e8b57}circle.note{fill:#2e8b57}circle.corrupt,circle.parent,circle.changed{fill:#c0392b}circle.failed,circle.locked,circle.refused{fill:#777}circle.repairable,circle.leak{fill:#d9a400}\
 td.corrupt,td.parent,td.changed{color:#c0392b;font-weight:bold}td.repairable,td.leak{color:#8a6800;font-weight:bold}";
@@ -111,8 +111,9 @@ impl Page {
             format_args!("{verdict} (exit code {})", diagnosis.exit().number()),
         );
         self.pair("Made by", format_args!("vhd {}", env!("CARGO_PKG_VERSION")));
-        self.pair("Begun", evidence.begun);
-        self.pair("Ended", evidence.log.last().map_or(evidence.begun, |(time, _)| *time));
+        self.pair("Begun", seconds(evidence.begun));
+        let ended = evidence.log.last().map_or(evidence.begun, |(time, _)| *time);
+        self.pair("Ended", seconds(ended));
         let unread: Vec<&str> = diagnosis
             .tree
             .unreadable
@@ -144,7 +145,7 @@ impl Page {
                 let severity = finding.severity.name();
                 let offset = finding.offset.map(|offset| format!("{offset:#x}")).unwrap_or_default();
                 page.write(format_args!(
-                    "<tr><td class=\"{severity}\">{severity}</td><td>{}</td><td class=\"code\">{}</td><td>{offset}</td><td>{}</td></tr>\n",
+                    "<tr><td class=\"severity {severity}\">{severity}</td><td class=\"name\">{}</td><td class=\"code\">{}</td><td>{offset}</td><td>{}</td></tr>\n",
                     escaped(&finding.path),
                     escaped(&finding.code),
                     escaped(&finding.message)

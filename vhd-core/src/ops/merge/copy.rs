@@ -37,7 +37,8 @@ pub enum CopyMode {
 pub struct MergeOptions<'a> {
     /// Set by another thread: the merge ends in order, and what it did stays done.
     pub cancel: &'a AtomicBool,
-    /// Threads that copy; 0 for as many as are useful.
+    /// Threads that copy; 0 for as many as are useful: one beside a disk in use, which leaves the other processors to
+    /// those who use it.
     pub threads: usize,
     /// Bytes that are copied before progress is made durable.
     pub batch_bytes: u64,

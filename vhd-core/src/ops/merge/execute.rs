@@ -53,6 +53,7 @@ pub(crate) fn merge_for(
     progress: &dyn Progress,
     holder: &Holder<'_>,
 ) -> Result<MergeReport, MergeError> {
+    let options = &holder.with_threads(options);
     let mut report = MergeReport {
         target: plan.target().to_owned(),
         resumed: plan.resumed.is_some(),

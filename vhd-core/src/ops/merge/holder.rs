@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::MergeError;
 use super::journal::Journal;
+use super::{MergeError, MergeOptions};
 use crate::device::{Layer, LayeredDevice, LiveDevice, PATIENCE, soon, wait_until_closed};
 use crate::format::UniqueId;
 use crate::image::{Image, OpenMode, ParentLink};
@@ -29,6 +29,16 @@ impl<'a> Holder<'a> {
             }
         }
         HostFile::open(path, Access::ReadWrite, Sharing::Exclusive)
+    }
+
+    /// With as many threads as are wanted, if none are named: beside a disk in use it is one, so that those who use it have
+    /// the other processors.
+    pub(super) fn with_threads<'o>(&self, options: &MergeOptions<'o>) -> MergeOptions<'o> {
+        let threads = match (self, options.threads) {
+            (Self::InUse(_), 0) => 1,
+            (_, asked) => asked,
+        };
+        MergeOptions { threads, ..*options }
     }
 
     /// Sees whether [`open`](Self::open) would. The leaf of the disk in use is written to through the disk.

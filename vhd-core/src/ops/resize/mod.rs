@@ -6,7 +6,7 @@
 //!   layout.rs    where everything goes when an image grows            pure
 //!   one.rs       one image; sparse.rs without a journal, fixed.rs under the record
 //!   journal.rs   the record of what is being done, and going on with it
-//!   work.rs      all images in their order, and back again if one fails
+//!   work.rs      all images in their order, and back again if one fails; spare.rs the space for that
 //!   gpt.rs       the backup of the partition table follows the end of the disk
 //!   online.rs    a disk in use: the gate before its device; subject.rs what is behind it, raw.rs a raw file
 //!   in_use.rs    a disk whose snapshots come and go while it is in use; tree_in_use.rs with all images of its tree
@@ -27,6 +27,7 @@ mod online;
 mod plan;
 mod proof;
 mod raw;
+mod spare;
 mod sparse;
 mod subject;
 mod tree_in_use;

@@ -59,6 +59,7 @@ impl Resizing {
     /// Gives the image its new size, durably. Done already, in part or wholly, it is done again or finished.
     pub(super) fn run(&self, file: &Arc<dyn StorageFile>) -> Result<(), ResizeError> {
         let grows = self.to.current_size > self.from.current_size;
+        let shrinks = self.to.current_size < self.from.current_size;
         if self.from.disk_type == DiskType::Fixed {
             let footers = FixedFooters {
                 from: self.from.clone(),
@@ -74,8 +75,12 @@ impl Resizing {
         let present = Footers::read(&**file)?.footer.current_size;
         if present == self.to.current_size {
             // A footer that a crash left behind is restored.
-            Image::open(Arc::clone(file), &OpenMode::read_write())?.close()?;
-            return Ok(());
+            let image = Image::open(Arc::clone(file), &OpenMode::read_write())?;
+            return if shrinks {
+                sparse::cut_end(image)
+            } else {
+                Ok(image.close()?)
+            };
         }
         if grows {
             sparse::grow(file, &self.to)

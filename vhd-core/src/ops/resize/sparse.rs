@@ -51,11 +51,8 @@ pub(super) fn grow(file: &Arc<dyn StorageFile>, footer: &Footer) -> Result<(), R
     }
     let mut image = open(file)?;
     close_holes(&mut image, plan.moves.len())?;
-    if let Some(arrangement) = image.arrangement()? {
-        image.cut(arrangement.needed_end())?;
-    }
     // Not dropped: what fails at the very end is a failure too.
-    Ok(image.close()?)
+    cut_end(image)
 }
 
 /// Drops the blocks behind the new end, which read zero, ends the file behind what is left, and switches.
@@ -82,6 +79,14 @@ pub(super) fn shrink(file: &Arc<dyn StorageFile>, footer: &Footer) -> Result<(),
         image.cut(arrangement.needed_end())?;
     }
     amend(image, footer, Some(header))
+}
+
+/// Cuts off what nothing uses at the end, as that of a growth that failed, and closes the image.
+pub(super) fn cut_end(mut image: Image) -> Result<(), ResizeError> {
+    if let Some(arrangement) = image.arrangement()? {
+        image.cut(arrangement.needed_end())?;
+    }
+    Ok(image.close()?)
 }
 
 /// Moves as many blocks from the end of the file into holes as blocks have left some: a disk that changes its size again

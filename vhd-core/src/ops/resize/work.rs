@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::family::{Family, Member};
 use super::plan::prove_undoable;
+use super::spare::Spare;
 use super::{Progress, ResizeError, ResizePlan, journal};
 use crate::image::Footers;
 use crate::job::{JobKind, sweep};
@@ -19,11 +20,15 @@ pub(super) fn run(
     let find = |path: &Path| family.members.iter().find(|member| member.path == path);
     let members: Vec<&Member> = plan.files.iter().filter_map(|file| find(&file.path)).collect();
     sweep(JobKind::Resize, record)?;
+    let mut spare = None;
     if plan.needs_record() {
+        // INV-48: taken before anything is begun.
+        spare = Some(Spare::take(&members)?);
         // INV-28, INV-36: markers and record are durable before the first image changes.
         journal::announce(family, record, plan)?;
     }
     if let Err(error) = all(&members, progress) {
+        spare.into_iter().for_each(Spare::give_back);
         return Err(undo(family, &members, error, record, plan));
     }
     restore_footers(family, plan)?;

@@ -1,5 +1,8 @@
 //! `vhd convert`: a disk, or any leaf of a chain, as a raw, fixed, dynamic or qcow2 image.
 
+mod chain;
+mod onto;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -30,7 +33,10 @@ Examples:
   vhd convert disk.raw disk.vhd
   vhd convert disk.vhdx disk.qcow2
   vhd convert snapshot.avhd flat.vhd --to fixed --preallocate falloc
+  vhd convert snapshot.avhd qcow2/ --to qcow2 --chain         each layer, as a backing chain
   vhd convert nbd://host/export disk.vhd
+  vhd convert snapshot.avhd /dev/vg/disk --force              onto a logical volume, in place
+  vhd convert snapshot.avhd nbd://host/export --force         onto the disk of a server
   vhd convert old/disk.vhd . --to raw                         disk.raw, here
   cat fixed.vhd | vhd convert - - --to raw | sha256sum
 
@@ -45,7 +51,8 @@ pub(crate) struct ConvertArgs {
     /// The source: an image, any leaf of a chain, an NBD URI, or - for standard input
     #[arg(value_name = "SRC")]
     source: PathBuf,
-    /// The destination, a directory to put it into under the name of the source, or - for standard output
+    /// The destination, a directory to put it into under the name of the source, or - for standard output; with --force a
+    /// block device or an NBD URI, which is written in place
     #[arg(value_name = "DST")]
     destination: PathBuf,
     /// The format of the destination [default: by its extension; raw for .raw, .img, .bin and .dd, dynamic for .vhd, qcow2 for .qcow2]
@@ -57,12 +64,15 @@ pub(crate) struct ConvertArgs {
     /// How to allocate space for zeroes: of the whole disk (fixed), or in the blocks that hold data (dynamic) [default: off]
     #[arg(long, value_name = "MODE", value_enum)]
     preallocate: Option<PreallocateArg>,
+    /// Convert each layer: the destination becomes the leaf of a chain of qcow2 images beside it, named after their layers
+    #[arg(long)]
+    chain: bool,
     /// Replace an existing destination
     #[arg(long)]
     force: bool,
     #[command(flatten)]
     children: ChildrenArgs,
-    /// Return when the destination is durable, name and all
+    /// fsync the file and its directory before exiting
     #[arg(long)]
     sync: bool,
     /// Threads that copy [default: as many as are useful]
@@ -106,6 +116,9 @@ struct ConvertJson {
     copied_bytes: u64,
     shared_bytes: u64,
     zero_bytes: u64,
+    /// With --chain: the image of each layer, the leaf first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    layers: Vec<String>,
     warnings: Vec<String>,
 }
 
@@ -128,7 +141,11 @@ impl fmt::Display for ConvertJson {
             self.destination,
             self.to,
             parts.join(", ")
-        )
+        )?;
+        self.layers
+            .iter()
+            .skip(1)
+            .try_for_each(|layer| writeln!(f, "  over {layer}"))
     }
 }
 
@@ -201,6 +218,10 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<Exit, Failure> {
     job.check_arguments()?;
     let report = if args.to_stdout() {
         job.stream()?
+    } else if onto::is_there(&args.destination) {
+        onto::convert(&job)?
+    } else if args.chain {
+        chain::convert(&job)?
     } else {
         job.convert()?
     };
@@ -210,7 +231,12 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<Exit, Failure> {
 
 impl<'a> Job<'a> {
     fn new(args: &'a ConvertArgs) -> Result<Self, Failure> {
-        let to = args.to.or_else(|| TargetArg::of_extension(&args.destination));
+        let is_there = onto::is_there(&args.destination);
+        let by_place = is_there.then_some(TargetArg::Raw);
+        let to = args
+            .to
+            .or(by_place)
+            .or_else(|| TargetArg::of_extension(&args.destination));
         let to = to.ok_or_else(|| {
             let destination = args.destination.display();
             Failure::usage(format_args!(
@@ -225,6 +251,11 @@ impl<'a> Job<'a> {
         let args = self.args;
         self.to.check(args.block_size, args.preallocate)?;
         let preallocates = args.preallocate.is_some_and(|mode| mode != PreallocateArg::Off);
+        if args.chain && (self.to != TargetArg::Qcow2 || args.to_stdout()) {
+            return Err(Failure::usage(
+                "--chain makes qcow2 images: it needs --to qcow2 and a destination with a name",
+            ));
+        }
         let message = match self.to {
             _ if !args.to_stdout() => return Ok(()),
             TargetArg::Dynamic => "a dynamic image is not written in one pass: standard output takes raw and fixed",
@@ -289,6 +320,7 @@ impl<'a> Job<'a> {
             copied_bytes: done.copied_bytes,
             shared_bytes: done.shared_bytes,
             zero_bytes: done.zero_bytes,
+            layers: Vec::new(),
             warnings: opened.warnings().iter().map(ToString::to_string).collect(),
         }
     }
