@@ -20,7 +20,7 @@ const LONG_ABOUT: &str = "\
 Create, inspect, check, convert, compare and compact VHD images (.vhd, .avhd): fixed, dynamic and differencing ones, with \
 chains of any depth.
 
-An image's format is told by its content; --from says it where that is not possible. The parents of a differencing \
+The format of an image is detected; --from overrides it. The parents of a differencing \
 image are found where the image says they are, and recognised by their identity; --parent and --parent-dir name \
 others. An image whose parent is missing is refused by every command that reads it: it never reads as zeroes.";
 

@@ -149,8 +149,8 @@ impl Failure {
 fn next_step(kind: Kind) -> Option<&'static str> {
     match kind {
         Kind::Library(ErrorKind::ParentMissing | ErrorKind::ParentMismatch) => Some(
-            "`vhd tree DIR` shows where it is below a directory; `--parent-dir DIR` finds it there; `vhd reparent IMAGE FILE` \
-             makes the image remember its place",
+            "`vhd doctor DIR` finds it below a directory, whatever it is called, and prints the command that links the image to it; \
+             `--parent-dir DIR` reads it there",
         ),
         Kind::Library(ErrorKind::ChainCycle) => {
             Some("`vhd reparent IMAGE FILE` gives one of the images another parent")

@@ -20,7 +20,7 @@ use crate::codes::Kind;
 use crate::failure::Failure;
 use crate::format_arg::{FormatArg, TypedPath};
 use crate::output;
-use crate::volume::DiskName;
+use crate::volume::{DiskName, WorkingCopy};
 
 /// Bytes of standard input that are in memory at once.
 const SPOOL_BUFFER: usize = 1 << 20;
@@ -59,7 +59,7 @@ pub(crate) struct SearchArgs {
     /// A directory to look for parents in, by name and by identity
     #[arg(long = "parent-dir", value_name = "DIR")]
     pub(crate) parent_dirs: Vec<PathBuf>,
-    /// Never follow what an image names as its parent: for images from strangers
+    /// Never follow what an image names as its parent: for untrusted images
     #[arg(long)]
     pub(crate) explicit_parents: bool,
     /// Take no locks and respect none: what is read may be torn while another program writes
@@ -248,6 +248,14 @@ impl Source {
     /// Where it is, if it is a disk on a server.
     pub(crate) fn remote(&self) -> Option<&NbdUri> {
         self.remote.as_ref()
+    }
+
+    /// The same disk, in a copy that is changed in its place; and how its parents are found from there.
+    pub(crate) fn in_copy(self, copy: &WorkingCopy, chain: &ChainArgs) -> (Self, ChainArgs) {
+        let mut chain = chain.clone();
+        chain.search.parent_dirs.push(copy.home());
+        let path = copy.path().to_owned();
+        (Self { path, ..self }, chain)
     }
 
     /// What it is called on its volume, if it is named so.

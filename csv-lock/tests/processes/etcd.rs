@@ -194,6 +194,79 @@ fn servers_with_defective_leases_are_refused() {
     assert_eq!(connect(&strict, "a").err().expect("nobody answers").code(), "VHD-E0911");
 }
 
+/// Has etcd ask everybody for a name: `root`, `csv` with the prefix of all clusters, `other` with another one.
+fn require_names(endpoint: &str) {
+    use etcd_client::{Client, Permission};
+    let names = async {
+        let mut client = Client::connect([endpoint], None).await?;
+        for name in ["root", "csv", "other"] {
+            client.user_add(name, "secret", None).await?;
+            client.role_add(name).await?;
+            client.user_grant_role(name, name).await?;
+        }
+        for (role, prefix) in [("csv", "/csv/"), ("other", "/other/")] {
+            let permission = Permission::read_write(prefix).with_prefix();
+            client.role_grant_permission(role, permission).await?;
+        }
+        client.auth_enable().await
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build();
+    runtime.unwrap().block_on(names).unwrap();
+}
+
+#[test]
+fn a_user_whose_role_has_the_prefix_is_let_in_and_nobody_else() {
+    if !there() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), "http", &[]);
+    let nobody = config(&server.endpoint);
+    drop(connected(&nobody, "a"));
+    require_names(&server.endpoint);
+    let named = |name: &str, password: &str| EtcdConfig {
+        user: Some((name.into(), password.into())),
+        ..nobody.clone()
+    };
+    let engine = connect(&named("csv", "secret"), "a").unwrap();
+    let (volume, node) = (volume_id(), NodeId("a".into()));
+    let term = engine.campaign(volume).unwrap().expect("nobody has it");
+    let term = engine.renew(volume, &term).unwrap().expect("it is held");
+    let leader = Leader {
+        node: node.clone(),
+        address: "x".into(),
+        epoch: csv_lock::Epoch(1),
+    };
+    engine.publish(volume, &term, &leader).unwrap();
+    assert!(engine.join(volume, &node).unwrap() && !engine.join(volume, &node).unwrap());
+    engine.wish(volume, &node, Duration::from_secs(60)).unwrap();
+    engine.note(volume, &node, "joined", "").unwrap();
+    // The same from the copy that is followed, as soon as that is there, and what changes in it.
+    let (rings, bell) = channel();
+    engine.follow(volume, move || rings.send(()).unwrap_or_default());
+    bell.recv_timeout(Duration::from_secs(60)).unwrap();
+    assert_eq!(engine.members(volume).unwrap()[0].node, node);
+    assert_eq!(engine.wished(volume).unwrap(), Some(node.clone()));
+    assert_eq!(engine.coordinator(volume).unwrap(), Some(leader));
+    let other = connect(&named("csv", "secret"), "b").unwrap();
+    other.end_wish(volume, &node).unwrap();
+    other.expel(volume, &node).unwrap();
+    let begin = Instant::now();
+    while engine.wished(volume).unwrap().is_some() || engine.coordinator(volume).unwrap().is_some() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "the copy does not follow");
+        thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(engine.events(volume).unwrap().len(), 1);
+    engine.resign(volume, &term).unwrap();
+    for stranger in [nobody.clone(), named("other", "secret"), named("csv", "guessed")] {
+        let refused = connect(&stranger, "b").and_then(|engine| engine.campaign(volume));
+        assert_eq!(refused.expect_err("it has no right").code(), "VHD-E0911");
+    }
+}
+
 #[test]
 fn certificates_are_asked_for_in_both_directions() {
     if !there() {

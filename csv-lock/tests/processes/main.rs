@@ -221,11 +221,9 @@ fn leader(dir: &Path, after: u64) -> Leader {
 fn leader_of<E: Engine>(engine: &E, after: u64) -> Leader {
     let begin = Instant::now();
     while begin.elapsed() < Duration::from_secs(60) {
-        if let Some(leader) = engine
-            .leader(volume_id())
-            .unwrap()
-            .filter(|leader| leader.epoch.0 > after)
-        {
+        // An engine that does not answer in time is asked again.
+        let leader = engine.leader(volume_id()).ok().flatten();
+        if let Some(leader) = leader.filter(|leader| leader.epoch.0 > after) {
             return leader;
         }
         thread::sleep(Duration::from_millis(5));

@@ -25,6 +25,7 @@ use crate::input::{ChainArgs, Source, SourceArgs, require_file};
 use crate::output::{self, ReportArgs, path_text};
 use crate::progress::ProgressArgs;
 use crate::space::DiskSpace;
+use crate::volume::{DiskName, WorkingCopy};
 use crate::{human, interrupt};
 
 pub(crate) const NAME: &str = "compact";
@@ -120,17 +121,28 @@ fn compact_one(args: &CompactArgs, image: &Path) -> Result<Exit, Failure> {
     if source.is_snapshot {
         return Err(Failure::usage("DISK@NAME is for reading: name the file to compact it"));
     }
-    let opened = open(args, &source)?;
+    // Blocks that move do so in a copy, on a volume.
+    let place = source.on_volume().map_or_else(|| image.to_owned(), DiskName::file);
+    let copy = source
+        .on_volume()
+        .filter(|_| !args.dry_run)
+        .map(WorkingCopy::of)
+        .transpose()?;
+    let (source, chain) = match &copy {
+        Some(copy) => source.in_copy(copy, &args.chain),
+        None => (source, args.chain.clone()),
+    };
+    let opened = open(args, chain, &source)?;
     require_no_job([&source.path])?;
     let warnings = opened.warnings().iter().map(ToString::to_string).collect();
-    let children = children_of(args, image, &opened)?;
+    let children = children_of(args, &place, &opened)?;
     let space = args.free_space.then(|| DiskSpace::of(&opened.disk()));
     let partitions = space
         .as_ref()
         .map(|space| tell_unusable(space, &source.name))
         .unwrap_or_default();
     let time = (!children.is_empty() && !args.free_space)
-        .then(|| ParentTime::of(image))
+        .then(|| ParentTime::of(&place))
         .transpose()?;
     let device = opened.into_device().ok_or(CompactError::NoBlocks);
     let device = device.map_err(|error| Failure::from(error).about(&source.name))?;
@@ -143,6 +155,11 @@ fn compact_one(args: &CompactArgs, image: &Path) -> Result<Exit, Failure> {
     let report = job
         .run(device)
         .map_err(|error| Failure::from(error).about(&source.name))?;
+    if report.cancelled && copy.is_some() {
+        let message = format!("{}: interrupted; nothing was changed", source.name);
+        return Err(Failure::new(Kind::Library(ErrorKind::Cancelled), message));
+    }
+    copy.map_or(Ok(()), WorkingCopy::publish)?;
     if let Some(time) = time.filter(|_| !args.dry_run) {
         time.keep();
     }
@@ -164,8 +181,7 @@ fn compact_one(args: &CompactArgs, image: &Path) -> Result<Exit, Failure> {
 }
 
 /// Opens the image with its ancestors. A dry run needs no right to write.
-fn open(args: &CompactArgs, source: &Source) -> Result<OpenedDisk, Failure> {
-    let chain = args.chain.clone();
+fn open(args: &CompactArgs, chain: ChainArgs, source: &Source) -> Result<OpenedDisk, Failure> {
     // What has no blocks is told apart from what is no VHD.
     let from = Some(FormatArg::Vhd);
     let options = SourceArgs { from, chain }.options(source).write(!args.dry_run);

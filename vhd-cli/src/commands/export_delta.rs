@@ -52,7 +52,7 @@ pub(crate) struct ExportDeltaArgs {
     force: bool,
     #[command(flatten)]
     children: ChildrenArgs,
-    /// Return when the destination is durable, name and all
+    /// fsync the file and its directory before exiting
     #[arg(long)]
     sync: bool,
     #[command(flatten)]

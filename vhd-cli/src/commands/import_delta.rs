@@ -57,7 +57,7 @@ pub(crate) struct ImportDeltaArgs {
     force: bool,
     #[command(flatten)]
     children: ChildrenArgs,
-    /// Return when the destination is durable, name and all
+    /// fsync the file and its directory before exiting
     #[arg(long)]
     sync: bool,
     /// The format of BASE, instead of the detected one; `raw` takes the bytes of any file as a disk

@@ -23,7 +23,7 @@ impl Diagnosis {
     /// Looks at how each image is tied to its parent, parents before children.
     pub(super) fn examine_links(&mut self) {
         let mut order: Vec<usize> = (0..self.forest.members().len()).collect();
-        order.sort_by_key(|&member| self.depth(member));
+        order.sort_by_cached_key(|&member| self.depth(member));
         let mut verified = BTreeMap::new();
         for member in order {
             if self.forest.is_cyclic(member) {

@@ -145,7 +145,10 @@ pub(super) const COMMANDS: &[(&str, &str)] = &[
         "clone",
         "`vhd convert` copies a disk, and `vhd new-id` gives a copied file an identity of its own",
     ),
-    ("fsck", "`vhd check` checks an image, and `vhd repair` repairs it"),
+    (
+        "fsck",
+        "`vhd check` checks an image, `vhd repair` repairs it, and `vhd doctor` does the first for a directory",
+    ),
     (
         "flatten",
         "`vhd convert` writes a chain as one image, and `vhd merge` makes a chain shorter in place",

@@ -18,6 +18,7 @@ use vhd_core::snapshot::{self, CreatedInUse, Manifest};
 use crate::control::Control;
 use crate::failure::Failure;
 use crate::output;
+use crate::volume::Held;
 use keeper::Keeper;
 
 /// What shows a disk to its users, and is told what becomes of its snapshots.
@@ -114,6 +115,8 @@ impl InUse {
 pub(crate) enum Opened {
     Plain(OpenedDisk),
     Live(InUse),
+    /// On a volume, which gave the right to write it.
+    Held(Held),
 }
 
 impl Opened {
@@ -154,13 +157,14 @@ impl Opened {
         match self {
             Self::Plain(opened) => opened.disk(),
             Self::Live(disk) => disk.disk.clone(),
+            Self::Held(held) => held.opened().disk(),
         }
     }
 
     /// The device, if it is one whose snapshots can come and go.
     pub(crate) fn live(&self) -> Option<&Arc<LiveDevice>> {
         match self {
-            Self::Plain(_) => None,
+            Self::Plain(_) | Self::Held(_) => None,
             Self::Live(disk) => Some(&disk.device),
         }
     }
@@ -174,6 +178,7 @@ impl Opened {
         match self {
             Self::Plain(opened) if opened.file_at_depth(0).is_none() => Ok(Vec::new()),
             Self::Plain(opened) => Ok(opened.paths().to_vec()),
+            Self::Held(held) => Ok(held.opened().paths().to_vec()),
             Self::Live(disk) => {
                 let present = disk.device.present();
                 let on_this_host = present
@@ -190,6 +195,7 @@ impl Opened {
     pub(crate) fn identity(&self) -> Option<[u8; 16]> {
         match self {
             Self::Plain(opened) => opened.disk().info().identity,
+            Self::Held(held) => held.opened().disk().info().identity,
             Self::Live(disk) => disk.device.present().info().identity,
         }
     }
@@ -205,10 +211,12 @@ impl Opened {
     ///
     /// # Errors
     /// What could not be written.
-    pub(crate) fn close(self) -> Result<(), DeviceError> {
+    pub(crate) fn close(self) -> Result<(), Failure> {
         match self {
-            Self::Plain(opened) => opened.close().map(drop),
-            Self::Live(disk) => disk.close(),
+            Self::Plain(opened) => opened.close().map(drop)?,
+            Self::Live(disk) => disk.close()?,
+            Self::Held(held) => held.close()?,
         }
+        Ok(())
     }
 }

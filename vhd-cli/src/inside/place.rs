@@ -1,10 +1,12 @@
-//! `IMAGE[@NAME][:/PATH]`: a disk, and a path in its file systems.
+//! `IMAGE[@NAME][:/PATH]`, where the image may be `V:/PATH` of a volume: a disk, and a path in its file systems.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use vhd_nbd::client::NbdUri;
+
+use crate::volume::DiskName;
 
 /// What separates an image from a path inside it. The slash is the path's first byte.
 const SEPARATOR: &[u8] = b":/";
@@ -36,6 +38,19 @@ impl Place {
         let Some(first) = places.clone().next() else {
             return Self::whole(given);
         };
+        // V:/PATH[:/PATH]: the first separator is part of the disk's name.
+        let volume = std::str::from_utf8(&bytes[..first])
+            .ok()
+            .filter(|name| DiskName::names_a_volume(name));
+        if scheme.is_none() && volume.is_some() {
+            return match places.nth(1) {
+                None => Self::whole(given),
+                Some(at) => Self {
+                    image: OsStr::from_bytes(&bytes[..at]).into(),
+                    path: Some(bytes[at + 1..].to_vec()),
+                },
+            };
+        }
         let names_a_file = |&at: &usize| Path::new(OsStr::from_bytes(&bytes[..at])).symlink_metadata().is_ok();
         let at = if scheme.is_some() {
             first

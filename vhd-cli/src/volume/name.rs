@@ -41,6 +41,18 @@ impl DiskName {
         }))
     }
 
+    /// Whether there is a volume of this name here, and nothing else that is called so.
+    pub(crate) fn names_a_volume(name: &str) -> bool {
+        let is_path = Path::new(name).is_file() || Path::new(&format!("{name}:")).symlink_metadata().is_ok();
+        let known = || {
+            Machine::find()
+                .ok()
+                .flatten()
+                .is_some_and(|machine| machine.volume(name).is_ok())
+        };
+        !is_path && name.parse::<Name>().is_ok() && known()
+    }
+
     /// What a disk of a volume is called.
     pub(crate) fn text(volume: &Name, path: &Path) -> PathBuf {
         let mut text = OsString::from(format!("{volume}:/"));

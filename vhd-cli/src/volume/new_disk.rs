@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use csv_lock::{Ask, CsvError, Fence as _, HasEnded, incoming};
+use csv_lock::{Ask, CsvError, Fence as _, HasEnded, KnownVolume, incoming};
 use uuid::Uuid;
 
 use super::name::DiskName;
@@ -13,7 +13,7 @@ use super::{Machine, PAUSE, Session};
 use crate::failure::Failure;
 
 /// What names of files end in that wait.
-const SUFFIX: &str = ".vhd";
+pub(super) const SUFFIX: &str = ".vhd";
 
 /// A file that is about to be written.
 pub(crate) struct NewDisk {
@@ -121,29 +121,49 @@ impl Drop for NewDisk {
     }
 }
 
-/// Removes what commands left that were killed: the name of a file is its session, whose process is proven to have ended.
+/// Removes what commands left that were killed: the name of a file begins with its session, whose process is proven to have ended.
 ///
 /// The coordinator hears of it first: what the session asked for has taken effect then, or never will, and with it the move of
 /// the file to its name.
 fn sweep(machine: &Machine, disk: &DiskName, session: &mut Session) -> Result<(), Failure> {
-    let dir = disk.volume.dir.join(incoming(""));
-    let names = fs::read_dir(&dir).map_err(|error| Failure::io("list", &dir, &error))?;
-    for name in names
-        .filter_map(Result::ok)
-        .filter_map(|entry| entry.file_name().into_string().ok())
-    {
-        let id = name.strip_suffix(SUFFIX).and_then(|id| id.parse::<Uuid>().ok());
-        let known = id.map(|id| machine.registry().session(id)).transpose()?.flatten();
+    for name in prepared(&disk.volume)? {
+        let known = session_of(&name)
+            .map(|id| machine.registry().session(id))
+            .transpose()?
+            .flatten();
         let Some(known) = known else { continue };
         let Ok(proof) = HasEnded.fence(&known.session.node, &known.process) else {
             continue;
         };
         session.fenced(&known.session, &proof.to_string(), PAUSE)?;
-        let file = dir.join(&name);
-        remove_file(&file).map_err(|error| Failure::io("remove", &file, &error))?;
-        machine.registry().end_session(known.session.id)?;
+        forget(machine, &disk.volume, known.session.id)?;
     }
     Ok(())
+}
+
+/// Forgets a session that is fenced, with what it prepared.
+pub(crate) fn forget(machine: &Machine, volume: &KnownVolume, session: Uuid) -> Result<(), Failure> {
+    for name in prepared(volume)?
+        .into_iter()
+        .filter(|name| session_of(name) == Some(session))
+    {
+        let file = volume.dir.join(incoming(&name));
+        remove_file(&file).map_err(|error| Failure::io("remove", &file, &error))?;
+    }
+    Ok(machine.registry().end_session(session)?)
+}
+
+/// The names of the files that wait.
+fn prepared(volume: &KnownVolume) -> Result<Vec<String>, Failure> {
+    let dir = volume.dir.join(incoming(""));
+    let names = fs::read_dir(&dir).map_err(|error| Failure::io("list", &dir, &error))?;
+    let names = names.filter_map(Result::ok);
+    Ok(names.filter_map(|entry| entry.file_name().into_string().ok()).collect())
+}
+
+/// The session that a file is of: jobs on one have files of their own beside it.
+fn session_of(name: &str) -> Option<Uuid> {
+    name.split('.').next()?.parse().ok()
 }
 
 /// Removes a file that may be gone already.

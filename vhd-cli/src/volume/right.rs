@@ -5,9 +5,11 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use csv_lock::{Answer, Ask, CsvError, Fence as _, Generation, HasEnded, MAX_BLOCKS, Outcome, Refusal, Table};
+use uuid::Uuid;
 use vhd_core::image::{BlockSource, NoBlock, PublishFence};
 
 use super::name::DiskName;
+use super::new_disk::forget;
 use super::table::table_of;
 use super::{Machine, PAUSE, Session, peers_of};
 use crate::codes::Kind;
@@ -136,6 +138,29 @@ impl Right {
         Ok(self.machine.registry().end_session(session)?)
     }
 
+    /// The session that has it.
+    pub(super) fn session(&self) -> Uuid {
+        self.asking().session.id().id
+    }
+
+    /// Puts a prepared file in the disk's place, whose own file is closed. The right ends with that.
+    pub(super) fn replace(&self, incoming: &str, table: Option<Table>) -> Result<(), CsvError> {
+        let replace = Ask::Replace {
+            path: self.disk.path.clone(),
+            incoming: incoming.to_owned(),
+            table,
+            generation: Some(self.generation),
+        };
+        let mut asking = self.asking();
+        let asked = asking.session.ask(replace, PAUSE);
+        if !matches!(asked, Err(CsvError::Refused(_))) {
+            // It is over, or may be: nothing is done with it any more.
+            self.lose("its disk was replaced");
+        }
+        asked?;
+        self.machine.registry().end_session(asking.session.id().id)
+    }
+
     fn asking(&self) -> MutexGuard<'_, Asking> {
         self.asking.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -234,7 +259,7 @@ fn free_if_gone(machine: &Machine, disk: &DiskName, session: &mut Session) -> Re
     };
     let proof = proof.to_string();
     session.fenced(&writer, &proof, PAUSE)?;
-    machine.registry().end_session(writer.id)?;
+    forget(machine, &disk.volume, writer.id)?;
     let text = format!("{}: {proof}", disk.path);
     // It is free, whoever hears of it.
     let _ = peers_of(machine, &disk.volume).map(|peers| peers.note(&writer.node, "freed", &text));

@@ -42,6 +42,7 @@ mod nbd_space;
 mod odd_places;
 mod pages;
 mod qcow2;
+mod recipes;
 mod repair;
 mod reparent;
 mod report;

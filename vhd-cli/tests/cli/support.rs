@@ -67,6 +67,11 @@ impl Lab {
         Self::in_dir(tempfile::tempdir().unwrap(), None)
     }
 
+    /// A directory in that of another one.
+    pub(crate) fn below(outer: &Self) -> Self {
+        Self::in_dir(tempfile::tempdir_in(outer.path("")).unwrap(), None)
+    }
+
     /// A directory on a file system that holds `bytes`; `None`, said aloud, without the right to mount one.
     pub(crate) fn on_a_small_disk(bytes: u64) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();

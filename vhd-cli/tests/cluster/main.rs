@@ -9,6 +9,7 @@ mod certificates;
 mod etcd;
 mod faults;
 mod network;
+mod refusals;
 #[path = "../volume/support.rs"]
 #[allow(dead_code, reason = "shared with the tests of one machine")]
 mod support;

@@ -4,6 +4,7 @@
 mod agents;
 mod disks;
 mod faults;
+mod maintenance;
 #[allow(dead_code, reason = "shared with the tests of several machines")]
 mod support;
 mod writer;

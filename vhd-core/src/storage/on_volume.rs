@@ -11,16 +11,24 @@ use super::{StorageError, StorageFile};
 
 /// What makes a directory a volume.
 const MARK: &str = ".csv/format";
+/// Where files are prepared that are no disks yet.
+const PREPARED: &str = ".csv/incoming";
 
 /// Refuses the file that `path` leads to if it lies on a cluster volume. What is not there is on none.
 pub(super) fn refuse_on_volume(path: &Path) -> Result<(), StorageError> {
-    match volume_of(path) {
+    match volume_of(path).filter(|volume| !is_prepared(path, volume)) {
         Some(volume) => Err(StorageError::OnVolume {
             path: path.to_owned(),
             volume,
         }),
         None => Ok(()),
     }
+}
+
+/// Whether a file is one that is prepared: whoever does so has its name to itself.
+fn is_prepared(path: &Path, volume: &Path) -> bool {
+    let real = path.canonicalize();
+    real.is_ok_and(|real| real.parent() == Some(&volume.join(PREPARED)))
 }
 
 /// Whether an open file lies on a cluster volume, as far as the kernel can say what it is called.
@@ -66,6 +74,11 @@ mod tests {
         assert!(is_on_volume(&opened));
         assert!(!is_on_volume(&open("beside.vhd", Access::ReadOnly).unwrap()));
         open("beside.vhd", Access::ReadWrite).unwrap();
+        fs::create_dir(path("v/.csv/incoming")).unwrap();
+        fs::write(path("v/.csv/incoming/new.vhd"), "x").unwrap();
+        let prepared = open("v/.csv/incoming/new.vhd", Access::ReadWrite).unwrap();
+        assert!(is_on_volume(&prepared));
+        open("v/.csv/format", Access::ReadWrite).unwrap_err();
         // A new name is nobody's; one that is there is not given to another file.
         let staged = |name: &str| StagedFile::create_beside(&path(name)).unwrap();
         staged("v/deep/new.vhd").publish(true, false).unwrap();

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 
 use super::lock::ByteLock;
+use super::on_volume::refuse_on_volume;
 use super::{Access, LockHolder, StorageError, open_existing};
 
 /// Above those of qemu's protocol.
@@ -26,8 +27,10 @@ impl TreeLock {
     /// Takes the lock of the tree whose base is at `path`. It never waits.
     ///
     /// # Errors
-    /// `Locked` when another handle has it; `LocksUnsupported`; those of [`open_existing`].
+    /// `OnVolume`; `Locked` when another handle has it; `LocksUnsupported`; those of [`open_existing`].
     pub(crate) fn acquire(path: &Path) -> Result<Self, StorageError> {
+        // Before anything is begun: a command that changes a tree writes its files by their paths (INV-102).
+        refuse_on_volume(path)?;
         let file = Arc::new(open_existing(path, Access::ReadOnly)?);
         let lock = ByteLock::new(Arc::clone(&file), TREE_BYTE, 1);
         let locked = |holder| StorageError::Locked {

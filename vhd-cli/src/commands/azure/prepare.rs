@@ -49,7 +49,7 @@ pub(super) struct PrepareArgs {
     /// How to allocate space for zeroes [default: off]
     #[arg(long, value_name = "MODE", value_enum)]
     preallocate: Option<PreallocateArg>,
-    /// Return when the destination is durable, name and all
+    /// fsync the file and its directory before exiting
     #[arg(long)]
     sync: bool,
     #[command(flatten)]

@@ -72,7 +72,7 @@ pub(crate) struct ConvertArgs {
     force: bool,
     #[command(flatten)]
     children: ChildrenArgs,
-    /// Return when the destination is durable, name and all
+    /// fsync the file and its directory before exiting
     #[arg(long)]
     sync: bool,
     /// Threads that copy [default: as many as are useful]

@@ -32,6 +32,7 @@ use crate::in_use::{self, Frontend};
 use crate::input::{Source, SourceArgs};
 use crate::interrupt;
 use crate::output;
+use crate::volume::Held;
 use on_demand::OpenDisks;
 
 /// What ends a mount.
@@ -134,11 +135,8 @@ pub(crate) fn run(args: &MountArgs) -> Result<Exit, Failure> {
     }
     let source = Source::new(&args.image, None)?;
     let (options, snapshots) = open_options(args, &source);
-    let opened = options.open(&source.path)?;
-    opened.warnings().iter().for_each(output::warning);
-    let shown = shown::Opened::of(&source, &opened, args.rw)?;
     let snapshots = OpenDisks::new(snapshots);
-    let mut used = in_use::Opened::new(opened, &source.path, Shown(Arc::clone(&snapshots)))?;
+    let (shown, mut used) = open(args, &source, options, &snapshots)?;
     if let Some(live) = used.live() {
         snapshots.read_in(live);
     }
@@ -169,8 +167,28 @@ pub(crate) fn run(args: &MountArgs) -> Result<Exit, Failure> {
     used.stop();
     // Nobody else may have the disk when it is closed.
     flushed_last.lock().unwrap_or_else(PoisonError::into_inner).take();
-    used.close().map_err(|error| Failure::from(error).about(&source.name))?;
+    used.close().map_err(|failure| failure.about(&source.name))?;
     Ok(Exit::Ok)
+}
+
+/// The disk, and what is shown of it. One on a volume is written by the right that the volume gives.
+fn open(
+    args: &MountArgs,
+    source: &Source,
+    options: OpenOptions,
+    snapshots: &Arc<OpenDisks>,
+) -> Result<(shown::Opened, in_use::Opened), Failure> {
+    if let Some(disk) = source.on_volume().filter(|_| args.rw) {
+        let held = Held::open(disk, &source.path, options)?;
+        held.opened().warnings().iter().for_each(output::warning);
+        let shown = shown::Opened::of(source, held.opened(), true)?;
+        return Ok((shown, in_use::Opened::Held(held)));
+    }
+    let opened = options.open(&source.path)?;
+    opened.warnings().iter().for_each(output::warning);
+    let shown = shown::Opened::of(source, &opened, args.rw)?;
+    let used = in_use::Opened::new(opened, &source.path, Shown(Arc::clone(snapshots)))?;
+    Ok((shown, used))
 }
 
 /// How the disk is opened, and how its snapshots are.

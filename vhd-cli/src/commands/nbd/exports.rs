@@ -22,7 +22,7 @@ use crate::in_use::{InUse, can_be_live, device_of};
 use crate::input::{Source, SourceArgs};
 use crate::output;
 use crate::throw_away;
-use crate::volume::{DiskName, Right};
+use crate::volume::{DiskName, Held};
 
 /// An image and the name that it is served under.
 #[derive(Clone, Debug)]
@@ -66,7 +66,7 @@ enum Open {
     Resizable(Arc<ResizableDisk>),
     Live(InUse),
     /// On a volume, which gave the right to write it.
-    OnVolume(OpenedDisk, Arc<Right>),
+    OnVolume(Held),
 }
 
 impl Open {
@@ -75,11 +75,7 @@ impl Open {
             Self::Plain(disk) => disk.close().map(drop)?,
             Self::Resizable(disk) => disk.close()?,
             Self::Live(disk) => disk.close()?,
-            Self::OnVolume(disk, right) => {
-                // INV-98: the file is closed before the right is given back.
-                disk.close()?;
-                right.give_back()?;
-            }
+            Self::OnVolume(held) => held.close()?,
         }
         Ok(())
     }
@@ -124,7 +120,8 @@ impl Served {
             other => other,
         };
         let present = match &opened {
-            Open::Plain(opened) | Open::OnVolume(opened, _) => export(&name, opened, &snapshots, args.snapshot),
+            Open::Plain(opened) => export(&name, opened, &snapshots, args.snapshot),
+            Open::OnVolume(held) => export(&name, held.opened(), &snapshots, args.snapshot),
             Open::Live(_) => unreachable!("it is served already"),
             Open::Resizable(disk) => Export::new(name.as_str(), Disk::new(Arc::clone(disk) as _))
                 .with_description(file_name(&source.path))
@@ -242,7 +239,7 @@ fn open(args: &NbdArgs, input: &SourceArgs, source: &Source) -> Result<Open, Fai
     let options = input.options(source).write(!args.read_only).foreign(args.read_only);
     let options = options.ignore_children(args.children.ignore_children);
     let opened = match (source.on_volume(), args.resizable) {
-        (Some(disk), false) if !args.read_only => open_on_volume(disk, source, options)?,
+        (Some(disk), false) if !args.read_only => Open::OnVolume(Held::open(disk, &source.path, options)?),
         (Some(_), true) => {
             let message = "the size of a disk on a volume can't be changed by clients: leave --resizable out";
             return Err(Failure::new(Kind::VolumeCannot, message).about(&source.name));
@@ -251,21 +248,13 @@ fn open(args: &NbdArgs, input: &SourceArgs, source: &Source) -> Result<Open, Fai
         (_, false) => Open::Plain(options.open(&source.path).map_err(children::explain)?),
     };
     let warnings = match &opened {
-        Open::Plain(opened) | Open::OnVolume(opened, _) => opened.warnings(),
+        Open::Plain(opened) => opened.warnings(),
+        Open::OnVolume(held) => held.opened().warnings(),
         Open::Resizable(disk) => disk.warnings(),
         Open::Live(_) => &[],
     };
     warnings.iter().for_each(output::warning);
     Ok(opened)
-}
-
-/// Opens a disk on a volume for writing, by the right that the volume gives. It is closed again where that fails, and the right
-/// goes back with it.
-fn open_on_volume(disk: &DiskName, source: &Source, options: OpenOptions) -> Result<Open, Failure> {
-    let right = Right::take(disk)?;
-    let options = options.on_volume(Arc::clone(&right) as _, Arc::clone(&right) as _);
-    let opened = options.open(&source.path).map_err(children::explain)?;
-    Ok(Open::OnVolume(opened, right))
 }
 
 /// Opens a disk whose size clients may change, if it is one that can have another.

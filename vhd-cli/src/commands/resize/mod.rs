@@ -17,6 +17,7 @@ use vhd_core::ops::resize::{FilePlan, Request, Resize, ResizePlan, plan_in_use, 
 use vhd_core::storage::{Access, HostFile, Sharing};
 
 use crate::children::{self, ChildrenArgs};
+use crate::codes::Kind;
 use crate::control::{self, Along, ResizeJob};
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -24,6 +25,7 @@ use crate::input::{ChainArgs, Source, SourceArgs, require_file};
 use crate::output::{self, ReportArgs, path_text};
 use crate::progress::ProgressArgs;
 use crate::size::{NewSize, parse_new_size};
+use crate::volume::WorkingCopy;
 use crate::{human, interrupt};
 
 pub(crate) const NAME: &str = "resize";
@@ -170,7 +172,8 @@ pub(crate) fn run(args: &ResizeArgs) -> Result<Exit, Failure> {
             let size = wanted_size(args, &source)?;
             match asked_for(args, &source, size)? {
                 Some(json) => json,
-                None => resize(args, &source, size)?,
+                None if source.on_volume().is_some() => resize_on_volume(args, source, size)?,
+                None => resize(args, &args.image, args.chain.clone(), &source, size, args.dry_run)?,
             }
         }
     };
@@ -260,14 +263,43 @@ pub(crate) fn in_use(
     Ok(ResizeJson::of(&path_text(&job.image), job.dry_run, false, &plan))
 }
 
+/// The same for a disk on a volume: in a copy, which takes its place. Who relies on it is looked for where it is.
+fn resize_on_volume(args: &ResizeArgs, source: Source, size: u64) -> Result<ResizeJson, Failure> {
+    if args.tree {
+        let message = "the images of a tree can't be resized together on a volume";
+        return Err(Failure::new(Kind::VolumeCannot, message).about(&source.name));
+    }
+    let disk = source.on_volume().expect("asked for one").clone();
+    let planned = resize(args, &disk.file(), args.chain.clone(), &source, size, true)?;
+    if args.dry_run || planned.files.is_empty() && !args.fix_gpt {
+        return Ok(ResizeJson {
+            dry_run: args.dry_run,
+            ..planned
+        });
+    }
+    let copy = WorkingCopy::of(&disk)?;
+    let (source, chain) = source.in_copy(&copy, &args.chain);
+    let mut json = resize(args, copy.path(), chain, &source, size, false)?;
+    copy.publish()?;
+    let file = path_text(&disk.file());
+    json.files.iter_mut().for_each(|changed| changed.path.clone_from(&file));
+    Ok(json)
+}
+
 /// Resizes an image, or says what would be done.
-fn resize(args: &ResizeArgs, source: &Source, size: u64) -> Result<ResizeJson, Failure> {
-    let chain = args.chain.clone();
+fn resize(
+    args: &ResizeArgs,
+    image: &Path,
+    chain: ChainArgs,
+    source: &Source,
+    size: u64,
+    dry_run: bool,
+) -> Result<ResizeJson, Failure> {
     let options = SourceArgs { from: None, chain }.options(source);
     let options = options.ignore_children(args.children.ignore_children);
     let cancel = interrupt::flag_on_interrupt();
     let request = Request {
-        image: &args.image,
+        image,
         size,
         shrink: args.shrink,
         tree: args.tree,
@@ -275,9 +307,9 @@ fn resize(args: &ResizeArgs, source: &Source, size: u64) -> Result<ResizeJson, F
         options: &options,
         cancel: &cancel,
     };
-    let resize = Resize::prepare(&request, !args.dry_run).map_err(children::explain)?;
-    let mut json = ResizeJson::of(&source.name, args.dry_run, args.fix_gpt, resize.plan());
-    if !args.dry_run {
+    let resize = Resize::prepare(&request, !dry_run).map_err(children::explain)?;
+    let mut json = ResizeJson::of(&source.name, dry_run, args.fix_gpt, resize.plan());
+    if !dry_run {
         json.gpt_moved = resize.run(&args.progress.reporter("resizing"))?.gpt_moved;
     }
     Ok(json)

@@ -13,7 +13,7 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{self, ReportArgs};
 use crate::running::Name;
-use crate::volume::{Machine, Session, peers_of};
+use crate::volume::{Machine, Session, forget, peers_of};
 
 pub(super) const NAME: &str = "volume fence";
 
@@ -113,7 +113,7 @@ fn free(machine: &Machine, volume: &KnownVolume, node: &NodeId, freed: &mut Vec<
                 let known = machine.registry().session(writer.id)?;
                 let proof = prove(node, known.as_ref().map(|known| &known.process))?;
                 session.fenced(&writer, &proof, ANSWER)?;
-                machine.registry().end_session(writer.id)?;
+                forget(machine, volume, writer.id)?;
                 new.insert(proof)
             }
         };

@@ -10,6 +10,7 @@ use csv_lock::{Address, HostVolume, KnownVolume, Node, NodeId, NodeNet, SystemCl
 use super::bell::Bell;
 use super::steering::Steering;
 use crate::failure::Failure;
+use crate::output;
 use crate::running::Claim;
 use crate::volume::{self, EngineName, Machine, format_of, part_of};
 
@@ -47,6 +48,12 @@ impl Part {
         let beyond = volume.engine.parse() != Ok(EngineName::Local);
         if let Some(server) = taking.server.as_ref().filter(|_| beyond) {
             net = net.serving(volume.id, Arc::clone(server));
+        }
+        if beyond && taking.server.is_none() {
+            output::warning(format_args!(
+                "volume {}: other machines can't reach this node when it coordinates: --listen ADDR:PORT",
+                volume.name
+            ));
         }
         let steering = Arc::new(Steering::new(peers, volume, node, Arc::clone(bell)));
         let taking_part = Node {
