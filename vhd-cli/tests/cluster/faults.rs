@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use rustix::process::Signal;
+use serde_json::Value;
 
 use crate::asking::{History, ask_until};
+use crate::support::wait;
 use crate::there;
 use crate::volume_state::{check_all, check_places};
 use crate::world::{NODES, World};
@@ -83,9 +85,16 @@ fn happens(world: &mut World, fault: Fault, random: &mut Rng) {
         }
         Fault::PlannedMove => {
             let to = NODES[(node + 1) % 3];
+            // After the fault before, etcd may hear of it a moment later than the volume does.
+            wait("the node to be up", || is_up(&world.machines[node].status(), to));
             world.machines[node].ok(&["volume", "move", "v", "--to", to]);
         }
     }
+}
+
+fn is_up(status: &Value, name: &str) -> bool {
+    let nodes = status["nodes"].as_array();
+    nodes.is_some_and(|nodes| nodes.iter().any(|node| node["name"] == name && node["state"] == "up"))
 }
 
 /// The faults of a run: each once in any order, then any.
@@ -167,7 +176,7 @@ fn faults_of_machines_networks_and_etcd_lose_nothing() {
         let output = world.machines[0]
             .command(&["check", &format!("v:/{image}"), "--json"])
             .output();
-        let report: serde_json::Value = serde_json::from_slice(&output.unwrap().stdout).unwrap();
+        let report: Value = serde_json::from_slice(&output.unwrap().stdout).unwrap();
         let verdict = report["verdict"].as_str().unwrap();
         assert!(["clean", "leaks"].contains(&verdict), "VHD_TEST_SEED={seed}: {report}");
     }
