@@ -8,6 +8,7 @@ use super::finish::Finish;
 use super::holder::Holder;
 use super::journal::{Journal, Phase, Source};
 use super::plan::{Range, hold_target, open_target};
+use super::rest::Resting;
 use super::switch::merge_leaf;
 use super::{MergeError, MergeOptions, MergePlan, MergeReport, dependants};
 use crate::chain::OpenedDisk;
@@ -54,6 +55,11 @@ pub(crate) fn merge_for(
     holder: &Holder<'_>,
 ) -> Result<MergeReport, MergeError> {
     let options = &holder.with_threads(options);
+    let resting = Resting::new(progress);
+    let progress: &dyn Progress = match holder {
+        Holder::Alone => progress,
+        Holder::InUse(_) => &resting,
+    };
     let mut report = MergeReport {
         target: plan.target().to_owned(),
         resumed: plan.resumed.is_some(),

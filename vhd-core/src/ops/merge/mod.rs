@@ -9,7 +9,7 @@
 //!   groups.rs      which pieces are read and written at once; zero_run.rs: zeroes that take no space
 //!   journal.rs     how far it is: the record beside the child
 //!   execute.rs     carry, copy, flush, record, ... ; then finish.rs: point children, remove files, remove the record
-//!   holder.rs      who has the files: the merge alone, or a disk in use
+//!   holder.rs      who has the files: the merge alone, or a disk in use; rest.rs leaves time to who uses it
 //!   switch.rs      the leaf of a disk in use is merged; leaf.rs: what snapshots do in the same way
 //!   new_image.rs   the same into a new image, which changes nothing
 //! ```
@@ -32,6 +32,7 @@ mod known;
 mod leaf;
 mod new_image;
 mod plan;
+mod rest;
 mod switch;
 mod zero_run;
 
