@@ -132,6 +132,15 @@ impl Machine {
         self.json(&["volume", "status", "v", "--json"])["volumes"][0].clone()
     }
 
+    /// What happened to the volume, in order.
+    pub(crate) fn event_kinds(&self) -> Vec<String> {
+        let report = self.json(&["volume", "events", "v", "--json"]);
+        let events = report["events"].as_array().unwrap().iter();
+        events
+            .map(|event| event["event"].as_str().unwrap().to_owned())
+            .collect()
+    }
+
     /// Starts the agent of a node, and waits until it runs.
     pub(crate) fn agent(&self, node: &str) -> Process {
         let mut command = self.command(&["volume", "agent", "--node", node]);

@@ -4,11 +4,11 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use image_formats::qcow2::{CLUSTER, Writer};
 
-use super::workers::{in_parallel, useful_threads};
+use super::workers::{STEP, in_windows};
 use super::{ConvertReport, OpsError, Progress};
 use crate::chain::OpenedDisk;
 use crate::device::{ByteRange, DeviceError, Disk, ExtentKind};
@@ -16,10 +16,8 @@ use crate::image::IoContext as _;
 use crate::storage::{StagedFile, StorageFile, is_zero};
 use crate::units::{u64_from, usize_from};
 
-/// Bytes of the disk that a thread takes on at once: whole clusters.
-const WINDOW: u64 = 64 << 20;
-/// Bytes that are read at once: whole clusters.
-const STEP: u64 = 512 << 10;
+// Windows and steps are whole clusters.
+const _: () = assert!(STEP.is_multiple_of(CLUSTER));
 
 /// A layer, and the image that it becomes.
 pub struct LayerTarget<'a> {
@@ -93,11 +91,11 @@ fn fill(
         file: &*file,
         destination: layer.destination,
         has_backing: layer.backing.is_some(),
-        next: AtomicU64::new(0),
-        failed: AtomicBool::new(false),
         copied: AtomicU64::new(0),
     };
-    in_parallel(useful_threads(threads), || copier.work(progress))?;
+    in_windows(threads, size, progress, |window, buffer| {
+        copier.copy_window(window, buffer)
+    })?;
     let copied_bytes = copier.copied.load(Ordering::Relaxed);
     let failed = |source| OpsError::Destination {
         path: layer.destination.to_owned(),
@@ -120,31 +118,13 @@ struct Copier<'a> {
     file: &'a dyn StorageFile,
     destination: &'a Path,
     has_backing: bool,
-    /// Where on the disk the next window begins.
-    next: AtomicU64,
-    failed: AtomicBool,
     copied: AtomicU64,
 }
 
 impl Copier<'_> {
-    fn work(&self, progress: &dyn Progress) -> Result<(), OpsError> {
-        let mut buffer = vec![0; usize_from(STEP)];
-        while !self.failed.load(Ordering::Relaxed) {
-            let start = self.next.fetch_add(WINDOW, Ordering::Relaxed);
-            if start >= self.disk.size() {
-                break;
-            }
-            let window = ByteRange::new(start, WINDOW.min(self.disk.size() - start));
-            let copied = self
-                .held(window)
-                .and_then(|held| held.into_iter().try_for_each(|range| self.copy(range, &mut buffer)));
-            if copied.is_err() {
-                self.failed.store(true, Ordering::Relaxed);
-            }
-            copied?;
-            progress.advance(window.len);
-        }
-        Ok(())
+    fn copy_window(&self, window: ByteRange, buffer: &mut [u8]) -> Result<(), OpsError> {
+        let held = self.held(window)?;
+        held.into_iter().try_for_each(|range| self.copy(range, buffer))
     }
 
     /// The clusters of a window of which the layer itself holds a part, as ranges that do not meet.

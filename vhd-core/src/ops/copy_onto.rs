@@ -1,19 +1,14 @@
 //! A disk copied onto one that is there: a block device, or an export of a server.
 
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::workers::{in_parallel, useful_threads};
+use super::workers::{STEP, in_windows};
 use super::zeroes::for_each_data_run;
 use super::{ConvertReport, OpsError, Progress};
 use crate::chain::OpenedDisk;
 use crate::device::{ByteRange, DeviceError, Disk, Extent, ExtentKind, ZeroOptions};
 use crate::units::{u64_from, usize_from};
-
-/// Bytes of the disk that a thread takes on at once.
-const WINDOW: u64 = 64 << 20;
-/// Bytes that are read and written at once.
-const STEP: u64 = 512 << 10;
 
 /// Zeroes that need no space.
 const ZEROES: ZeroOptions = ZeroOptions {
@@ -51,11 +46,11 @@ pub fn copy_onto(
             path: path.clone(),
             source,
         },
-        next: AtomicU64::new(0),
-        failed: AtomicBool::new(false),
         copied: AtomicU64::new(0),
     };
-    in_parallel(useful_threads(threads), || copier.work(progress))?;
+    in_windows(threads, to.size(), progress, |window, buffer| {
+        copier.copy_window(window, buffer)
+    })?;
     to.flush().map_err(copier.failed_target)?;
     let copied_bytes = copier.copied.load(Ordering::Relaxed);
     Ok(ConvertReport {
@@ -70,28 +65,10 @@ struct Copier<'a> {
     from: &'a Disk,
     to: &'a Disk,
     failed_target: &'a (dyn Fn(DeviceError) -> OpsError + Sync),
-    next: AtomicU64,
-    failed: AtomicBool,
     copied: AtomicU64,
 }
 
 impl Copier<'_> {
-    fn work(&self, progress: &dyn Progress) -> Result<(), OpsError> {
-        let mut buffer = vec![0; usize_from(STEP)];
-        while !self.failed.load(Ordering::Relaxed) {
-            let start = self.next.fetch_add(WINDOW, Ordering::Relaxed);
-            if start >= self.to.size() {
-                break;
-            }
-            let window = ByteRange::new(start, WINDOW.min(self.to.size() - start));
-            let done = self.copy_window(window, &mut buffer);
-            self.failed.fetch_or(done.is_err(), Ordering::Relaxed);
-            done?;
-            progress.advance(window.len);
-        }
-        Ok(())
-    }
-
     fn copy_window(&self, window: ByteRange, buffer: &mut [u8]) -> Result<(), OpsError> {
         let end = window.end().min(self.from.size());
         let mut extents: Vec<Extent> = Vec::new();

@@ -1,7 +1,17 @@
 //! The threads of an operation.
 
 use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+
+use super::Progress;
+use crate::device::ByteRange;
+use crate::units::usize_from;
+
+/// Bytes of a disk that a thread takes on at once.
+const WINDOW: u64 = 64 << 20;
+/// Bytes that a thread copies at once.
+pub(super) const STEP: u64 = 512 << 10;
 
 /// One thread reads while another writes; more than four only wait for one another at the file.
 pub(super) fn useful_threads(asked: usize) -> usize {
@@ -26,4 +36,32 @@ pub(super) fn in_parallel<T: Send, E: Send>(
             .map(|result| result.unwrap_or_else(|panic| resume_unwind(panic)))
             .collect()
     })
+}
+
+/// Does `work` on each window of `size` bytes in so many threads at once (0 for as many as are useful), with a buffer of
+/// [`STEP`] bytes for each thread. Windows and steps begin at multiples of a power of two: what is smaller is not cut. After
+/// an error no thread begins another one.
+pub(super) fn in_windows<E: Send>(
+    threads: usize,
+    size: u64,
+    progress: &dyn Progress,
+    work: impl Fn(ByteRange, &mut [u8]) -> Result<(), E> + Sync,
+) -> Result<(), E> {
+    let (next, failed) = (AtomicU64::new(0), AtomicBool::new(false));
+    let work_off = || {
+        let mut buffer = vec![0; usize_from(STEP)];
+        while !failed.load(Ordering::Relaxed) {
+            let start = next.fetch_add(WINDOW, Ordering::Relaxed);
+            if start >= size {
+                break;
+            }
+            let window = ByteRange::new(start, WINDOW.min(size - start));
+            let done = work(window, &mut buffer);
+            failed.fetch_or(done.is_err(), Ordering::Relaxed);
+            done?;
+            progress.advance(window.len);
+        }
+        Ok(())
+    };
+    in_parallel(useful_threads(threads), work_off).map(drop)
 }

@@ -7,6 +7,7 @@ use super::grow::tree;
 use super::*;
 use crate::common::mounts::{EXT4, Kind, Mount, TMPFS, XFS};
 use vhd_core::check::{Severity, check};
+use vhd_core::device::DeviceError;
 use vhd_core::ops::resize::{Resize, ResizeError};
 use vhd_core::storage::{Access, HostFile, Sharing};
 
@@ -70,6 +71,12 @@ impl Used {
         resolve(&self.disk, "now").unwrap()
     }
 
+    /// The disk, all that it and its snapshots read, and what became of the close.
+    fn close(self) -> (PathBuf, Vec<Vec<u8>>, Result<(), DeviceError>) {
+        drop(self.frozen);
+        (self.disk, self.content, self.device.close())
+    }
+
     fn files(&self) -> Vec<PathBuf> {
         ["one", "two", "now"]
             .map(|name| resolve(&self.disk, name).unwrap())
@@ -115,14 +122,8 @@ fn grow_without_space(kind: Kind) {
         assert_eq!(used.device.size_bytes(), LARGE);
         used.assert_same("in a larger disk");
         let files = used.files();
-        let Used {
-            device,
-            frozen,
-            content,
-            disk,
-        } = used;
-        drop(frozen);
-        device.close().unwrap();
+        let (disk, content, closed) = used.close();
+        closed.unwrap();
         for file in &files {
             assert_sound(file);
         }
@@ -191,14 +192,7 @@ fn grow_on_failing_storage(left: u64) {
     let refused = used.device.write_vectored_at(&[IoSlice::new(&[0; SECTOR])], 0, false);
     assert!(refused.is_err(), "it is read-only");
     used.assert_same("after a refused write");
-    let Used {
-        device,
-        frozen,
-        content,
-        disk,
-    } = used;
-    drop(frozen);
-    let _ = device.close();
+    let (disk, content, _) = used.close();
     drop(mount);
     for filler in ["filler", "rest"] {
         let _ = std::fs::remove_file(thin.dir.join(filler));
